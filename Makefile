@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# What a person types. Kbuild has the module's objects, userspace/Makefile the
+# programs; this file only sends each word to whoever knows how to do it.
+
+KDIR ?= /lib/modules/$(shell uname -r)/build
+SUITE ?= bookworm
+SUITES := bullseye bookworm trixie trixie-backports
+
+all: modules userspace
+
+# W=1, C=2, CF=.. and V=1 given on the command line reach kbuild by themselves.
+modules:
+	$(MAKE) -C $(KDIR) M=$(CURDIR) modules
+
+modules_install:
+	$(MAKE) -C $(KDIR) M=$(CURDIR) modules_install
+
+userspace:
+	$(MAKE) -C userspace
+
+install: userspace
+	$(MAKE) -C userspace install
+
+demo:
+	selftests/demo/run
+
+check:
+	selftests/run-check
+
+unit style:
+	selftests/run-check $@
+
+vm-test:
+	selftests/run-check build:$(SUITE) vm:$(SUITE)
+
+soak:
+	for suite in $(SUITES); do selftests/run-check soak:$$suite || exit 1; done
+
+# The kernel's own clean rule wants its headers; without them there is nothing of it.
+clean:
+	if [ -d $(KDIR) ]; then $(MAKE) -C $(KDIR) M=$(CURDIR) clean; fi
+	$(MAKE) -C userspace clean
+	$(MAKE) -C selftests clean
+	rm -rf build
+
+help:
+	@echo 'dm-fleece: point-in-time snapshots and change tracking for backups'
+	@echo
+	@echo '  make                     the module for the running kernel, and the programs'
+	@echo '  make modules             only the module; KDIR=/path for another kernel'"'"'s headers'
+	@echo '  make userspace           only the programs fleece and fleeced'
+	@echo '  make modules_install     install the module, then run depmod'
+	@echo '  make install             install the programs; PREFIX=/usr/local DESTDIR='
+	@echo '  make clean               remove all of that, and what the tests built'
+	@echo
+	@echo '  make demo                watch it back up a live database, in a VM; NATIVE=1: here'
+	@echo '  make check               all tests: unit, style, and four kernels in VMs'
+	@echo '  make unit                only the tests that need no kernel'
+	@echo '  make style               only checkpatch, sparse, shellcheck'
+	@echo '  make vm-test SUITE=...   the kernel tests on one of $(SUITES)'
+	@echo '  make soak                the stress test for two minutes on each kernel'
+	@echo
+	@echo 'Roots of the VMs are kept in $${FLEECE_CACHE:-/var/cache/dm-fleece}.'
+	@echo 'selftests/vm/run --help tells how to run one command, or a shell, in a VM.'
+
+.PHONY: all modules modules_install userspace install demo check unit style vm-test soak clean help

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+#
+# What the VM runner's commands share: where things are kept, how a missing
+# package is reported, which files belong to the tree, and the promise that
+# nothing outlives the command. It knows nothing of suites or of QEMU.
+
+FLEECE_CACHE=${FLEECE_CACHE:-/var/cache/dm-fleece}
+FLEECE_TREE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+FLEECE_BUILD=${FLEECE_BUILD:-$FLEECE_TREE/build}
+# shellcheck disable=SC2034 # for the commands that read this file
+FLEECE_SUITES="bullseye bookworm trixie trixie-backports"
+
+say()
+{
+	printf '%s: %s\n' "${0##*/}" "$*" >&2
+}
+
+die()
+{
+	say "$@"
+	exit 1
+}
+
+# need COMMAND PACKAGE [COMMAND PACKAGE]...: all missing ones in one message.
+need()
+{
+	local missing=""
+
+	while [ $# -gt 1 ]; do
+		command -v "$1" >/dev/null || missing="$missing $2"
+		shift 2
+	done
+	[ -z "$missing" ] || die "not installed:$missing (apt-get install$missing)"
+}
+
+need_root()
+{
+	[ "$(id -u)" -eq 0 ] || die "must run as root: it mounts and changes root"
+}
+
+# scratch_dir PARENT: makes $SCRATCH, which disappears with this process whatever
+# ends it. Processes listed in $CHILDREN are killed first.
+scratch_dir()
+{
+	CHILDREN=""
+	SCRATCH=$(mktemp -d "$1/fleece-${0##*/}.XXXXXX") || exit 1
+	trap scratch_cleanup EXIT
+	trap 'exit 129' HUP
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
+}
+
+scratch_cleanup()
+{
+	local child
+
+	trap '' HUP INT TERM
+	for child in $CHILDREN; do
+		kill -KILL "$child" 2>/dev/null && wait "$child" 2>/dev/null
+	done
+	rm -rf --one-file-system "$SCRATCH"
+}
+
+# in_namespace COMMAND...: runs it where its mounts and its processes are
+# private; both end with it, and it ends with this process.
+in_namespace()
+{
+	setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --mount-proc \
+		--propagation private -- "$@"
+}
+
+# interruptible COMMAND...: a trap runs only between commands, so that a long
+# one has to be waited for in the background for the trap to run at once.
+interruptible()
+{
+	local status=0
+
+	"$@" &
+	CHILDREN="$CHILDREN $!"
+	wait $! || status=$?
+	CHILDREN=${CHILDREN% *}
+	return $status
+}
+
+# tree_files: the source files, as names below $FLEECE_TREE: what git tracks or
+# would track, or without git everything but the usual build products.
+tree_files()
+{
+	(
+		cd "$FLEECE_TREE" || exit 1
+		if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+			git ls-files -co --exclude-standard
+		else
+			find . -name .git -prune -o -path ./build -prune -o \
+				! -name '*.o' ! -name '*.ko' ! -name '*.mod*' ! -name '.*.cmd' \
+				\( -type f -o -type l \) -print | cut -c3-
+		fi | LC_ALL=C sort | while IFS= read -r file; do
+			[ ! -e "$file" ] || printf '%s\n' "$file"
+		done
+	)
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The real origins and snapshots, see backend.h.
+ *
+ * The origins exist already; snapshots are named NAME-snap and get a slice of
+ * the COW device, named NAME-slice, of the size asked for.
+ */
+#define _GNU_SOURCE
+#include "backend.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "../../userspace/lib/control.h"
+#include "dm.h"
+#include "history.h"
+
+#define HEADER_SECTORS	2048
+#define NAME_BYTES	64
+#define PATH_BYTES	128
+
+/* Small on purpose, so that maps come in many pieces. */
+#define MAP_EXTENTS	7
+
+struct device {
+	char name[NAME_BYTES];
+	char lower[PATH_BYTES];
+	char cow[PATH_BYTES];
+	int origin;
+	char snapshot_name[NAME_BYTES + 8];
+	char slice_name[NAME_BYTES + 8];
+	int snapshot;
+};
+
+static struct device devices[MAX_DEVICES];
+static uint64_t device_sectors;
+static int control;
+
+static int real_hold(unsigned int device)
+{
+	return dm_suspend(devices[device].name);
+}
+
+static int real_let_go(unsigned int device)
+{
+	return dm_resume(devices[device].name);
+}
+
+static int real_checkpoint_create(unsigned int device, const char *name)
+{
+	return dm_message(devices[device].name, "checkpoint_create %s", name);
+}
+
+static int real_checkpoint_delete(unsigned int device, const char *name)
+{
+	return dm_message(devices[device].name, "checkpoint_delete %s", name);
+}
+
+static int create_slice(const struct device *dev, const struct snapshot_options *options,
+			char *path)
+{
+	char params[PATH_BYTES + 8];
+
+	snprintf(params, sizeof(params), "%s 0", dev->cow);
+	return dm_create(dev->slice_name, HEADER_SECTORS + options->slots * options->cluster,
+			 "linear", params, path);
+}
+
+static void format_params(const struct device *dev, const struct snapshot_options *options,
+			  const char *slice, char *params, size_t size)
+{
+	int features = 3 + (options->since ? 2 : 0) + (options->checkpoint ? 2 : 0);
+
+	snprintf(params, size, "%s %s %llu %d staging %llu release_on_discard%s%s%s%s",
+		 dev->lower, slice, (unsigned long long)options->cluster, features,
+		 (unsigned long long)options->staging, options->since ? " since " : "",
+		 options->since ? options->since : "", options->checkpoint ? " checkpoint " : "",
+		 options->checkpoint ? options->checkpoint : "");
+}
+
+static int real_snapshot_create(unsigned int device, const struct snapshot_options *options)
+{
+	struct device *dev = &devices[device];
+	char slice[32], path[32];
+	char params[512];
+	int ret;
+
+	ret = create_slice(dev, options, slice);
+	if (ret)
+		return ret;
+	format_params(dev, options, slice, params, sizeof(params));
+	ret = dm_create(dev->snapshot_name, device_sectors, "fleece-snapshot", params, path);
+	if (ret)
+		goto err_remove_slice;
+	dev->snapshot = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+	if (dev->snapshot < 0) {
+		ret = -errno;
+		goto err_remove_snapshot;
+	}
+	return 0;
+
+err_remove_snapshot:
+	dm_remove(dev->snapshot_name);
+err_remove_slice:
+	dm_remove(dev->slice_name);
+	return ret;
+}
+
+static int real_snapshot_remove(unsigned int device)
+{
+	struct device *dev = &devices[device];
+	int ret;
+
+	close(dev->snapshot);
+	ret = dm_remove(dev->snapshot_name);
+	if (!ret)
+		ret = dm_remove(dev->slice_name);
+	return ret;
+}
+
+static int real_snapshot_release(unsigned int device, uint64_t sector, uint64_t count,
+				 bool discard)
+{
+	uint64_t range[2] = { sector * SECTOR_BYTES, count * SECTOR_BYTES };
+
+	if (discard)
+		return ioctl(devices[device].snapshot, BLKDISCARD, range) < 0 ? -errno : 0;
+	return dm_message(devices[device].snapshot_name, "release %llu %llu",
+			  (unsigned long long)sector, (unsigned long long)count);
+}
+
+static int real_snapshot_state(unsigned int device)
+{
+	struct fleece_info info;
+	int ret = fleece_control_info(control, devices[device].snapshot, &info);
+
+	if (ret)
+		return ret;
+	if (info.state == FLEECE_STATE_ACTIVE)
+		return 0;
+	return info.error ? -info.error : -EPROTO;
+}
+
+static int real_snapshot_is_idle(unsigned int device)
+{
+	unsigned long long staged_bytes, waiting;
+	char text[256];
+	int ret;
+
+	ret = dm_status(devices[device].snapshot_name, text, sizeof(text));
+	if (ret)
+		return ret;
+	if (sscanf(text, "%*s %*u/%*u %*u %*u/%*u %*u %*u %*u %llu %llu", &staged_bytes,
+		   &waiting) != 2)
+		return -EPROTO;
+	return !staged_bytes && !waiting;
+}
+
+static int read_all(int fd, uint64_t sector, uint64_t count, void *data)
+{
+	ssize_t done = pread(fd, data, count * SECTOR_BYTES, (off_t)(sector * SECTOR_BYTES));
+
+	if (done < 0)
+		return -errno;
+	return (uint64_t)done == count * SECTOR_BYTES ? 0 : -EPROTO;
+}
+
+static int real_snapshot_read(unsigned int device, uint64_t sector, uint64_t count, void *data)
+{
+	return read_all(devices[device].snapshot, sector, count, data);
+}
+
+/* Also checks the form of the extents: gapless, in the range, no empty one. */
+static int read_extents(int fd, uint32_t map, const char *checkpoint, uint64_t offset,
+			uint8_t *values, uint64_t *covered)
+{
+	uint64_t bytes = device_sectors * SECTOR_BYTES;
+	struct fleece_extent extents[MAP_EXTENTS];
+	uint64_t at = offset;
+	int count, i;
+
+	count = fleece_control_extents(control, fd, map, checkpoint, offset, bytes - offset,
+				       extents, MAP_EXTENTS, covered);
+	if (count < 0)
+		return count;
+	for (i = 0; i < count; i++) {
+		const struct fleece_extent *extent = &extents[i];
+
+		if (extent->offset != at || !extent->length || extent->length > bytes - at ||
+		    (i && extent->value == extents[i - 1].value))
+			return -EPROTO;
+		memset(values + at / SECTOR_BYTES, extent->value,
+		       extent->length / SECTOR_BYTES);
+		at += extent->length;
+	}
+	return count && at == offset + *covered ? 0 : -EPROTO;
+}
+
+static int real_snapshot_map(unsigned int device, uint32_t map, const char *checkpoint,
+			     uint8_t *values)
+{
+	uint64_t offset = 0;
+	uint64_t covered;
+	int ret;
+
+	while (offset < device_sectors * SECTOR_BYTES) {
+		ret = read_extents(devices[device].snapshot, map, checkpoint, offset, values,
+				   &covered);
+		if (ret)
+			return ret;
+		offset += covered;
+	}
+	return 0;
+}
+
+static int real_origin_read(unsigned int device, uint64_t sector, uint64_t count, void *data)
+{
+	return read_all(devices[device].origin, sector, count, data);
+}
+
+static int real_origin_write(unsigned int device, uint64_t sector, uint64_t count,
+			     const void *data)
+{
+	ssize_t done = pwrite(devices[device].origin, data, count * SECTOR_BYTES,
+			      (off_t)(sector * SECTOR_BYTES));
+
+	if (done < 0)
+		return -errno;
+	return (uint64_t)done == count * SECTOR_BYTES ? 0 : -EPROTO;
+}
+
+static const struct backend real_backend = {
+	.hold = real_hold,
+	.let_go = real_let_go,
+	.checkpoint_create = real_checkpoint_create,
+	.checkpoint_delete = real_checkpoint_delete,
+	.snapshot_create = real_snapshot_create,
+	.snapshot_remove = real_snapshot_remove,
+	.snapshot_release = real_snapshot_release,
+	.snapshot_state = real_snapshot_state,
+	.snapshot_is_idle = real_snapshot_is_idle,
+	.snapshot_read = real_snapshot_read,
+	.snapshot_map = real_snapshot_map,
+	.origin_read = real_origin_read,
+	.origin_write = real_origin_write,
+};
+
+static int open_device(struct device *dev, const char *text)
+{
+	char path[32];
+	int ret;
+
+	if (sscanf(text, "%63[^:]:%127[^:]:%127s", dev->name, dev->lower, dev->cow) != 3)
+		return -EINVAL;
+	snprintf(dev->snapshot_name, sizeof(dev->snapshot_name), "%.63s-snap", dev->name);
+	snprintf(dev->slice_name, sizeof(dev->slice_name), "%.63s-slice", dev->name);
+	ret = dm_path(dev->name, path);
+	if (ret)
+		return ret;
+	dev->origin = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+	return dev->origin < 0 ? -errno : 0;
+}
+
+const struct backend *backend_dm_open(char *const *origins, unsigned int count,
+				      uint64_t *sectors)
+{
+	uint64_t bytes;
+	unsigned int i;
+	int ret;
+
+	control = fleece_control_open();
+	if (control < 0) {
+		fprintf(stderr, "oracle: cannot open control device: %s\n", strerror(-control));
+		return NULL;
+	}
+	for (i = 0; i < count; i++) {
+		ret = open_device(&devices[i], origins[i]);
+		if (!ret && ioctl(devices[i].origin, BLKGETSIZE64, &bytes) < 0)
+			ret = -errno;
+		if (!ret && i && bytes / SECTOR_BYTES != device_sectors)
+			ret = -EMSGSIZE;
+		if (ret) {
+			fprintf(stderr, "oracle: cannot use '%s': %s\n", origins[i],
+				strerror(-ret));
+			return NULL;
+		}
+		device_sectors = bytes / SECTOR_BYTES;
+	}
+	*sectors = device_sectors;
+	return &real_backend;
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pattern: one operation on a block device, for the shell tests.
+ *
+ * Data is a function of a seed and of its place, so that it can be verified
+ * without a copy. All I/O is direct, one call for up to 4 MiB, so that errors are
+ * those of the device and not of the page cache. Prints "ok" or the name of the
+ * error; exits 0 if the operation was carried out and the data was right.
+ *
+ *   pattern DEVICE write SEED OFFSET LENGTH
+ *   pattern DEVICE verify SEED OFFSET LENGTH     SEED "zero": zeroes
+ *   pattern DEVICE read OFFSET LENGTH
+ *   pattern DEVICE discard OFFSET LENGTH
+ *   pattern DEVICE zero OFFSET LENGTH            zeroes, by the device if it can
+ *   pattern DEVICE flush
+ *
+ * Offsets and lengths in bytes, or with k or M; a length of - is up to the end.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "stamp.h"
+
+#define MAX_BYTES	(4u << 20)
+#define ALIGNMENT	4096
+
+static const struct {
+	int error;
+	const char *name;
+} error_names[] = {
+	{ EPERM, "EPERM" }, { EIO, "EIO" }, { ENODATA, "ENODATA" }, { EROFS, "EROFS" },
+	{ EACCES, "EACCES" }, { EINVAL, "EINVAL" }, { ENOSPC, "ENOSPC" }, { ENXIO, "ENXIO" },
+	{ EOPNOTSUPP, "EOPNOTSUPP" }, { ETIMEDOUT, "ETIMEDOUT" }, { ENOMEM, "ENOMEM" },
+	{ EAGAIN, "EAGAIN" }, { EREMOTEIO, "EREMOTEIO" }, { ENODEV, "ENODEV" },
+	{ EBUSY, "EBUSY" }, { ENOENT, "ENOENT" }, { EBADF, "EBADF" },
+};
+
+static int report(int error)
+{
+	size_t i;
+
+	if (!error) {
+		printf("ok\n");
+		return 0;
+	}
+	for (i = 0; i < sizeof(error_names) / sizeof(error_names[0]); i++) {
+		if (error_names[i].error == error) {
+			printf("%s\n", error_names[i].name);
+			return 1;
+		}
+	}
+	printf("errno %d\n", error);
+	return 1;
+}
+
+static uint64_t parse_bytes(const char *text)
+{
+	char *end;
+	uint64_t value = strtoull(text, &end, 10);
+
+	if (*end == 'k')
+		value <<= 10, end++;
+	else if (*end == 'M')
+		value <<= 20, end++;
+	if (*end || end == text) {
+		fprintf(stderr, "pattern: not a size: %s\n", text);
+		exit(2);
+	}
+	return value;
+}
+
+static void fill(uint64_t *words, const char *seed_text, uint64_t offset, size_t bytes)
+{
+	bool is_zero = !strcmp(seed_text, "zero");
+	uint64_t seed = strtoull(seed_text, NULL, 10);
+	size_t i;
+
+	for (i = 0; i < bytes / 8; i++)
+		words[i] = is_zero ? 0 : mix64(seed << 48 ^ (offset / 8 + i));
+}
+
+static int write_pattern(int fd, const char *seed, uint64_t offset, size_t bytes, void *data)
+{
+	ssize_t done;
+
+	fill(data, seed, offset, bytes);
+	done = pwrite(fd, data, bytes, (off_t)offset);
+	if (done < 0)
+		return errno;
+	return (size_t)done == bytes ? 0 : EIO;
+}
+
+static int read_data(int fd, uint64_t offset, size_t bytes, void *data)
+{
+	ssize_t done = pread(fd, data, bytes, (off_t)offset);
+
+	if (done < 0)
+		return errno;
+	return (size_t)done == bytes ? 0 : EIO;
+}
+
+static int verify_pattern(int fd, const char *seed, uint64_t offset, size_t bytes, void *data)
+{
+	uint64_t *words = data;
+	uint64_t *expected = malloc(bytes);
+	int error = expected ? read_data(fd, offset, bytes, data) : ENOMEM;
+	size_t i;
+
+	if (!error) {
+		fill(expected, seed, offset, bytes);
+		for (i = 0; i < bytes / 8 && words[i] == expected[i]; i++)
+			;
+		if (i < bytes / 8) {
+			printf("differs at byte %" PRIu64 ": found %016" PRIx64 " expected %016"
+			       PRIx64 "\n", offset + i * 8, words[i], expected[i]);
+			exit(1);
+		}
+	}
+	free(expected);
+	return error;
+}
+
+static int range_ioctl(int fd, unsigned long code, uint64_t offset, uint64_t bytes)
+{
+	uint64_t range[2] = { offset, bytes };
+
+	return ioctl(fd, code, range) < 0 ? errno : 0;
+}
+
+static int transfer(int fd, const char *verb, const char *seed, uint64_t offset, uint64_t bytes)
+{
+	void *data = aligned_alloc(ALIGNMENT, MAX_BYTES);
+	int error = data ? 0 : ENOMEM;
+	size_t piece;
+
+	while (!error && bytes) {
+		piece = bytes < MAX_BYTES ? bytes : MAX_BYTES;
+		if (!strcmp(verb, "write"))
+			error = write_pattern(fd, seed, offset, piece, data);
+		else if (!strcmp(verb, "verify"))
+			error = verify_pattern(fd, seed, offset, piece, data);
+		else
+			error = read_data(fd, offset, piece, data);
+		offset += piece;
+		bytes -= piece;
+	}
+	free(data);
+	return error;
+}
+
+static uint64_t device_bytes(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	off_t end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+
+	if (end < 0)
+		exit(report(errno));
+	close(fd);
+	return (uint64_t)end;
+}
+
+int main(int argc, char **argv)
+{
+	const char *verb = argc > 2 ? argv[2] : "";
+	bool has_seed = !strcmp(verb, "write") || !strcmp(verb, "verify");
+	bool is_reader = !strcmp(verb, "read") || !strcmp(verb, "verify");
+	uint64_t offset, bytes;
+	int fd;
+
+	if (argc != (!strcmp(verb, "flush") ? 3 : has_seed ? 6 : 5)) {
+		fprintf(stderr, "usage: pattern DEVICE VERB [SEED] OFFSET LENGTH\n");
+		return 2;
+	}
+	fd = open(argv[1], (is_reader ? O_RDONLY : O_RDWR) | O_DIRECT | O_CLOEXEC);
+	if (fd < 0)
+		return report(errno);
+	if (argc == 3)
+		return report(fsync(fd) < 0 ? errno : 0);
+	offset = parse_bytes(argv[argc - 2]);
+	if (strcmp(argv[argc - 1], "-"))
+		bytes = parse_bytes(argv[argc - 1]);
+	else
+		bytes = device_bytes(argv[1]) - offset;
+	if (!strcmp(verb, "discard"))
+		return report(range_ioctl(fd, BLKDISCARD, offset, bytes));
+	if (!strcmp(verb, "zero"))
+		return report(range_ioctl(fd, BLKZEROOUT, offset, bytes));
+	return report(transfer(fd, verb, argv[3], offset, bytes));
+}

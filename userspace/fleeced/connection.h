@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * fleeced, connection: one client, from its first byte to its last.
+ *
+ * The life of a connection: connection_serve() runs the handshake in one
+ * thread (handshake.c). Then threads take turns (transmit.c): one reads a
+ * request, lets the next one read, does the work, and sends the reply
+ * (reply.c). A thread is added whenever nobody is left to read, up to a limit.
+ */
+#ifndef FLEECED_CONNECTION_H
+#define FLEECED_CONNECTION_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "export.h"
+#include "protocol.h"
+#include "stop.h"
+#include "transport.h"
+
+/* Requests of one client that are worked on at once. */
+#define CONNECTION_WORKERS	16
+
+/* Most metadata contexts that a client can select. */
+#define CONNECTION_CONTEXTS	32
+
+/**
+ * struct connection_rules - what holds for all connections of a server
+ * @exports: what is offered.
+ * @stop: the end of the server.
+ * @multi_conn: clients may use several connections at once.
+ * @read_once: release what a READ has delivered.
+ * @handshake_ms: longest time from connecting to transmission; 0: no limit.
+ * @workers: requests of one client that are worked on at once, at least 1.
+ */
+struct connection_rules {
+	const struct export_table *exports;
+	struct stop *stop;
+	bool multi_conn;
+	bool read_once;
+	int64_t handshake_ms;
+	unsigned int workers;
+};
+
+/**
+ * struct context_set - the contexts that a client has selected
+ * @export_name: exact name used when selecting; not terminated.
+ * @export_name_length: of @export_name.
+ * @export: that export.
+ * @ids: positions in the export's contexts, each once.
+ * @count: of @ids; 0: none selected.
+ */
+struct context_set {
+	char export_name[NBD_MAX_STRING];
+	size_t export_name_length;
+	const struct export *export;
+	unsigned int ids[CONNECTION_CONTEXTS];
+	size_t count;
+};
+
+/**
+ * enum connection_status - may only rise
+ * @CONNECTION_OPEN: requests are read and answered.
+ * @CONNECTION_ENDING: no more requests are read; those in work are answered.
+ * @CONNECTION_DEAD: nothing can be sent any more.
+ */
+enum connection_status {
+	CONNECTION_OPEN,
+	CONNECTION_ENDING,
+	CONNECTION_DEAD,
+};
+
+/**
+ * struct connection - one client
+ *
+ * Locks in order of precedence: do not take an earlier one while holding a
+ * later one.
+ * @receive_lock: the right to read requests.
+ * @send_lock: the right to write; one holder writes one whole reply.
+ * @state_lock: protects @status, @in_flight_bytes, @workers, @idle, @threads.
+ * @budget_free: with @state_lock: @in_flight_bytes has shrunk.
+ *
+ * Set at construction, then constant:
+ * @transport: to the client.
+ * @rules: of the server.
+ *
+ * Set by the handshake, then constant:
+ * @fixed_newstyle: the client may use other options than EXPORT_NAME.
+ * @no_zeroes: no padding after EXPORT_NAME.
+ * @structured: structured replies.
+ * @contexts: selected contexts.
+ * @export: the one chosen.
+ *
+ * Protected by @state_lock:
+ * @status: see enum connection_status.
+ * @in_flight_bytes: of the replies being worked on.
+ * @workers: threads, the first included.
+ * @idle: threads that wait for @receive_lock.
+ * @threads: those beyond the first, to be joined.
+ *
+ * Atomic, for the log:
+ * @reads: READ requests answered with data.
+ * @read_bytes: delivered.
+ * @errors: requests answered with an error.
+ */
+struct connection {
+	pthread_mutex_t receive_lock;
+	pthread_mutex_t send_lock;
+	pthread_mutex_t state_lock;
+	pthread_cond_t budget_free;
+
+	struct transport *transport;
+	const struct connection_rules *rules;
+
+	bool fixed_newstyle;
+	bool no_zeroes;
+	bool structured;
+	struct context_set contexts;
+	const struct export *export;
+
+	enum connection_status status;
+	uint64_t in_flight_bytes;
+	unsigned int workers;
+	unsigned int idle;
+	pthread_t threads[CONNECTION_WORKERS];
+
+	atomic_ullong reads;
+	atomic_ullong read_bytes;
+	atomic_ullong errors;
+};
+
+/**
+ * connection_create() - a connection to a client that has just come
+ * @transport: to the client; stays the caller's until connection_destroy().
+ * @rules: of the server; outlive the connection.
+ *
+ * Return: the connection, or NULL when there is no memory.
+ */
+struct connection *connection_create(struct transport *transport,
+				     const struct connection_rules *rules);
+
+/**
+ * connection_serve() - serve the client until it leaves or has to
+ * @connection: from connection_create(); once only.
+ *
+ * When this returns no thread uses the connection any more, and the stream has
+ * been shut down, but not closed.
+ *
+ * Context: a thread of its own.
+ */
+void connection_serve(struct connection *connection);
+
+/** connection_destroy() - close the transport and free the connection */
+void connection_destroy(struct connection *connection);
+
+/**
+ * connection_abort() - let connection_serve() return soon
+ * @connection: being served by another thread.
+ */
+void connection_abort(struct connection *connection);
+
+/**
+ * connection_raise_status() - go on to a later status
+ * @connection: the connection.
+ * @status: an earlier one than the present has no effect.
+ */
+void connection_raise_status(struct connection *connection, enum connection_status status);
+
+/** connection_status() - the present status */
+enum connection_status connection_status(struct connection *connection);
+
+/**
+ * connection_flags() - the transmission flags of an export for this client
+ * @connection: with the result of its negotiation so far.
+ * @export: any export.
+ *
+ * Return: NBD_FLAG_*.
+ */
+uint16_t connection_flags(const struct connection *connection, const struct export *export);
+
+/**
+ * handshake_run() - greeting and options
+ * @connection: fresh.
+ *
+ * Return: 0: @connection->export is chosen, transmission follows.
+ * TRANSPORT_END: the client left, as it may. -errno: the client broke the
+ * protocol (-EPROTO, logged), was too slow (-ETIMEDOUT, logged) or was lost.
+ */
+int handshake_run(struct connection *connection);
+
+/**
+ * transmit_run() - requests and replies, until the client leaves
+ * @connection: after handshake_run().
+ */
+void transmit_run(struct connection *connection);
+
+#endif

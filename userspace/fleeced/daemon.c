@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleeced, daemon: puts the parts together in the order in which they depend
+ * on each other (devices, exports, sockets, clients), and takes them apart in
+ * the reverse order.
+ */
+#include "daemon.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "log.h"
+#include "options.h"
+#include "server.h"
+
+struct daemon {
+	struct options options;
+	struct backend **backends;
+	size_t backend_count;
+	struct export_table exports;
+	struct stop stop;
+	struct server server;
+	bool has_pid_file;
+};
+
+/* [NAME=]DEVICE: a path may have a '=' too, but only after a '/'. */
+static const char *split_device(const char *argument, char *name, size_t size)
+{
+	const char *equals = strchr(argument, '=');
+	const char *slash = strchr(argument, '/');
+
+	*name = '\0';
+	if (!equals || (slash && slash < equals))
+		return argument;
+	/* A name that does not fit is not a name: the check of it will fail. */
+	snprintf(name, size, "%.*s", (int)(equals - argument), argument);
+	return equals + 1;
+}
+
+static int add_device(struct daemon *daemon, const char *argument,
+		      int (*open_backend)(const char *path, struct backend **backend))
+{
+	char name[EXPORT_NAME_SIZE];
+	const char *path = split_device(argument, name, sizeof(name));
+	struct backend *backend;
+	int ret = open_backend(path, &backend);
+
+	if (ret)
+		return ret;
+	daemon->backends[daemon->backend_count++] = backend;
+	if (path == argument)
+		snprintf(name, sizeof(name), "%s", backend->name);
+	ret = export_table_add(&daemon->exports, name, backend, daemon->options.allow_release);
+	if (ret == -EINVAL)
+		log_error("%s: no usable export name (only A-Z a-z 0-9 . _ @ + -): give one with NAME=%s",
+			  path, path);
+	else if (ret == -EEXIST)
+		log_error("%s: an export name that begins with %s is taken: give another with NAME=%s",
+			  path, name, path);
+	else if (ret)
+		log_error("%s: %s", path, strerror(-ret));
+	return ret;
+}
+
+static bool can_release_any(const struct daemon *daemon)
+{
+	size_t i;
+
+	for (i = 0; i < daemon->backend_count; i++)
+		if (daemon->backends[i]->ops->release)
+			return true;
+	return false;
+}
+
+static int open_devices(struct daemon *daemon,
+			int (*open_backend)(const char *path, struct backend **backend))
+{
+	const struct options *options = &daemon->options;
+	size_t i;
+	int ret;
+
+	daemon->backends = calloc(options->device_count, sizeof(*daemon->backends));
+	if (!daemon->backends)
+		return -ENOMEM;
+	for (i = 0; i < options->device_count; i++) {
+		ret = add_device(daemon, options->devices[i], open_backend);
+		if (ret)
+			return ret;
+	}
+	if ((options->allow_release || options->read_once) && !can_release_any(daemon)) {
+		log_error("%s: none of the devices is a fleece snapshot",
+			  options->allow_release ? "--allow-release" : "--read-once");
+		return -EINVAL;
+	}
+	return 0;
+}
+
+static int open_sockets(struct daemon *daemon)
+{
+	const struct options *options = &daemon->options;
+	int ret = 0;
+	size_t i;
+
+	for (i = 0; !ret && i < options->listen_count; i++)
+		ret = listen_tcp(&daemon->server.listeners, options->listen[i],
+				 options->insecure);
+	if (!ret && options->socket_path)
+		ret = listen_unix(&daemon->server.listeners, options->socket_path);
+	return ret;
+}
+
+/* Written when clients can connect, so that a script can wait for it. */
+static int write_pid_file(struct daemon *daemon)
+{
+	const char *path = daemon->options.pid_file;
+	char text[32];
+	int length = snprintf(text, sizeof(text), "%d\n", getpid());
+	int ret = 0;
+	int file;
+
+	if (!path)
+		return 0;
+	file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+	if (file < 0) {
+		ret = -errno;
+	} else {
+		daemon->has_pid_file = true;
+		if (write(file, text, length) != length)
+			ret = -EIO;
+		close(file);
+	}
+	if (ret)
+		log_error("cannot write %s: %s", path, strerror(-ret));
+	return ret;
+}
+
+static void fill_rules(struct daemon *daemon)
+{
+	const struct options *options = &daemon->options;
+	struct connection_rules *rules = &daemon->server.rules;
+
+	rules->exports = &daemon->exports;
+	rules->stop = &daemon->stop;
+	rules->multi_conn = !options->stdio && options->max_connections != 1;
+	rules->read_once = options->read_once;
+	rules->handshake_ms = (int64_t)options->handshake_seconds * 1000;
+	rules->workers = CONNECTION_WORKERS;
+	daemon->server.max_connections = options->max_connections;
+}
+
+static int serve(struct daemon *daemon, int signals)
+{
+	int in, out, ret;
+
+	if (!daemon->options.stdio) {
+		log_info("ready, %zu exports", daemon->exports.count);
+		return server_run(&daemon->server, signals);
+	}
+	in = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3);
+	out = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
+	if (in < 0 || out < 0) {
+		ret = -errno;
+		log_error("cannot use stdin and stdout: %s", strerror(-ret));
+		return ret;
+	}
+	/* The client must see the end of the stream when the connection is closed. */
+	close(STDIN_FILENO);
+	close(STDOUT_FILENO);
+	return server_run_one(&daemon->server, signals, in, out);
+}
+
+static int start(struct daemon *daemon,
+		 int (*open_backend)(const char *path, struct backend **backend))
+{
+	int signals = server_block_signals();
+	int ret;
+
+	if (signals < 0)
+		return signals;
+	ret = open_devices(daemon, open_backend);
+	fill_rules(daemon);
+	if (!ret)
+		ret = open_sockets(daemon);
+	if (!ret)
+		ret = write_pid_file(daemon);
+	if (!ret)
+		ret = serve(daemon, signals);
+	listen_close(&daemon->server.listeners);
+	if (daemon->has_pid_file)
+		unlink(daemon->options.pid_file);
+	close(signals);
+	return ret;
+}
+
+int daemon_main(int argc, char **argv, int (*open_backend)(const char *path, struct backend **backend))
+{
+	struct daemon *daemon = calloc(1, sizeof(*daemon));
+	int status, ret;
+
+	if (!daemon)
+		return EXIT_FAILURE;
+	status = options_parse(&daemon->options, argc, argv);
+	if (status >= 0) {
+		free(daemon);
+		return status;
+	}
+	ret = stop_init(&daemon->stop);
+	if (!ret)
+		ret = start(daemon, open_backend);
+	/* Threads that could not be ended still use all of it. */
+	if (ret == -ETIMEDOUT)
+		_exit(EXIT_FAILURE);
+	export_table_release(&daemon->exports);
+	while (daemon->backend_count--)
+		daemon->backends[daemon->backend_count]->ops->close(
+			daemon->backends[daemon->backend_count]);
+	free(daemon->backends);
+	stop_release(&daemon->stop);
+	free(daemon);
+	return ret ? EXIT_FAILURE : EXIT_SUCCESS;
+}

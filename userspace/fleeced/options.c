@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleeced, options: reads the command line and refuses what makes no sense.
+ * Opens nothing.
+ */
+#include "options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXIT_USAGE			2
+#define MAX_CONNECTIONS_DEFAULT		100
+#define HANDSHAKE_SECONDS_DEFAULT	10
+
+#ifndef FLEECED_VERSION
+#define FLEECED_VERSION "0.1"
+#endif
+
+enum {
+	OPTION_SOCKET = 256,
+	OPTION_LISTEN,
+	OPTION_ALLOW_RELEASE,
+	OPTION_READ_ONCE,
+	OPTION_MAX_CONNECTIONS,
+	OPTION_HANDSHAKE_TIMEOUT,
+	OPTION_PID_FILE,
+	OPTION_STDIO,
+	OPTION_INSECURE,
+	OPTION_HELP,
+	OPTION_VERSION,
+	OPTION_LATER,
+};
+
+static const struct option long_options[] = {
+	{ "socket", required_argument, NULL, OPTION_SOCKET },
+	{ "listen", required_argument, NULL, OPTION_LISTEN },
+	{ "allow-release", no_argument, NULL, OPTION_ALLOW_RELEASE },
+	{ "read-once", no_argument, NULL, OPTION_READ_ONCE },
+	{ "max-connections", required_argument, NULL, OPTION_MAX_CONNECTIONS },
+	{ "handshake-timeout", required_argument, NULL, OPTION_HANDSHAKE_TIMEOUT },
+	{ "pid-file", required_argument, NULL, OPTION_PID_FILE },
+	{ "stdio", no_argument, NULL, OPTION_STDIO },
+	{ "insecure", no_argument, NULL, OPTION_INSECURE },
+	{ "help", no_argument, NULL, OPTION_HELP },
+	{ "version", no_argument, NULL, OPTION_VERSION },
+	{ "vsock", required_argument, NULL, OPTION_LATER },
+	{ "tls-certs", required_argument, NULL, OPTION_LATER },
+	{ "tls-psk", required_argument, NULL, OPTION_LATER },
+	{ "user", required_argument, NULL, OPTION_LATER },
+	{ NULL, 0, NULL, 0 },
+};
+
+static const char help_text[] =
+	"Usage: fleeced [OPTION]... [NAME=]DEVICE...\n"
+	"Serve fleece snapshots, and other devices and files, read-only over NBD.\n"
+	"\n"
+	"  --socket PATH            listen on a Unix socket\n"
+	"  --listen ADDR[:PORT]     listen on a TCP address (default port 10809);\n"
+	"                           may be given several times\n"
+	"  --insecure               allow addresses other than loopback ones\n"
+	"  --stdio                  serve one client on stdin and stdout\n"
+	"  --allow-release          also serve NAME+release, where TRIM releases\n"
+	"  --read-once              release what a READ has delivered\n"
+	"  --max-connections N      clients served at once (100; 0: no limit)\n"
+	"  --handshake-timeout S    seconds for a client's handshake (10; 0: no limit)\n"
+	"  --pid-file FILE          write the process id when ready\n"
+	"  --help, --version\n"
+	"\n"
+	"A name defaults to the device-mapper name, or to the last part of the path.\n"
+	"The first device is also the default export. Exit status: 0 stopped by a signal\n"
+	"(or client gone, with --stdio), 1 failed, 2 usage.\n";
+
+static int fail(const char *text, const char *what)
+{
+	fprintf(stderr, "fleeced: %s%s%s\n", text, what ? ": " : "", what ? what : "");
+	fprintf(stderr, "fleeced: try --help\n");
+	return EXIT_USAGE;
+}
+
+static int parse_number(const char *text, unsigned int max, unsigned int *number)
+{
+	unsigned long value;
+	char *end;
+
+	errno = 0;
+	value = strtoul(text, &end, 10);
+	if (*text < '0' || *text > '9' || *end || errno || value > max)
+		return -EINVAL;
+	*number = value;
+	return 0;
+}
+
+static int parse_one(struct options *options, int code)
+{
+	switch (code) {
+	case OPTION_SOCKET:
+		if (options->socket_path)
+			return fail("--socket was given twice", NULL);
+		options->socket_path = optarg;
+		return -1;
+	case OPTION_LISTEN:
+		if (options->listen_count == LISTEN_MAX)
+			return fail("too many addresses to listen on", optarg);
+		options->listen[options->listen_count++] = optarg;
+		return -1;
+	case OPTION_ALLOW_RELEASE:
+		options->allow_release = true;
+		return -1;
+	case OPTION_READ_ONCE:
+		options->read_once = true;
+		return -1;
+	case OPTION_MAX_CONNECTIONS:
+		if (parse_number(optarg, 100000, &options->max_connections))
+			return fail("--max-connections is not a number up to 100000", optarg);
+		return -1;
+	case OPTION_HANDSHAKE_TIMEOUT:
+		if (parse_number(optarg, 86400, &options->handshake_seconds))
+			return fail("--handshake-timeout is not a number up to 86400", optarg);
+		return -1;
+	case OPTION_PID_FILE:
+		options->pid_file = optarg;
+		return -1;
+	case OPTION_STDIO:
+		options->stdio = true;
+		return -1;
+	case OPTION_INSECURE:
+		options->insecure = true;
+		return -1;
+	case OPTION_HELP:
+		fputs(help_text, stdout);
+		return 0;
+	case OPTION_VERSION:
+		puts("fleeced " FLEECED_VERSION);
+		return 0;
+	default:
+		return fail("wrong usage", NULL);
+	}
+}
+
+static int check(const struct options *options)
+{
+	bool has_listener = options->socket_path || options->listen_count;
+
+	if (!options->device_count)
+		return fail("no device given", NULL);
+	if (options->stdio && has_listener)
+		return fail("--stdio excludes --socket and --listen", NULL);
+	if (!options->stdio && !has_listener)
+		return fail("one of --socket, --listen or --stdio is needed", NULL);
+	return -1;
+}
+
+int options_parse(struct options *options, int argc, char **argv)
+{
+	int code, index, ret;
+
+	memset(options, 0, sizeof(*options));
+	options->max_connections = MAX_CONNECTIONS_DEFAULT;
+	options->handshake_seconds = HANDSHAKE_SECONDS_DEFAULT;
+	for (;;) {
+		index = -1;
+		code = getopt_long(argc, argv, "", long_options, &index);
+		if (code == -1)
+			break;
+		if (code == OPTION_LATER)
+			return fail("this version cannot do this yet; it serves Unix sockets and plain TCP, as the user who starts it",
+				    long_options[index].name);
+		/* getopt has said which. */
+		if (code == '?')
+			return fail("wrong usage", NULL);
+		ret = parse_one(options, code);
+		if (ret >= 0)
+			return ret;
+	}
+	options->devices = argv + optind;
+	options->device_count = argc - optind;
+	return check(options);
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* fleeced, options: the command line. */
+#ifndef FLEECED_OPTIONS_H
+#define FLEECED_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "listen.h"
+
+/**
+ * struct options - what the command line asks for
+ * @socket_path: Unix socket, or NULL.
+ * @listen: TCP addresses, @listen_count of them.
+ * @allow_release: also serve NAME+release.
+ * @read_once: release what a READ has delivered.
+ * @insecure: listen on any address.
+ * @stdio: serve one client on stdin and stdout.
+ * @max_connections: 0: no limit.
+ * @handshake_seconds: 0: no limit.
+ * @pid_file: or NULL.
+ * @devices: [NAME=]DEVICE, @device_count of them.
+ */
+struct options {
+	const char *socket_path;
+	const char *listen[LISTEN_MAX];
+	size_t listen_count;
+	bool allow_release;
+	bool read_once;
+	bool insecure;
+	bool stdio;
+	unsigned int max_connections;
+	unsigned int handshake_seconds;
+	const char *pid_file;
+	char **devices;
+	size_t device_count;
+};
+
+/**
+ * options_parse() - read the command line
+ * @options: filled in; points into @argv.
+ * @argc: of main().
+ * @argv: of main(); may be reordered.
+ *
+ * Prints what is wrong, or what was asked for (--help, --version).
+ *
+ * Return: -1 to go on, else the exit status: 0, or 2 for a usage error.
+ */
+int options_parse(struct options *options, int argc, char **argv);
+
+#endif

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleeced, server: the main thread. It waits for clients, signals and threads
+ * that have ended. The list of clients is the main thread's alone; a client's
+ * thread only sets is_done and wakes it up.
+ */
+#include "server.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "log.h"
+
+/* Longest time between the signal and the end. */
+#define DRAIN_MS	15000
+
+#define THREAD_STACK	(256U << 10)
+
+/* How long to leave waiting clients alone when descriptors or memory ran out. */
+#define RETRY_MS	200
+
+struct client {
+	struct client *next;
+	struct connection *connection;
+	pthread_t thread;
+	int wake;
+	atomic_bool is_done;
+};
+
+/*
+ * struct loop - state of the main thread
+ * @clients: served by a thread each; @count of them.
+ * @wake: eventfd, written by a thread that ends.
+ * @retry_ms: do not accept before this time; 0: no such need.
+ * @give_up_ms: after the stop: when to stop waiting for clients.
+ */
+struct loop {
+	struct server *server;
+	struct client *clients;
+	unsigned int count;
+	int signals;
+	int wake;
+	int64_t retry_ms;
+	int64_t give_up_ms;
+};
+
+int server_block_signals(void)
+{
+	sigset_t set;
+	int fd;
+
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	if (pthread_sigmask(SIG_BLOCK, &set, NULL))
+		return -EINVAL;
+	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	return fd < 0 ? -errno : fd;
+}
+
+static void *serve_client(void *argument)
+{
+	struct client *client = argument;
+	int wake = client->wake;
+	uint64_t one = 1;
+
+	connection_serve(client->connection);
+	atomic_store(&client->is_done, true);
+	/* An eventfd that is full wakes up just as well. */
+	if (write(wake, &one, sizeof(one)) < 0)
+		return NULL;
+	return NULL;
+}
+
+static int start_thread(struct client *client)
+{
+	pthread_attr_t attributes;
+	int ret;
+
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, THREAD_STACK);
+	ret = pthread_create(&client->thread, &attributes, serve_client, client);
+	pthread_attr_destroy(&attributes);
+	return -ret;
+}
+
+/* Takes over the descriptors, also when it fails. */
+static int add_client(struct loop *loop, int in, int out, const char *peer)
+{
+	struct client *client = calloc(1, sizeof(*client));
+	struct transport *transport = NULL;
+	int ret = -ENOMEM;
+
+	if (client)
+		transport = transport_fd_create(in, out, peer, loop->server->rules.stop);
+	if (!transport) {
+		close(in);
+		if (out != in)
+			close(out);
+		free(client);
+		return ret;
+	}
+	client->wake = loop->wake;
+	client->connection = connection_create(transport, &loop->server->rules);
+	if (!client->connection) {
+		transport->ops->close(transport);
+		free(client);
+		return ret;
+	}
+	ret = start_thread(client);
+	if (ret) {
+		connection_destroy(client->connection);
+		free(client);
+		return ret;
+	}
+	client->next = loop->clients;
+	loop->clients = client;
+	loop->count++;
+	return 0;
+}
+
+static void accept_client(struct loop *loop, const struct listener *listener)
+{
+	char peer[80];
+	int fd = listen_accept(listener, peer, sizeof(peer));
+	int ret = fd < 0 ? fd : add_client(loop, fd, fd, peer);
+
+	if (!ret || ret == -EAGAIN || ret == -ECONNABORTED || ret == -EINTR)
+		return;
+	log_error("cannot serve a new client: %s", strerror(-ret));
+	loop->retry_ms = clock_ms() + RETRY_MS;
+}
+
+static void reap_clients(struct loop *loop)
+{
+	struct client **link = &loop->clients;
+	struct client *client;
+	uint64_t count;
+
+	while (read(loop->wake, &count, sizeof(count)) < 0 && errno == EINTR)
+		;
+	while ((client = *link)) {
+		if (!atomic_load(&client->is_done)) {
+			link = &client->next;
+			continue;
+		}
+		*link = client->next;
+		pthread_join(client->thread, NULL);
+		connection_destroy(client->connection);
+		free(client);
+		loop->count--;
+	}
+}
+
+static void handle_signal(struct loop *loop)
+{
+	struct signalfd_siginfo info;
+	struct client *client;
+
+	if (read(loop->signals, &info, sizeof(info)) != sizeof(info))
+		return;
+	if (!stop_is_requested(loop->server->rules.stop)) {
+		log_info("signal %u: ending", info.ssi_signo);
+		stop_request(loop->server->rules.stop);
+		listen_close(&loop->server->listeners);
+		loop->give_up_ms = clock_ms() + DRAIN_MS;
+		return;
+	}
+	log_info("signal %u: disconnecting %u clients", info.ssi_signo, loop->count);
+	for (client = loop->clients; client; client = client->next)
+		connection_abort(client->connection);
+}
+
+static bool can_accept(struct loop *loop)
+{
+	const struct server *server = loop->server;
+
+	if (loop->retry_ms && clock_ms() < loop->retry_ms)
+		return false;
+	loop->retry_ms = 0;
+	return !server->max_connections || loop->count < server->max_connections;
+}
+
+static int wait_limit(struct loop *loop)
+{
+	int64_t until = loop->give_up_ms ? loop->give_up_ms : loop->retry_ms;
+	int64_t left = until - clock_ms();
+
+	if (!until)
+		return -1;
+	return left > 0 ? (int)left : 0;
+}
+
+/* One round: waits for an event and handles it. */
+static int run_once(struct loop *loop)
+{
+	struct listener_set *listeners = &loop->server->listeners;
+	struct pollfd files[2 + LISTEN_MAX] = {
+		{ .fd = loop->signals, .events = POLLIN },
+		{ .fd = loop->wake, .events = POLLIN },
+	};
+	size_t count = can_accept(loop) ? listeners->count : 0;
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		files[2 + i].fd = listeners->listeners[i].fd;
+		files[2 + i].events = POLLIN;
+	}
+	if (poll(files, 2 + count, wait_limit(loop)) < 0)
+		return errno == EINTR ? 0 : -errno;
+	if (files[1].revents)
+		reap_clients(loop);
+	for (i = 0; i < count; i++)
+		if (files[2 + i].revents && can_accept(loop))
+			accept_client(loop, &listeners->listeners[i]);
+	if (files[0].revents)
+		handle_signal(loop);
+	return 0;
+}
+
+static int run(struct loop *loop, bool until_idle)
+{
+	struct stop *stop = loop->server->rules.stop;
+	int ret = 0;
+
+	while (!ret && (loop->count || (!until_idle && !stop_is_requested(stop)))) {
+		if (loop->give_up_ms && clock_ms() >= loop->give_up_ms) {
+			log_error("%u clients did not end in time", loop->count);
+			return -ETIMEDOUT;
+		}
+		ret = run_once(loop);
+	}
+	return ret;
+}
+
+static int open_loop(struct loop *loop, struct server *server, int signals)
+{
+	memset(loop, 0, sizeof(*loop));
+	loop->server = server;
+	loop->signals = signals;
+	loop->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return loop->wake < 0 ? -errno : 0;
+}
+
+int server_run(struct server *server, int signals)
+{
+	struct loop loop;
+	int ret = open_loop(&loop, server, signals);
+
+	if (ret)
+		return ret;
+	ret = run(&loop, false);
+	listen_close(&server->listeners);
+	/* Threads that did not end may still write to it. */
+	if (!loop.count)
+		close(loop.wake);
+	return ret;
+}
+
+int server_run_one(struct server *server, int signals, int in, int out)
+{
+	struct loop loop;
+	int ret = open_loop(&loop, server, signals);
+
+	if (!ret)
+		ret = add_client(&loop, in, out, "stdin");
+	if (!ret)
+		ret = run(&loop, true);
+	return ret;
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * fleeced, server: accepts clients and gives each a thread, until it is told
+ * to stop. Knows nothing of the protocol.
+ */
+#ifndef FLEECED_SERVER_H
+#define FLEECED_SERVER_H
+
+#include "connection.h"
+#include "listen.h"
+
+/**
+ * struct server - what to serve, and to whom
+ * @rules: for every connection; @rules.stop is raised on SIGTERM and SIGINT.
+ * @listeners: sockets that clients connect to; closed at the end.
+ * @max_connections: more clients wait until others have left; 0: no limit.
+ */
+struct server {
+	struct connection_rules rules;
+	struct listener_set listeners;
+	unsigned int max_connections;
+};
+
+/**
+ * server_block_signals() - SIGTERM and SIGINT end the server from now on
+ *
+ * Also ignores SIGPIPE. Call it before any thread exists.
+ *
+ * Return: a descriptor for server_run(), or -errno.
+ */
+int server_block_signals(void);
+
+/**
+ * server_run() - serve until told to stop
+ * @server: with its listeners.
+ * @signals: from server_block_signals().
+ *
+ * Then: the sockets are closed and their files removed, requests in work are
+ * finished and answered, new ones refused. A second signal cuts that short.
+ *
+ * Return: 0, or -ETIMEDOUT when some connections did not end; their threads
+ * still run then.
+ */
+int server_run(struct server *server, int signals);
+
+/**
+ * server_run_one() - serve one client on descriptors that are already open
+ * @server: without listeners.
+ * @signals: from server_block_signals().
+ * @in: to read from.
+ * @out: to write to.
+ *
+ * Owns the descriptors.
+ *
+ * Return: 0 or -errno, as server_run().
+ */
+int server_run_one(struct server *server, int signals, int in, int out);
+
+#endif

@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleeced, transmit: requests are read, checked, carried out and answered.
+ *
+ * Threads take turns. The one that holds receive_lock reads a request and
+ * checks all of it; if nobody else waits for the lock, and there may be more
+ * threads, it starts one; then it lets go of the lock and does the work. So a
+ * client that sends one request at a time is served without a queue, one that
+ * sends many by as many threads as it needs, and a client whose replies pile
+ * up is not read any further: its buffers are bounded.
+ */
+#include <endian.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "log.h"
+#include "reply.h"
+
+/* Longest READ; longest WRITE of which the data is taken before it is refused. */
+#define READ_BYTES_MAX		(32U << 20)
+#define WRITE_BYTES_MAX		(64U << 20)
+
+/* Replies being made for one client; and what a BLOCK_STATUS may take of it. */
+#define IN_FLIGHT_BYTES_MAX	(64U << 20)
+#define STATUS_BYTES		(EXTENTS_MAX * (sizeof(struct extent) + sizeof(struct nbd_extent)))
+
+/* A thread keeps a buffer of at most this size from one request to the next. */
+#define KEPT_BYTES		(256U << 10)
+
+#define BUFFER_ALIGNMENT	4096U
+#define TEXT_SIZE		384
+
+/*
+ * struct worker - what one thread needs
+ * @connection: that it serves.
+ * @buffer, @room: kept buffer.
+ * @request: being handled.
+ * @text: why it fails.
+ */
+struct worker {
+	struct connection *connection;
+	void *buffer;
+	size_t room;
+	struct request request;
+	char text[TEXT_SIZE];
+};
+
+static void *serve_requests(void *argument);
+
+static const char *command_name(uint16_t command)
+{
+	static const char *const names[] = {
+		[NBD_CMD_READ] = "READ", [NBD_CMD_WRITE] = "WRITE",
+		[NBD_CMD_DISC] = "DISC", [NBD_CMD_FLUSH] = "FLUSH",
+		[NBD_CMD_TRIM] = "TRIM", [NBD_CMD_CACHE] = "CACHE",
+		[NBD_CMD_WRITE_ZEROES] = "WRITE_ZEROES",
+		[NBD_CMD_BLOCK_STATUS] = "BLOCK_STATUS",
+	};
+
+	return command < sizeof(names) / sizeof(names[0]) ? names[command] : "unknown command";
+}
+
+static enum nbd_error fail(struct worker *worker, enum nbd_error error, const char *why)
+{
+	snprintf(worker->text, sizeof(worker->text), "%s of %u bytes at %llu: %s",
+		 command_name(worker->request.command), worker->request.length,
+		 (unsigned long long)worker->request.offset, why);
+	return error;
+}
+
+static bool is_known(uint16_t command)
+{
+	return command <= NBD_CMD_BLOCK_STATUS && command != NBD_CMD_DISC;
+}
+
+/* Nothing that is served here can be written; some of it can be released. */
+static bool is_permitted(const struct connection *connection, uint16_t command)
+{
+	switch (command) {
+	case NBD_CMD_WRITE:
+	case NBD_CMD_WRITE_ZEROES:
+		return false;
+	case NBD_CMD_TRIM:
+		return connection->export->can_release;
+	default:
+		return true;
+	}
+}
+
+static uint16_t valid_flags(const struct connection *connection, uint16_t command)
+{
+	uint16_t flags = 0;
+
+	/* Clients are known to set FUA on READ whether it was offered or not. */
+	if (connection->export->can_release || command == NBD_CMD_READ)
+		flags |= NBD_CMD_FLAG_FUA;
+	if (command == NBD_CMD_READ && connection->structured)
+		flags |= NBD_CMD_FLAG_DF;
+	if (command == NBD_CMD_BLOCK_STATUS)
+		flags |= NBD_CMD_FLAG_REQ_ONE;
+	return flags;
+}
+
+static enum nbd_error validate_flush(struct worker *worker)
+{
+	if (worker->request.offset || worker->request.length)
+		return fail(worker, NBD_EINVAL, "offset and length must be 0");
+	return NBD_SUCCESS;
+}
+
+static enum nbd_error validate_status(struct worker *worker)
+{
+	if (!worker->connection->contexts.count)
+		return fail(worker, NBD_EINVAL, "no metadata context was negotiated");
+	if (!worker->request.length)
+		return fail(worker, NBD_EINVAL, "length must not be 0");
+	return NBD_SUCCESS;
+}
+
+/* Everything that can be said of a request before it is carried out. */
+static enum nbd_error validate(struct worker *worker)
+{
+	const struct connection *connection = worker->connection;
+	const struct request *request = &worker->request;
+	uint64_t size = connection->export->backend->size;
+
+	if (stop_is_requested(connection->rules->stop))
+		return fail(worker, NBD_ESHUTDOWN, "the server is shutting down");
+	if (!is_known(request->command))
+		return fail(worker, NBD_EINVAL, "command not known");
+	if (!is_permitted(connection, request->command))
+		return fail(worker, NBD_EPERM, "the export cannot be written");
+	if (request->flags & ~valid_flags(connection, request->command))
+		return fail(worker, NBD_EINVAL, "flag not valid for this command");
+	if (request->command == NBD_CMD_FLUSH)
+		return validate_flush(worker);
+	if (request->offset > size || request->length > size - request->offset)
+		return fail(worker, NBD_EINVAL, "beyond the end of the export");
+	if (request->command == NBD_CMD_READ && request->length > READ_BYTES_MAX)
+		return fail(worker, NBD_EOVERFLOW, "longer than the maximum block size");
+	if (request->command == NBD_CMD_BLOCK_STATUS)
+		return validate_status(worker);
+	return NBD_SUCCESS;
+}
+
+/* Says why an operation of the backend failed. */
+static enum nbd_error fail_backend(struct worker *worker, int ret)
+{
+	struct backend *backend = worker->connection->export->backend;
+	char state[BACKEND_TEXT_SIZE];
+
+	if (ret == -EPERM)
+		return fail(worker, NBD_EPERM,
+			    "not accessible: outside the snapshot's access map, or released");
+	if (backend->ops->state(backend, state, sizeof(state)))
+		return fail(worker, NBD_EIO, state);
+	if (ret == -ESTALE)
+		return fail(worker, NBD_EIO, "the checkpoint has become invalid");
+	if (ret == -EIO)
+		return fail(worker, NBD_EIO, "input/output error, or a lost cluster");
+	return fail(worker, reply_error_of(-ret), strerror(-ret));
+}
+
+static bool reserve_buffer(struct worker *worker, size_t length)
+{
+	if (length <= worker->room)
+		return true;
+	free(worker->buffer);
+	worker->buffer = NULL;
+	worker->room = 0;
+	if (posix_memalign(&worker->buffer, BUFFER_ALIGNMENT, length)) {
+		worker->buffer = NULL;
+		return false;
+	}
+	worker->room = length;
+	return true;
+}
+
+static void trim_buffer(struct worker *worker)
+{
+	if (worker->room <= KEPT_BYTES)
+		return;
+	free(worker->buffer);
+	worker->buffer = NULL;
+	worker->room = 0;
+}
+
+/* What the client has got it need not read again. */
+static void release_delivered(struct worker *worker)
+{
+	struct backend *backend = worker->connection->export->backend;
+
+	if (worker->connection->rules->read_once && backend->ops->release)
+		backend->ops->release(backend, worker->request.offset, worker->request.length);
+}
+
+static enum nbd_error do_read(struct worker *worker)
+{
+	struct connection *connection = worker->connection;
+	struct backend *backend = connection->export->backend;
+	const struct request *request = &worker->request;
+	int ret;
+
+	if (!request->length) {
+		reply_success(connection, request);
+		return NBD_SUCCESS;
+	}
+	if (!reserve_buffer(worker, request->length))
+		return fail(worker, NBD_ENOMEM, "no memory for the reply");
+	ret = backend->ops->read(backend, worker->buffer, request->offset, request->length);
+	if (ret)
+		return fail_backend(worker, ret);
+	if (reply_data(connection, request, worker->buffer))
+		return NBD_SUCCESS;
+	atomic_fetch_add(&connection->reads, 1);
+	atomic_fetch_add(&connection->read_bytes, request->length);
+	release_delivered(worker);
+	return NBD_SUCCESS;
+}
+
+static enum nbd_error do_trim(struct worker *worker)
+{
+	struct backend *backend = worker->connection->export->backend;
+	int ret = 0;
+
+	if (worker->request.length)
+		ret = backend->ops->release(backend, worker->request.offset,
+					    worker->request.length);
+	if (ret)
+		return fail_backend(worker, ret);
+	reply_success(worker->connection, &worker->request);
+	return NBD_SUCCESS;
+}
+
+static enum nbd_error do_cache(struct worker *worker)
+{
+	struct backend *backend = worker->connection->export->backend;
+
+	if (backend->ops->cache)
+		backend->ops->cache(backend, worker->request.offset, worker->request.length);
+	reply_success(worker->connection, &worker->request);
+	return NBD_SUCCESS;
+}
+
+static enum nbd_error do_status(struct worker *worker)
+{
+	struct connection *connection = worker->connection;
+	const struct request *request = &worker->request;
+	struct backend *backend = connection->export->backend;
+	struct extent_list lists[CONNECTION_CONTEXTS];
+	char state[BACKEND_TEXT_SIZE];
+	enum nbd_error error = NBD_SUCCESS;
+	size_t i;
+	int ret;
+
+	memset(lists, 0, sizeof(lists));
+	ret = extents_gather(connection->export, connection->contexts.ids,
+			     connection->contexts.count, request->offset, request->length,
+			     request->flags & NBD_CMD_FLAG_REQ_ONE, lists);
+	/* Asked after the maps were read: what a snapshot says while it breaks is not passed on. */
+	if (ret)
+		error = fail_backend(worker, ret);
+	else if (backend->ops->state(backend, state, sizeof(state)))
+		error = fail(worker, NBD_EIO, state);
+	else if (reply_status(connection, request, lists) == -ENOMEM)
+		error = fail(worker, NBD_ENOMEM, "no memory for the reply");
+	for (i = 0; i < connection->contexts.count; i++)
+		extent_list_release(&lists[i]);
+	return error;
+}
+
+/* Replies to success by itself; an error is returned, with worker->text. */
+static enum nbd_error execute(struct worker *worker)
+{
+	switch (worker->request.command) {
+	case NBD_CMD_READ:
+		return do_read(worker);
+	case NBD_CMD_TRIM:
+		return do_trim(worker);
+	case NBD_CMD_CACHE:
+		return do_cache(worker);
+	case NBD_CMD_BLOCK_STATUS:
+		return do_status(worker);
+	default:
+		/* FLUSH: nothing is ever written. */
+		reply_success(worker->connection, &worker->request);
+		return NBD_SUCCESS;
+	}
+}
+
+/* The data of a WRITE has to be taken from the stream before it can be refused. */
+static int skip_payload(struct worker *worker)
+{
+	struct transport *transport = worker->connection->transport;
+	size_t left = worker->request.length;
+	size_t n;
+	int ret;
+
+	if (left > WRITE_BYTES_MAX) {
+		log_info("%s: disconnected: a WRITE of %zu bytes", transport->peer, left);
+		return -EPROTO;
+	}
+	if (left && !reserve_buffer(worker, left < KEPT_BYTES ? left : KEPT_BYTES))
+		return -ENOMEM;
+	while (left) {
+		n = left < worker->room ? left : worker->room;
+		ret = transport->ops->read(transport, worker->buffer, n);
+		if (ret)
+			return ret;
+		left -= n;
+	}
+	return 0;
+}
+
+static int receive_request(struct worker *worker)
+{
+	struct transport *transport = worker->connection->transport;
+	struct request *request = &worker->request;
+	struct nbd_request_header header;
+	int ret = transport->ops->read(transport, &header, sizeof(header));
+
+	if (ret)
+		return ret;
+	if (be32toh(header.magic) != NBD_REQUEST_MAGIC) {
+		log_info("%s: disconnected: wrong magic number of a request", transport->peer);
+		return -EPROTO;
+	}
+	request->flags = be16toh(header.flags);
+	request->command = be16toh(header.command);
+	request->cookie = header.cookie;
+	request->offset = be64toh(header.offset);
+	request->length = be32toh(header.length);
+	if (request->command == NBD_CMD_DISC)
+		return TRANSPORT_END;
+	return request->command == NBD_CMD_WRITE ? skip_payload(worker) : 0;
+}
+
+static uint64_t reply_bytes(const struct request *request)
+{
+	if (request->command == NBD_CMD_READ)
+		return request->length;
+	return request->command == NBD_CMD_BLOCK_STATUS ? STATUS_BYTES : 0;
+}
+
+/* Waits until the replies being made leave room for this one. */
+static void wait_budget(struct connection *connection, uint64_t bytes)
+{
+	pthread_mutex_lock(&connection->state_lock);
+	while (connection->in_flight_bytes &&
+	       connection->in_flight_bytes + bytes > IN_FLIGHT_BYTES_MAX)
+		pthread_cond_wait(&connection->budget_free, &connection->state_lock);
+	connection->in_flight_bytes += bytes;
+	pthread_mutex_unlock(&connection->state_lock);
+}
+
+static void return_budget(struct connection *connection, uint64_t bytes)
+{
+	pthread_mutex_lock(&connection->state_lock);
+	connection->in_flight_bytes -= bytes;
+	pthread_cond_signal(&connection->budget_free);
+	pthread_mutex_unlock(&connection->state_lock);
+}
+
+/* If there can be no more threads, those there are do all the work. */
+static void ensure_reader(struct connection *connection)
+{
+	pthread_mutex_lock(&connection->state_lock);
+	if (!connection->idle && connection->workers < connection->rules->workers &&
+	    !pthread_create(&connection->threads[connection->workers - 1], NULL, serve_requests,
+			    connection))
+		connection->workers++;
+	pthread_mutex_unlock(&connection->state_lock);
+}
+
+static void count_idle(struct connection *connection, int change)
+{
+	pthread_mutex_lock(&connection->state_lock);
+	connection->idle += change;
+	pthread_mutex_unlock(&connection->state_lock);
+}
+
+/* The turn of one thread: false when there is nothing more to read. */
+static bool take_request(struct worker *worker, enum nbd_error *error, uint64_t *bytes)
+{
+	struct connection *connection = worker->connection;
+	bool is_taken = false;
+
+	count_idle(connection, 1);
+	pthread_mutex_lock(&connection->receive_lock);
+	count_idle(connection, -1);
+	if (connection_status(connection) == CONNECTION_OPEN && !receive_request(worker)) {
+		*error = validate(worker);
+		*bytes = *error ? 0 : reply_bytes(&worker->request);
+		wait_budget(connection, *bytes);
+		ensure_reader(connection);
+		is_taken = true;
+	} else {
+		connection_raise_status(connection, CONNECTION_ENDING);
+	}
+	pthread_mutex_unlock(&connection->receive_lock);
+	return is_taken;
+}
+
+static void *serve_requests(void *argument)
+{
+	struct worker worker = { .connection = argument };
+	enum nbd_error error;
+	uint64_t bytes;
+
+	while (take_request(&worker, &error, &bytes)) {
+		if (!error)
+			error = execute(&worker);
+		if (error)
+			reply_error(worker.connection, &worker.request, error, worker.text);
+		trim_buffer(&worker);
+		return_budget(worker.connection, bytes);
+	}
+	free(worker.buffer);
+	return NULL;
+}
+
+void transmit_run(struct connection *connection)
+{
+	unsigned int i;
+
+	connection->workers = 1;
+	serve_requests(connection);
+	/* Threads are only started by the holder of this lock, and no more after the end. */
+	pthread_mutex_lock(&connection->receive_lock);
+	pthread_mutex_unlock(&connection->receive_lock);
+	for (i = 0; i + 1 < connection->workers; i++)
+		pthread_join(connection->threads[i], NULL);
+}

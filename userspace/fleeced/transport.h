@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * fleeced, transport: an ordered stream of bytes to and from one client.
+ *
+ * The protocol code sees only this, so that it runs on sockets, on stdin and
+ * stdout, and on buffers in a test. At any moment at most one thread reads and
+ * at most one thread writes; the two may be different threads.
+ */
+#ifndef FLEECED_TRANSPORT_H
+#define FLEECED_TRANSPORT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "stop.h"
+
+struct transport;
+
+/* Result of a read that met the end of the stream before its first byte. */
+#define TRANSPORT_END 1
+
+/**
+ * struct transport_ops - what a kind of transport can do
+ * @read: fill @length bytes. 0, TRANSPORT_END, -ECONNRESET when the stream
+ *	ended in the middle, -ETIMEDOUT, or another -errno.
+ * @write: send all of @vector, which it may change. 0 or -errno.
+ * @set_deadline: both directions fail with -ETIMEDOUT from this clock_ms() on;
+ *	0: no deadline.
+ * @set_readahead: may more be taken from the stream than was asked for? Only
+ *	allowed once nothing but this transport will ever read the stream.
+ * @shutdown: let a waiting @read and @write of other threads return.
+ * @close: release everything, the transport itself included.
+ */
+struct transport_ops {
+	int (*read)(struct transport *transport, void *buffer, size_t length);
+	int (*write)(struct transport *transport, struct iovec *vector, int count);
+	void (*set_deadline)(struct transport *transport, int64_t deadline_ms);
+	void (*set_readahead)(struct transport *transport, bool on);
+	void (*shutdown)(struct transport *transport);
+	void (*close)(struct transport *transport);
+};
+
+/**
+ * struct transport - a connection to one client
+ * @ops: the kind.
+ * @peer: the client, for the log.
+ */
+struct transport {
+	const struct transport_ops *ops;
+	char peer[80];
+};
+
+/**
+ * transport_fd_create() - a transport on file descriptors
+ * @in: to read from; set to non-blocking.
+ * @out: to write to, may be the same; set to non-blocking.
+ * @peer: the client, for the log.
+ * @stop: after it, what is still to be read or written has a short time.
+ *
+ * Owns both descriptors on success.
+ *
+ * Return: the transport, or NULL when there is no memory.
+ */
+struct transport *transport_fd_create(int in, int out, const char *peer, struct stop *stop);
+
+#endif

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleeced, transport_fd: the transport on sockets and pipes.
+ *
+ * Every wait here ends: when data moves, when the deadline of the handshake
+ * passes, when another thread calls shutdown, or a fixed time after the server
+ * was told to stop. No lock: reading and writing share no changing field.
+ */
+#include "transport.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* After the stop: how long a client may still send, and still receive. */
+#define STOP_READ_MS	1000
+#define STOP_WRITE_MS	10000
+
+#define READAHEAD_BYTES	8192
+
+/*
+ * Set at construction: in, out, stop, in_flags, out_flags. Set before
+ * transmission starts, by the only thread there is: deadline_ms, readahead.
+ * The reader's: ahead, head, tail. Atomic: is_down.
+ */
+struct fd_transport {
+	struct transport base;
+	struct stop *stop;
+	int in;
+	int out;
+	int in_flags;
+	int out_flags;
+	int64_t deadline_ms;
+	bool readahead;
+	atomic_bool is_down;
+	size_t head;
+	size_t tail;
+	uint8_t ahead[READAHEAD_BYTES];
+};
+
+static struct fd_transport *to_fd(struct transport *transport)
+{
+	return (struct fd_transport *)transport;
+}
+
+/* The moment at which waiting has to end, 0 for none. */
+static int64_t limit_ms(struct fd_transport *fd, int64_t after_stop_ms)
+{
+	int64_t stopped = stop_since_ms(fd->stop);
+	int64_t limit = fd->deadline_ms;
+
+	if (stopped && (!limit || stopped + after_stop_ms < limit))
+		limit = stopped + after_stop_ms;
+	return limit;
+}
+
+static int check_limit(struct fd_transport *fd, int64_t after_stop_ms)
+{
+	int64_t limit = limit_ms(fd, after_stop_ms);
+
+	if (atomic_load(&fd->is_down))
+		return -ECONNRESET;
+	return limit && clock_ms() >= limit ? -ETIMEDOUT : 0;
+}
+
+static int wait_ready(struct fd_transport *fd, int file, short events, int64_t after_stop_ms)
+{
+	struct pollfd files[2] = {
+		{ .fd = file, .events = events },
+		{ .fd = fd->stop->fd, .events = POLLIN },
+	};
+	int64_t limit, left;
+	int count, ret;
+
+	for (;;) {
+		ret = check_limit(fd, after_stop_ms);
+		if (ret)
+			return ret;
+		/* Once stopped, the event stays readable: the limit replaces it. */
+		count = stop_is_requested(fd->stop) || fd->stop->fd < 0 ? 1 : 2;
+		limit = limit_ms(fd, after_stop_ms);
+		left = limit ? limit - clock_ms() : -1;
+		if (limit && left < 0)
+			left = 0;
+		ret = poll(files, count, left > 60000 ? 60000 : (int)left);
+		if (ret < 0 && errno != EINTR)
+			return -errno;
+		if (ret > 0 && files[0].revents)
+			return 0;
+	}
+}
+
+/* One piece, at least one byte. 0 is the end of the stream. */
+static ssize_t read_some(struct fd_transport *fd, void *buffer, size_t length)
+{
+	ssize_t n;
+	int ret = check_limit(fd, STOP_READ_MS);
+
+	if (ret)
+		return ret;
+	for (;;) {
+		n = read(fd->in, buffer, length);
+		if (n >= 0)
+			return n;
+		if (errno == EAGAIN) {
+			ret = wait_ready(fd, fd->in, POLLIN, STOP_READ_MS);
+			if (ret)
+				return ret;
+		} else if (errno != EINTR) {
+			return -errno;
+		}
+	}
+}
+
+static size_t take_ahead(struct fd_transport *fd, void *buffer, size_t length)
+{
+	size_t n = fd->tail - fd->head;
+
+	if (n > length)
+		n = length;
+	memcpy(buffer, fd->ahead + fd->head, n);
+	fd->head += n;
+	return n;
+}
+
+static int fd_read(struct transport *transport, void *buffer, size_t length)
+{
+	struct fd_transport *fd = to_fd(transport);
+	size_t done = 0;
+	ssize_t n;
+
+	while (done < length) {
+		n = take_ahead(fd, (uint8_t *)buffer + done, length - done);
+		if (!n && fd->readahead && length - done < READAHEAD_BYTES) {
+			fd->head = 0;
+			fd->tail = 0;
+			n = read_some(fd, fd->ahead, READAHEAD_BYTES);
+			if (n > 0) {
+				fd->tail = n;
+				continue;
+			}
+		} else if (!n) {
+			n = read_some(fd, (uint8_t *)buffer + done, length - done);
+		}
+		if (n < 0)
+			return (int)n;
+		if (!n)
+			return done ? -ECONNRESET : TRANSPORT_END;
+		done += n;
+	}
+	return 0;
+}
+
+static void advance(struct iovec **vector, int *count, size_t done)
+{
+	while (*count && done >= (*vector)->iov_len) {
+		done -= (*vector)->iov_len;
+		(*vector)++;
+		(*count)--;
+	}
+	if (*count) {
+		(*vector)->iov_base = (uint8_t *)(*vector)->iov_base + done;
+		(*vector)->iov_len -= done;
+	}
+}
+
+static int fd_write(struct transport *transport, struct iovec *vector, int count)
+{
+	struct fd_transport *fd = to_fd(transport);
+	ssize_t n;
+	int ret;
+
+	advance(&vector, &count, 0);
+	while (count) {
+		ret = check_limit(fd, STOP_WRITE_MS);
+		if (ret)
+			return ret;
+		n = writev(fd->out, vector, count);
+		if (n >= 0) {
+			advance(&vector, &count, n);
+		} else if (errno == EAGAIN) {
+			ret = wait_ready(fd, fd->out, POLLOUT, STOP_WRITE_MS);
+			if (ret)
+				return ret;
+		} else if (errno != EINTR) {
+			return -errno;
+		}
+	}
+	return 0;
+}
+
+static void fd_set_deadline(struct transport *transport, int64_t deadline_ms)
+{
+	to_fd(transport)->deadline_ms = deadline_ms;
+}
+
+static void fd_set_readahead(struct transport *transport, bool on)
+{
+	to_fd(transport)->readahead = on;
+}
+
+static void fd_shutdown(struct transport *transport)
+{
+	struct fd_transport *fd = to_fd(transport);
+
+	atomic_store(&fd->is_down, true);
+	shutdown(fd->in, SHUT_RDWR);
+	if (fd->out != fd->in)
+		shutdown(fd->out, SHUT_RDWR);
+}
+
+static void fd_close(struct transport *transport)
+{
+	struct fd_transport *fd = to_fd(transport);
+
+	/* stdin and stdout may be shared with others: leave them as found. */
+	fcntl(fd->in, F_SETFL, fd->in_flags);
+	if (fd->out != fd->in) {
+		fcntl(fd->out, F_SETFL, fd->out_flags);
+		close(fd->out);
+	}
+	close(fd->in);
+	free(fd);
+}
+
+static const struct transport_ops fd_ops = {
+	.read = fd_read,
+	.write = fd_write,
+	.set_deadline = fd_set_deadline,
+	.set_readahead = fd_set_readahead,
+	.shutdown = fd_shutdown,
+	.close = fd_close,
+};
+
+struct transport *transport_fd_create(int in, int out, const char *peer, struct stop *stop)
+{
+	struct fd_transport *fd = calloc(1, sizeof(*fd));
+
+	if (!fd)
+		return NULL;
+	fd->base.ops = &fd_ops;
+	snprintf(fd->base.peer, sizeof(fd->base.peer), "%s", peer);
+	fd->stop = stop;
+	fd->in = in;
+	fd->out = out;
+	fd->in_flags = fcntl(in, F_GETFL);
+	fd->out_flags = fcntl(out, F_GETFL);
+	fcntl(in, F_SETFL, fd->in_flags | O_NONBLOCK);
+	if (out != in)
+		fcntl(out, F_SETFL, fd->out_flags | O_NONBLOCK);
+	return &fd->base;
+}

@@ -89,8 +89,9 @@ tree_files()
 {
 	(
 		cd "$FLEECE_TREE" || exit 1
-		if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
-			git ls-files -co --exclude-standard
+		# The tree may belong to someone else than root, who runs this.
+		if git -c safe.directory="$FLEECE_TREE" rev-parse --git-dir >/dev/null 2>&1; then
+			git -c safe.directory="$FLEECE_TREE" ls-files -co --exclude-standard
 		else
 			find . -name .git -prune -o -path ./build -prune -o \
 				! -name '*.o' ! -name '*.ko' ! -name '*.mod*' ! -name '.*.cmd' \

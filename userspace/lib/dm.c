@@ -26,6 +26,8 @@
 #define CONTROL_NODE		"/dev/" DM_DIR "/" DM_CONTROL_NODE
 #define SETTLE_MS		5000
 #define SETTLE_STEP_MS		10
+#define REMOVE_MS		1000
+#define REMOVE_STEP_MS		100
 
 static char error_text[1024];
 static int control_fd = -1;
@@ -450,7 +452,16 @@ int fleece_dm_resume(const char *name, enum fleece_dm_udev udev)
 
 int fleece_dm_remove(const char *name)
 {
-	return run_task_udev(create_task(DM_DEVICE_REMOVE, name), FLEECE_DM_UDEV_ALL);
+	const struct timespec step = { .tv_nsec = REMOVE_STEP_MS * 1000000L };
+	int waited, ret;
+
+	/* A scanner that looks at every new device is gone in a moment. */
+	for (waited = 0; ; waited += REMOVE_STEP_MS) {
+		ret = run_task_udev(create_task(DM_DEVICE_REMOVE, name), FLEECE_DM_UDEV_ALL);
+		if (ret != -EBUSY || waited >= REMOVE_MS)
+			return ret;
+		nanosleep(&step, NULL);
+	}
 }
 
 int fleece_dm_rename(const char *name, const char *new_name)

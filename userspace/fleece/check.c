@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleece, check: looks whether module, server and command fit together, and
+ * for what an interrupted verb may have left behind. It changes nothing.
+ */
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "control.h"
+#include "device.h"
+#include "process.h"
+#include "verbs.h"
+
+static void print_line(bool is_good, const char *what, const char *detail)
+{
+	printf("%-5s %s%s%s\n", is_good ? "ok" : "BAD", what, detail[0] ? ": " : "", detail);
+}
+
+static bool check_targets(void)
+{
+	static const char *const targets[] = { ORIGIN_TARGET, SNAPSHOT_TARGET };
+	bool is_good = true;
+	size_t i;
+
+	for (i = 0; i < sizeof(targets) / sizeof(targets[0]); i++) {
+		char what[64];
+		int ret = fleece_dm_target_version(targets[i]);
+
+		snprintf(what, sizeof(what), "target %s", targets[i]);
+		print_line(!ret, what, ret ? "not registered" : "");
+		is_good &= !ret;
+	}
+	return is_good;
+}
+
+static void check_module(int control)
+{
+	struct fleece_version version;
+	char detail[96];
+
+	if (fleece_control_version(control, &version))
+		return;
+	snprintf(detail, sizeof(detail), "version %.23s, interface %u", version.module,
+		 version.interface);
+	print_line(true, "module dm-fleece", detail);
+	print_line(true, "command fleece", "version " FLEECE_VERSION);
+}
+
+static bool check_server(void)
+{
+	char path[PATH_MAX], output[128];
+	const char *const argv[] = { process_find_server(path, sizeof(path)), "--version", NULL };
+	int ret = process_run(argv, output, sizeof(output));
+
+	print_line(!ret, "server fleeced", ret ? "not found, or it does not run" : output);
+	return !ret;
+}
+
+/* A lower device whose origin is gone, or a snapshot that was never started. */
+static bool check_device(const struct fleece_dm_info *info)
+{
+	struct snapshot snapshot;
+	char detail[160 + DM_NAME_LEN];
+
+	if (device_has_prefix(info->uuid, LOWER_UUID) && !info->open_count) {
+		snprintf(detail, sizeof(detail), "no origin uses it; try 'dmsetup remove %s'",
+			 info->name);
+		print_line(false, info->name, detail);
+		return false;
+	}
+	if (device_has_prefix(info->uuid, SNAPSHOT_UUID) && !info->is_live) {
+		snprintf(detail, sizeof(detail), "was never started; try 'fleece remove %s'",
+			 info->name);
+		print_line(false, info->name, detail);
+		return false;
+	}
+	if (!snapshot_read(info, &snapshot) && snapshot.status.is_broken) {
+		snprintf(detail, sizeof(detail), "is broken (%s); take another one after 'fleece remove %s'",
+			 strerror(snapshot.status.error), info->name);
+		print_line(false, info->name, detail);
+		return false;
+	}
+	return true;
+}
+
+static bool check_devices(void)
+{
+	struct fleece_dm_info info;
+	bool is_good = true;
+	size_t count, i;
+	char **names;
+
+	if (fleece_dm_list(&names, &count))
+		return false;
+	for (i = 0; i < count; i++)
+		if (!fleece_dm_info(names[i], &info))
+			is_good &= check_device(&info);
+	fleece_dm_list_free(names, count);
+	if (is_good)
+		print_line(true, "no leftovers", "");
+	return is_good;
+}
+
+enum status verb_check(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
+	};
+	bool is_good;
+	enum status status;
+	int control;
+
+	while (verb_option(argc, argv, options) >= 0)
+		;
+	if (optind < argc)
+		return verb_usage("unexpected argument '%s'", argv[optind]);
+	status = device_start(&control);
+	if (status != DONE)
+		return status;
+	check_module(control);
+	close(control);
+	if (!check_targets())
+		return NO_MODULE;
+	is_good = check_server();
+	is_good &= check_devices();
+	return is_good ? DONE : FAILED;
+}

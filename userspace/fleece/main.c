@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleece, main: finds the verb, prints help. What a verb does is in the file
+ * of its noun.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "verbs.h"
+
+static enum status verb_later(int argc, char **argv);
+
+static const struct verb verbs[] = {
+	{ "attach", verb_attach, "DEVICE [--name NAME] [--metadata DEV] [--granularity SIZE]",
+	  "Puts change tracking on a device. A plain unused device becomes /dev/mapper/NAME;\n"
+	  "a device-mapper device (LVM, crypt) is converted under its users.\n"
+	  "  --name NAME         name of the new device (plain devices only)\n"
+	  "  --granularity SIZE  bytes for one bit of the change map, 4K to 16M (default 64K)\n"
+	  "  --metadata DEV      not yet: only - is accepted\n"
+	  "  --freeze-timeout S  give up when I/O cannot be held within S seconds (default 10)\n" },
+	{ "detach", verb_detach, "NAME", "Undoes attach; checkpoints are lost.\n"
+	  "  --freeze-timeout S  give up when I/O cannot be held within S seconds (default 10)\n" },
+	{ "checkpoint", verb_checkpoint,
+	  "create NAME CHECKPOINT | delete NAME CHECKPOINT | list NAME",
+	  "  --json              for programs\n" },
+	{ "snapshot", verb_snapshot, "NAME... [OPTION...]",
+	  "Takes snapshots of all the named origins at one moment, filesystems frozen.\n"
+	  "  --cow DEV           COW device; once for each NAME, in their order\n"
+	  "  --cow-size SIZE|N%  make COW space: LVM if the origin is there, else zram or a file\n"
+	  "                      (default 20%)\n"
+	  "  --cow-kind KIND     lvm, zram or file instead of choosing\n"
+	  "  --cow-dir DIR       where the file goes (default /var/tmp)\n"
+	  "  --cluster SIZE      unit of copying, 4K to 16M (default 64K)\n"
+	  "  --since CP          only what changed since this checkpoint\n"
+	  "  --checkpoint CP     create this checkpoint at the same moment\n"
+	  "  --on-cbw-error break_snapshot\n"
+	  "  --cbw-timeout MS    longest time a live write waits for a copy (default 30000)\n"
+	  "  --on-cow-full break\n"
+	  "  --low-water N       event when fewer than N clusters are free\n"
+	  "  --staging SIZE      RAM for copies on their way (default 32M)\n"
+	  "  --release-on-discard  a discard of the snapshot device releases\n"
+	  "  --freeze-timeout S  give up when freezing takes longer (default 10)\n"
+	  "  --json              for programs\n" },
+	{ "remove", verb_remove, "SNAPSHOT...", "Removes snapshots and COW space made for them.\n" },
+	{ "grow", verb_later, "SNAPSHOT SIZE", "Comes with a later version.\n" },
+	{ "release", verb_release, "SNAPSHOT OFFSET:LENGTH|all",
+	  "Gives up a range of a snapshot; it is not copied any more and cannot be read.\n" },
+	{ "list", verb_list, "", "  --json              for programs\n" },
+	{ "status", verb_status, "[NAME]", "  --json              for programs\n" },
+	{ "wait", verb_wait, "SNAPSHOT --for full=N%|broken",
+	  "  --for CONDITION     may be repeated: the first one that comes true ends the wait\n"
+	  "  --timeout S         fail after S seconds\n" },
+	{ "map", verb_map, "SNAPSHOT|NAME [--since CP]",
+	  "Extents that changed since the checkpoint (an origin: the newest one unless given;\n"
+	  "a snapshot: without --since, what can be read of it).\n"
+	  "  --json              for programs\n" },
+	{ "serve", verb_serve, "SNAPSHOT... [OPTION...] [-- FLEECED OPTION...]",
+	  "Serves snapshots over NBD.\n"
+	  "  --socket PATH       Unix socket (default /run/fleece/SNAPSHOT.sock)\n"
+	  "  --listen ADDR[:PORT]  TCP as well; may be repeated\n"
+	  "  --allow-release     also export SNAPSHOT+release\n"
+	  "  --read-once         release what has been read\n"
+	  "  --background        return once it is served\n"
+	  "  --pid-file FILE     with --background (default /run/fleece/SNAPSHOT.pid)\n"
+	  "  --log-file FILE     with --background (default /run/fleece/SNAPSHOT.log)\n" },
+	{ "pull", verb_later, "URI TARGET [--since CP]", "Comes with a later version.\n" },
+	{ "check", verb_check, "", "Checks module, server and command, and looks for leftovers.\n" },
+};
+
+static const struct verb *current;
+
+static enum status verb_later(int argc, char **argv)
+{
+	(void)argc;
+	return report(FAILED, NULL, "comes with a later version of dm-fleece; %s",
+		      strcmp(argv[0], "grow") ? "use nbdcopy or qemu-img with what 'fleece serve' prints" :
+		      "remove the snapshot and take one with more --cow-size");
+}
+
+static void print_help(FILE *out)
+{
+	size_t i;
+
+	fputs("usage: fleece VERB [ARGUMENT...]\n\n", out);
+	for (i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)
+		fprintf(out, "  %-10s %s\n", verbs[i].name, verbs[i].synopsis);
+	fputs("\n'fleece VERB --help' explains a verb, fleece(8) everything.\n"
+	      "Exit status: 0 done, 1 failed, 2 usage, 4 no such device, 5 exists or busy,\n"
+	      "6 snapshot broken, 7 no such or invalid checkpoint, 8 module missing or of\n"
+	      "another version, 9 permission.\n", out);
+}
+
+int verb_option(int argc, char **argv, const struct option *options)
+{
+	int value;
+
+	opterr = 0;
+	value = getopt_long(argc, argv, ":h", options, NULL);
+	if (value == 'h') {
+		printf("usage: fleece %s %s\n%s", current->name, current->synopsis, current->help);
+		exit(DONE);
+	}
+	if (value == ':')
+		exit(verb_usage("%s needs a value", argv[optind - 1]));
+	if (value == '?' && optopt > 0xff)
+		exit(verb_usage("%s takes no value", argv[optind - 1]));
+	if (value == '?')
+		exit(verb_usage("unknown or ambiguous option %s", argv[optind - 1]));
+	return value;
+}
+
+enum status verb_usage(const char *format, ...)
+{
+	char text[512];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	return report(USAGE, NULL, "%s; try 'fleece %s%s--help'", text,
+		      current ? current->name : "", current ? " " : "");
+}
+
+/* Output that could not be written is a failure, even on the way out. */
+static enum status flush_output(enum status status)
+{
+	if ((fflush(stdout) || ferror(stdout)) && status == DONE)
+		return report(FAILED, NULL, "cannot write the output: %s", strerror(errno));
+	return status;
+}
+
+int main(int argc, char **argv)
+{
+	size_t i;
+
+	if (argc < 2)
+		return verb_usage("no verb");
+	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+		print_help(stdout);
+		return flush_output(DONE);
+	}
+	if (!strcmp(argv[1], "--version")) {
+		puts("fleece " FLEECE_VERSION);
+		return flush_output(DONE);
+	}
+	for (i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++) {
+		if (strcmp(argv[1], verbs[i].name))
+			continue;
+		current = &verbs[i];
+		report_verb(current->name);
+		return flush_output(current->run(argc - 1, argv + 1));
+	}
+	return verb_usage("unknown verb '%s'", argv[1]);
+}

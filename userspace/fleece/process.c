@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleece, process: runs a program without a shell and keeps the beginning of
+ * its output. Nothing is run while a filesystem is frozen.
+ */
+#include "process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define SERVER	"fleeced"
+
+struct stream {
+	int fd;
+	char text[1024];
+	size_t length;
+};
+
+/* In the child: only async-signal-safe calls from here on. */
+static void start_program(const char *const argv[], int out, int err, int failure)
+{
+	int null = open("/dev/null", O_RDONLY);
+	sigset_t none;
+	int error;
+
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (null >= 0 && dup2(null, 0) >= 0 && dup2(out, 1) >= 0 && dup2(err, 2) >= 0)
+		execvp(argv[0], (char *const *)argv);
+	error = errno;
+	if (write(failure, &error, sizeof(error)) < 0)
+		_exit(126);
+	_exit(127);
+}
+
+/* Keep what fits, drop the rest, so that the program never blocks. */
+static int read_stream(struct stream *stream)
+{
+	char rest[512];
+	size_t room = sizeof(stream->text) - 1 - stream->length;
+	ssize_t n;
+
+	if (room)
+		n = read(stream->fd, stream->text + stream->length, room);
+	else
+		n = read(stream->fd, rest, sizeof(rest));
+	if (n < 0 && errno == EINTR)
+		return 1;
+	if (n <= 0)
+		return 0;
+	if (room)
+		stream->length += (size_t)n;
+	return 1;
+}
+
+static void read_streams(struct stream *streams)
+{
+	struct pollfd polls[2] = {
+		{ .fd = streams[0].fd, .events = POLLIN },
+		{ .fd = streams[1].fd, .events = POLLIN },
+	};
+	int i;
+
+	while (polls[0].fd >= 0 || polls[1].fd >= 0) {
+		if (poll(polls, 2, -1) < 0 && errno != EINTR)
+			return;
+		for (i = 0; i < 2; i++)
+			if (polls[i].fd >= 0 && polls[i].revents && !read_stream(&streams[i]))
+				polls[i].fd = -1;
+	}
+}
+
+static void copy_output(const struct stream *stream, char *output, size_t size)
+{
+	size_t length = stream->length < size - 1 ? stream->length : size - 1;
+
+	memcpy(output, stream->text, length);
+	while (length && output[length - 1] == '\n')
+		length--;
+	output[length] = 0;
+}
+
+static int wait_for_end(pid_t pid)
+{
+	int status;
+
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static void close_pair(int pair[2])
+{
+	close(pair[0]);
+	close(pair[1]);
+}
+
+int process_run(const char *const argv[], char *output, size_t size)
+{
+	struct stream streams[2] = { { .fd = -1 }, { .fd = -1 } };
+	int out[2], err[2], failure[2], error = 0, ret;
+	pid_t pid;
+
+	if (pipe2(out, O_CLOEXEC))
+		return -errno;
+	if (pipe2(err, O_CLOEXEC)) {
+		ret = -errno;
+		goto close_out;
+	}
+	if (pipe2(failure, O_CLOEXEC)) {
+		ret = -errno;
+		goto close_err;
+	}
+	pid = fork();
+	if (pid == 0)
+		start_program(argv, out[1], err[1], failure[1]);
+	ret = pid < 0 ? -errno : 0;
+	close(out[1]);
+	close(err[1]);
+	close(failure[1]);
+	if (!ret) {
+		streams[0].fd = out[0];
+		streams[1].fd = err[0];
+		read_streams(streams);
+		ret = wait_for_end(pid);
+		if (read(failure[0], &error, sizeof(error)) == sizeof(error))
+			ret = -error;
+		copy_output(&streams[ret ? 1 : 0], output, size);
+	}
+	close(out[0]);
+	close(err[0]);
+	close(failure[0]);
+	return ret;
+
+close_err:
+	close_pair(err);
+close_out:
+	close_pair(out);
+	return ret;
+}
+
+void process_hold_signals(void)
+{
+	sigset_t mask;
+
+	sigemptyset(&mask);
+	sigaddset(&mask, SIGINT);
+	sigaddset(&mask, SIGQUIT);
+	sigaddset(&mask, SIGTERM);
+	sigaddset(&mask, SIGHUP);
+	sigprocmask(SIG_BLOCK, &mask, NULL);
+}
+
+const char *process_find_server(char *path, size_t size)
+{
+	static const char *const places[] = { "/" SERVER, "/../fleeced/" SERVER,
+					      "/../libexec/" SERVER };
+	char self[PATH_MAX - 64];
+	ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	size_t i;
+
+	if (length > 0) {
+		self[length] = 0;
+		*strrchr(self, '/') = 0;
+		for (i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+			struct stat st;
+
+			snprintf(path, size, "%s%s", self, places[i]);
+			if (!stat(path, &st) && S_ISREG(st.st_mode) && !access(path, X_OK))
+				return path;
+		}
+	}
+	snprintf(path, size, "%s", SERVER);
+	return path;
+}

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* fleece, process: other programs that are run and waited for. */
+#ifndef FLEECE_PROCESS_H
+#define FLEECE_PROCESS_H
+
+#include <stddef.h>
+
+/**
+ * process_run() - run a program, found in PATH, to its end
+ * @argv: its arguments, NULL at the end.
+ * @output: room for the beginning of what it writes to stdout, or to stderr
+ *	when it fails; line feeds at the end are removed.
+ * @size: of the room.
+ *
+ * Return: its exit status, or -errno when it could not be run (-ENOENT: not installed).
+ */
+int process_run(const char *const argv[], char *output, size_t size);
+
+/**
+ * process_hold_signals() - keep an interrupt from ending this process
+ *
+ * For verbs that would otherwise leave something half made. Programs run by
+ * process_run() can still be interrupted; then the verb fails and undoes.
+ */
+void process_hold_signals(void);
+
+/**
+ * process_find_server() - where fleeced is
+ * @path: room for its path.
+ * @size: of the room.
+ *
+ * It is looked for beside this program, where it is built, and in PATH.
+ *
+ * Return: @path.
+ */
+const char *process_find_server(char *path, size_t size);
+
+#endif

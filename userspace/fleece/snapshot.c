@@ -1,0 +1,589 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleece, snapshot: takes snapshots of one or several origins at one moment.
+ * Everything that can fail for a reason known beforehand is checked, made and
+ * loaded before the origins are suspended; window.c does the rest. If anything
+ * fails, every snapshot is removed again and the COW space made for it freed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "checkpoint.h"
+#include "cow.h"
+#include "device.h"
+#include "json.h"
+#include "process.h"
+#include "size.h"
+#include "verbs.h"
+#include "window.h"
+
+#define DEFAULT_PERCENT		20
+#define DEFAULT_CLUSTER		(64ULL << 10)
+/* COW devices are made in units of a page. */
+#define COW_UNIT		4096ULL
+
+/**
+ * struct request - the command line
+ * @names: the origins.
+ * @count: number of them.
+ * @devices: values of --cow, in their order.
+ * @device_count: number of them, 0 or @count.
+ * @cow: what COW space to make without --cow.
+ * @percent: its size in percent of the origin; 0: @cow has it in bytes.
+ * @cluster: bytes.
+ * @since: checkpoint, or NULL.
+ * @checkpoint: checkpoint, or NULL.
+ * @timeout_ms: value for cbw_timeout, or NULL.
+ * @low_water: value, or NULL.
+ * @staging: bytes.
+ * @has_staging: @staging was given.
+ * @is_releasing: --release-on-discard.
+ * @limit_ms: longest freeze.
+ * @is_json: --json.
+ */
+struct request {
+	char **names;
+	size_t count;
+	const char **devices;
+	size_t device_count;
+	struct cow_request cow;
+	unsigned int percent;
+	uint64_t cluster;
+	const char *since;
+	const char *checkpoint;
+	const char *timeout_ms;
+	const char *low_water;
+	uint64_t staging;
+	bool has_staging;
+	bool is_releasing;
+	unsigned int limit_ms;
+	bool is_json;
+};
+
+/**
+ * struct member - one origin and its new snapshot
+ * @origin: the origin.
+ * @name: the snapshot's name.
+ * @cow: its COW device.
+ * @has_cow: @cow was made.
+ * @is_created: the snapshot's device exists.
+ */
+struct member {
+	struct origin origin;
+	char name[DM_NAME_LEN + sizeof(SNAPSHOT_SUFFIX)];
+	struct cow cow;
+	bool has_cow;
+	bool is_created;
+};
+
+static enum status check_origin(const struct request *request, struct member *member)
+{
+	struct fleece_checkpoint_line found;
+	struct fleece_dm_info info;
+	const char *name = member->origin.dm.name;
+
+	if (member->origin.status.snapshots)
+		return report(BUSY, name,
+			      "has a snapshot already, and several of one origin come with a later version; remove it with 'fleece remove'");
+	if (member->origin.dm.is_suspended || member->origin.dm.has_inactive)
+		return report(BUSY, name, "is being changed by somebody else; try again later");
+	snprintf(member->name, sizeof(member->name), "%s" SNAPSHOT_SUFFIX, name);
+	if (strlen(member->name) >= DM_NAME_LEN)
+		return report(FAILED, name, "its name is too long for %s" SNAPSHOT_SUFFIX, name);
+	if (!fleece_dm_info(member->name, &info))
+		return report(BUSY, member->name, "exists already; remove it with 'fleece remove'");
+	if (request->checkpoint && checkpoint_exists(&member->origin, request->checkpoint))
+		return checkpoint_report(-EEXIST, name, request->checkpoint);
+	if (request->since)
+		return checkpoint_find(&member->origin, request->since, &found);
+	return DONE;
+}
+
+static enum status find_origins(const struct request *request, struct member *members)
+{
+	enum status status;
+	size_t i, j;
+
+	for (i = 0; i < request->count; i++) {
+		status = device_origin(request->names[i], &members[i].origin);
+		if (status != DONE)
+			return status;
+		for (j = 0; j < i; j++)
+			if (members[j].origin.dm.devno == members[i].origin.dm.devno)
+				return verb_usage("%s is named twice", request->names[i]);
+		status = check_origin(request, &members[i]);
+		if (status != DONE)
+			return status;
+	}
+	return DONE;
+}
+
+static enum status make_cow(const struct request *request, size_t index, struct member *member)
+{
+	struct cow_request cow = request->cow;
+	enum status status;
+
+	if (request->device_count) {
+		cow.kind = COW_USER;
+		cow.path = request->devices[index];
+	} else {
+		if (request->percent)
+			cow.bytes = member->origin.size / 100 * request->percent +
+				    COW_HEADER_BYTES + request->cluster;
+		cow.bytes = (cow.bytes + COW_UNIT - 1) / COW_UNIT * COW_UNIT;
+		if (cow.bytes < COW_HEADER_BYTES + request->cluster)
+			return report(FAILED, member->name,
+				      "the COW size is too small: its header alone takes %llu bytes",
+				      COW_HEADER_BYTES);
+	}
+	status = cow_make(&cow, &member->origin, member->name, &member->cow);
+	member->has_cow = status == DONE;
+	return status;
+}
+
+/* Append a feature of one or two words. */
+static void add_feature(char *text, size_t size, unsigned int *words, const char *name,
+			const char *value)
+{
+	size_t used = strlen(text);
+
+	snprintf(text + used, size - used, " %s%s%s", name, value ? " " : "", value ? value : "");
+	*words += value ? 2 : 1;
+}
+
+/* The parameters of a snapshot's table. */
+static int make_params(const struct request *request, const struct member *member, char **params)
+{
+	char features[512] = "", staging[32], origin[DEVNO_TEXT], cow[DEVNO_TEXT];
+	unsigned int words = 0;
+
+	if (request->since)
+		add_feature(features, sizeof(features), &words, "since", request->since);
+	if (request->checkpoint)
+		add_feature(features, sizeof(features), &words, "checkpoint", request->checkpoint);
+	if (request->timeout_ms)
+		add_feature(features, sizeof(features), &words, "cbw_timeout", request->timeout_ms);
+	if (request->low_water)
+		add_feature(features, sizeof(features), &words, "low_water", request->low_water);
+	if (request->has_staging) {
+		snprintf(staging, sizeof(staging), "%llu",
+			 (unsigned long long)(request->staging / SECTOR_SIZE));
+		add_feature(features, sizeof(features), &words, "staging", staging);
+	}
+	if (request->is_releasing)
+		add_feature(features, sizeof(features), &words, "release_on_discard", NULL);
+	if (asprintf(params, "%s %s %llu %u%s", device_devno_text(origin, member->origin.lower),
+		     device_devno_text(cow, member->cow.devno),
+		     (unsigned long long)(request->cluster / SECTOR_SIZE), words, features) < 0)
+		return -ENOMEM;
+	return 0;
+}
+
+/* Make the snapshot's device and load its table; the next resume starts it. */
+static enum status load_snapshot(const struct request *request, struct member *member)
+{
+	struct fleece_dm_target target = { .type = SNAPSHOT_TARGET };
+	struct fleece_dm_table table = { .targets = &target, .count = 1 };
+	char uuid[DM_UUID_LEN], suffix[32];
+	int ret;
+
+	/* Discards are writes to the block layer. */
+	table.is_read_only = !request->is_releasing;
+	target.length = member->origin.size / SECTOR_SIZE;
+	snprintf(suffix, sizeof(suffix), "-%s", cow_kind_name(member->cow.kind));
+	ret = device_uuid(uuid, SNAPSHOT_UUID, suffix);
+	if (!ret)
+		ret = make_params(request, member, &target.params);
+	if (ret)
+		return report_errno(ret, member->name, "cannot make its table");
+	ret = fleece_dm_create(member->name, uuid);
+	if (ret) {
+		free(target.params);
+		return report_dm(ret, member->name, "cannot create it");
+	}
+	member->is_created = true;
+	ret = fleece_dm_load(member->name, &table);
+	free(target.params);
+	if (ret)
+		return report_dm(ret, member->name, "cannot load its table");
+	return DONE;
+}
+
+static enum status prepare(const struct request *request, struct member *members)
+{
+	enum status status = find_origins(request, members);
+	size_t i;
+
+	for (i = 0; i < request->count && status == DONE; i++)
+		status = make_cow(request, i, &members[i]);
+	for (i = 0; i < request->count && status == DONE; i++)
+		status = load_snapshot(request, &members[i]);
+	return status;
+}
+
+static void undo(const struct request *request, struct member *members)
+{
+	size_t i;
+	int ret;
+
+	for (i = 0; i < request->count; i++) {
+		struct member *member = &members[i];
+
+		ret = member->is_created ? fleece_dm_remove(member->name) : 0;
+		if (ret)
+			report_dm(ret, member->name, "is left over: cannot remove it");
+		if (member->has_cow)
+			cow_put(&member->cow);
+		if (member->has_cow && !ret)
+			cow_free(member->cow.kind, member->cow.devno, member->name);
+		/* The module made it with the snapshot; nobody asked for it alone. */
+		if (request->checkpoint && member->is_created) {
+			char message[64 + FLEECE_NAME_SIZE];
+
+			snprintf(message, sizeof(message), "checkpoint_delete %s",
+				 request->checkpoint);
+			fleece_dm_message(member->origin.dm.name, message, NULL);
+		}
+	}
+}
+
+/* Write out what is dirty now, so that freezing has little left to do. */
+static void flush_filesystem(const struct member *member)
+{
+	char mountpoint[PATH_MAX];
+	int fd;
+
+	if (!device_mountpoint(member->origin.dm.devno, mountpoint, sizeof(mountpoint)))
+		return;
+	fd = open(mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	/* An error will come back when freezing, and is reported then. */
+	syncfs(fd);
+	close(fd);
+}
+
+/* What window_run() needs, in arrays of @count. */
+struct plan {
+	struct fleece_dm_switch *suspends;
+	struct fleece_dm_switch *resumes;
+	struct fleece_dm_switch *starts;
+	const char **origins;
+	const char **snapshots;
+};
+
+static void free_plan(struct plan *plan)
+{
+	free(plan->suspends);
+	free(plan->resumes);
+	free(plan->starts);
+	free(plan->origins);
+	free(plan->snapshots);
+}
+
+static int make_plan(struct plan *plan, const struct member *members, size_t count)
+{
+	size_t i;
+
+	plan->suspends = calloc(count, sizeof(*plan->suspends));
+	plan->resumes = calloc(count, sizeof(*plan->resumes));
+	plan->starts = calloc(count, sizeof(*plan->starts));
+	plan->origins = calloc(count, sizeof(*plan->origins));
+	plan->snapshots = calloc(count, sizeof(*plan->snapshots));
+	if (!plan->suspends || !plan->resumes || !plan->starts || !plan->origins ||
+	    !plan->snapshots)
+		return -ENOMEM;
+	for (i = 0; i < count; i++) {
+		plan->origins[i] = members[i].origin.dm.name;
+		plan->snapshots[i] = members[i].name;
+		fleece_dm_suspend_prepare(&plan->suspends[i], plan->origins[i], true);
+		fleece_dm_resume_prepare(&plan->resumes[i], plan->origins[i], FLEECE_DM_UDEV_ALL);
+		fleece_dm_resume_prepare(&plan->starts[i], plan->snapshots[i],
+					 FLEECE_DM_UDEV_NODE_ONLY);
+	}
+	return 0;
+}
+
+static enum status take(const struct request *request, const struct member *members,
+			uint64_t *frozen_us)
+{
+	struct plan plan = { 0 };
+	struct window_result result;
+	enum status status = DONE;
+	size_t i;
+	int ret = make_plan(&plan, members, request->count);
+
+	if (!ret) {
+		struct window window = {
+			.suspends = plan.suspends,
+			.resumes = plan.resumes,
+			.origins = request->count,
+			.starts = plan.starts,
+			.snapshots = request->count,
+			.limit_ms = request->limit_ms,
+		};
+
+		for (i = 0; i < request->count; i++)
+			flush_filesystem(&members[i]);
+		ret = window_run(&window, &result);
+		if (ret)
+			status = window_report(ret, &result, plan.origins, plan.snapshots);
+		*frozen_us = result.frozen_us;
+	} else {
+		status = report_errno(ret, NULL, "cannot prepare");
+	}
+	free_plan(&plan);
+	return status;
+}
+
+static void print_json(const struct request *request, const struct member *members,
+		       uint64_t frozen_us)
+{
+	struct fleece_json json = { .out = stdout };
+	char path[sizeof("/dev/mapper/") + DM_NAME_LEN];
+	size_t i;
+
+	fleece_json_object(&json, NULL);
+	fleece_json_number(&json, "version", 1);
+	fleece_json_number(&json, "frozen_us", frozen_us);
+	fleece_json_array(&json, "snapshots");
+	for (i = 0; i < request->count; i++) {
+		snprintf(path, sizeof(path), "/dev/mapper/%.127s", members[i].name);
+		fleece_json_object(&json, NULL);
+		fleece_json_string(&json, "name", members[i].name);
+		fleece_json_string(&json, "device", path);
+		fleece_json_string(&json, "origin", members[i].origin.dm.name);
+		fleece_json_number(&json, "size_bytes", members[i].origin.size);
+		fleece_json_number(&json, "cluster_bytes", request->cluster);
+		fleece_json_string(&json, "cow_device", members[i].cow.path);
+		fleece_json_string(&json, "cow_kind", cow_kind_name(members[i].cow.kind));
+		fleece_json_string(&json, "since", request->since);
+		fleece_json_string(&json, "checkpoint", request->checkpoint);
+		fleece_json_object_end(&json);
+	}
+	fleece_json_array_end(&json);
+	fleece_json_object_end(&json);
+}
+
+static void print_result(const struct request *request, const struct member *members,
+			 uint64_t frozen_us)
+{
+	char size[FLEECE_SIZE_TEXT];
+	size_t i;
+
+	if (request->is_json) {
+		print_json(request, members, frozen_us);
+		return;
+	}
+	for (i = 0; i < request->count; i++)
+		printf("/dev/mapper/%s  %s of %s, COW space %s (%s)\n", members[i].name,
+		       fleece_size_format(size, members[i].origin.size), members[i].origin.dm.name,
+		       members[i].cow.path, cow_kind_name(members[i].cow.kind));
+	printf("frozen for %llu.%03llu ms\n", (unsigned long long)frozen_us / 1000,
+	       (unsigned long long)frozen_us % 1000);
+}
+
+static enum status snapshot(const struct request *request)
+{
+	struct member *members = calloc(request->count, sizeof(*members));
+	uint64_t frozen_us = 0;
+	enum status status;
+	size_t i;
+
+	if (!members)
+		return report_errno(ENOMEM, NULL, "cannot prepare");
+	for (i = 0; i < request->count; i++)
+		members[i].cow.held = -1;
+	status = prepare(request, members);
+	if (status == DONE)
+		status = take(request, members, &frozen_us);
+	if (status != DONE) {
+		undo(request, members);
+	} else {
+		for (i = 0; i < request->count; i++) {
+			cow_put(&members[i].cow);
+			fleece_dm_settle(members[i].name);
+		}
+		print_result(request, members, frozen_us);
+	}
+	free(members);
+	return status;
+}
+
+enum option_value {
+	COW = 256, COW_SIZE, COW_KIND, COW_DIR, CLUSTER, SINCE, CHECKPOINT, ON_ERROR, TIMEOUT,
+	ON_FULL, LOW_WATER, STAGING, RELEASE, LIMIT, JSON,
+};
+
+static const struct option options[] = {
+	{ "cow", required_argument, NULL, COW },
+	{ "cow-size", required_argument, NULL, COW_SIZE },
+	{ "cow-kind", required_argument, NULL, COW_KIND },
+	{ "cow-dir", required_argument, NULL, COW_DIR },
+	{ "cluster", required_argument, NULL, CLUSTER },
+	{ "since", required_argument, NULL, SINCE },
+	{ "checkpoint", required_argument, NULL, CHECKPOINT },
+	{ "on-cbw-error", required_argument, NULL, ON_ERROR },
+	{ "cbw-timeout", required_argument, NULL, TIMEOUT },
+	{ "on-cow-full", required_argument, NULL, ON_FULL },
+	{ "low-water", required_argument, NULL, LOW_WATER },
+	{ "staging", required_argument, NULL, STAGING },
+	{ "release-on-discard", no_argument, NULL, RELEASE },
+	{ "freeze-timeout", required_argument, NULL, LIMIT },
+	{ "json", no_argument, NULL, JSON },
+	{ "help", no_argument, NULL, 'h' },
+	{ 0 },
+};
+
+static enum status parse_cow_size(struct request *request)
+{
+	size_t length = strlen(optarg);
+
+	request->percent = 0;
+	if (length && optarg[length - 1] == '%') {
+		if (fleece_percent_parse(optarg, &request->percent) || !request->percent)
+			return verb_usage("'%s' is not a percentage from 1%% to 100%%", optarg);
+		return DONE;
+	}
+	if (fleece_size_parse(optarg, &request->cow.bytes) || !request->cow.bytes)
+		return verb_usage("'%s' is not a size", optarg);
+	return DONE;
+}
+
+/* A policy of which only some values exist so far. */
+static enum status parse_policy(const char *option, const char *now, const char *const *later)
+{
+	if (!strcmp(optarg, now))
+		return DONE;
+	for (; *later; later++)
+		if (!strcmp(optarg, *later))
+			return report(FAILED, NULL, "%s %s comes with a later version; only %s works",
+				      option, optarg, now);
+	return verb_usage("'%s' is no value of %s", optarg, option);
+}
+
+static bool is_number(const char *text)
+{
+	size_t digits = strspn(text, "0123456789");
+
+	return digits && !text[digits] && digits < 19;
+}
+
+static enum status parse_names(const char *text, const char **name)
+{
+	if (!fleece_name_is_valid(text))
+		return verb_usage("'%s' cannot be the name of a checkpoint", text);
+	*name = text;
+	return DONE;
+}
+
+static enum status parse_numbers(int option, struct request *request)
+{
+	if (option == CLUSTER) {
+		if (fleece_size_parse(optarg, &request->cluster) ||
+		    !device_unit_is_valid(request->cluster))
+			return verb_usage("the cluster must be a power of two from 4K to 16M");
+	} else if (option == STAGING) {
+		if (fleece_size_parse(optarg, &request->staging) ||
+		    request->staging % SECTOR_SIZE)
+			return verb_usage("'%s' is not a size in whole sectors", optarg);
+		request->has_staging = true;
+	} else if (option == TIMEOUT || option == LOW_WATER) {
+		if (!is_number(optarg))
+			return verb_usage("'%s' is not a number", optarg);
+		*(option == TIMEOUT ? &request->timeout_ms : &request->low_water) = optarg;
+	} else if (window_limit_parse(optarg, &request->limit_ms)) {
+		return verb_usage("'%s' is not a number of seconds from 1 to 3600", optarg);
+	}
+	return DONE;
+}
+
+static enum status parse_option(int option, struct request *request)
+{
+	static const char *const later_errors[] = { "break_cluster", "break_write", NULL };
+	static const char *const later_full[] = { "wait", NULL };
+
+	switch (option) {
+	case COW:
+		request->devices[request->device_count++] = optarg;
+		return DONE;
+	case COW_SIZE:
+		return parse_cow_size(request);
+	case COW_KIND:
+		if (cow_kind_parse(optarg, &request->cow.kind))
+			return verb_usage("'%s' is none of lvm, zram and file", optarg);
+		return DONE;
+	case COW_DIR:
+		request->cow.dir = optarg;
+		return DONE;
+	case SINCE:
+		return parse_names(optarg, &request->since);
+	case CHECKPOINT:
+		return parse_names(optarg, &request->checkpoint);
+	case ON_ERROR:
+		return parse_policy("--on-cbw-error", "break_snapshot", later_errors);
+	case ON_FULL:
+		return parse_policy("--on-cow-full", "break", later_full);
+	case RELEASE:
+		request->is_releasing = true;
+		return DONE;
+	case JSON:
+		request->is_json = true;
+		return DONE;
+	default:
+		return parse_numbers(option, request);
+	}
+}
+
+static enum status parse_request(int argc, char **argv, struct request *request)
+{
+	enum status status;
+	bool has_size = false;
+	int option;
+
+	while ((option = verb_option(argc, argv, options)) >= 0) {
+		has_size |= option == COW_SIZE || option == COW_KIND || option == COW_DIR;
+		status = parse_option(option, request);
+		if (status != DONE)
+			return status;
+	}
+	request->names = argv + optind;
+	request->count = (size_t)(argc - optind);
+	if (!request->count)
+		return verb_usage("at least one NAME is needed");
+	if (request->device_count && has_size)
+		return verb_usage("--cow names a device, so --cow-size, --cow-kind and --cow-dir make no sense");
+	if (request->device_count && request->device_count != request->count)
+		return verb_usage("%zu origins need as many --cow, not %zu", request->count,
+				  request->device_count);
+	if (request->cow.dir && request->cow.kind != COW_AUTO && request->cow.kind != COW_FILE)
+		return verb_usage("--cow-dir goes with --cow-kind file");
+	return DONE;
+}
+
+enum status verb_snapshot(int argc, char **argv)
+{
+	struct request request = {
+		.percent = DEFAULT_PERCENT,
+		.cluster = DEFAULT_CLUSTER,
+		.limit_ms = WINDOW_LIMIT_MS,
+	};
+	enum status status;
+
+	request.devices = calloc((size_t)argc, sizeof(*request.devices));
+	if (!request.devices)
+		return report_errno(ENOMEM, NULL, "cannot prepare");
+	status = parse_request(argc, argv, &request);
+	if (status == DONE)
+		status = device_start(NULL);
+	if (status == DONE) {
+		process_hold_signals();
+		status = snapshot(&request);
+	}
+	free(request.devices);
+	return status;
+}

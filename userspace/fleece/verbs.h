@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* fleece, verbs: what main() can dispatch to. */
+#ifndef FLEECE_VERBS_H
+#define FLEECE_VERBS_H
+
+#include <getopt.h>
+
+#include "report.h"
+
+#ifndef FLEECE_VERSION
+#define FLEECE_VERSION	"0.1.0"
+#endif
+
+/**
+ * struct verb - one verb of the command
+ * @name: what is typed.
+ * @run: gets the arguments after the verb, argv[0] being the verb.
+ * @synopsis: its arguments.
+ * @help: options and remarks; may be empty.
+ */
+struct verb {
+	const char *name;
+	enum status (*run)(int argc, char **argv);
+	const char *synopsis;
+	const char *help;
+};
+
+/**
+ * verb_option() - next option of a verb, as getopt_long()
+ * @argc: number of arguments.
+ * @argv: the arguments.
+ * @options: long options; their values are above 255.
+ *
+ * Help is printed and unknown options are reported here; both end the program.
+ *
+ * Return: value of the option, or -1 after the last one.
+ */
+int verb_option(int argc, char **argv, const struct option *options);
+
+/**
+ * verb_usage() - report a command line that makes no sense
+ * @format: what is wrong.
+ *
+ * Return: USAGE.
+ */
+enum status verb_usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+enum status verb_attach(int argc, char **argv);
+enum status verb_detach(int argc, char **argv);
+enum status verb_checkpoint(int argc, char **argv);
+enum status verb_snapshot(int argc, char **argv);
+enum status verb_remove(int argc, char **argv);
+enum status verb_release(int argc, char **argv);
+enum status verb_list(int argc, char **argv);
+enum status verb_status(int argc, char **argv);
+enum status verb_map(int argc, char **argv);
+enum status verb_wait(int argc, char **argv);
+enum status verb_serve(int argc, char **argv);
+enum status verb_check(int argc, char **argv);
+
+#endif

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * bits: reading one or several bitmaps at once, see bits.h. Knows nothing of
+ * what the bits mean and takes no lock.
+ */
+#include <linux/bitops.h>
+#include <linux/kernel.h>
+#include <linux/sched.h>
+#include <linux/vmalloc.h>
+
+#include "bits.h"
+
+/* Words between two offers of the CPU in a loop over a whole device. */
+#define WORDS_PER_TURN	65536
+
+static unsigned long view_word(const struct fleece_view *view, u64 index)
+{
+	unsigned long word = 0;
+	unsigned int i;
+
+	for (i = 0; i < view->nr_maps; i++)
+		word |= READ_ONCE(view->maps[i][index]);
+	return word;
+}
+
+unsigned long *fleece_bits_alloc(u64 nr_bits)
+{
+	return vzalloc(BITS_TO_LONGS(nr_bits) * sizeof(unsigned long));
+}
+
+u64 fleece_bits_count(const struct fleece_view *view)
+{
+	u64 words = BITS_TO_LONGS(view->nr_bits);
+	u64 count = 0;
+	u64 i;
+
+	for (i = 0; i < words; i++) {
+		count += hweight_long(view_word(view, i));
+		if (i % WORDS_PER_TURN == WORDS_PER_TURN - 1)
+			cond_resched();
+	}
+	return count;
+}
+
+/* The first bit in [from, end) that differs from @value, or @end. */
+static u64 view_find(const struct fleece_view *view, u64 from, u64 end, bool value)
+{
+	u64 index = from / BITS_PER_LONG;
+	unsigned long mask = ~0UL << (from % BITS_PER_LONG);
+	unsigned long word;
+	u64 bit;
+
+	while (index * BITS_PER_LONG < end) {
+		word = view_word(view, index);
+		if (value)
+			word = ~word;
+		word &= mask;
+		if (word) {
+			bit = index * BITS_PER_LONG + __ffs(word);
+			return min(bit, end);
+		}
+		mask = ~0UL;
+		index++;
+	}
+	return end;
+}
+
+bool fleece_bits_any(const struct fleece_view *view, u64 first, u64 last)
+{
+	return view_find(view, first, last + 1, false) <= last;
+}
+
+u64 fleece_bits_run(const struct fleece_view *view, u64 from, u64 end, bool *value)
+{
+	unsigned long word = view_word(view, from / BITS_PER_LONG);
+
+	*value = word >> (from % BITS_PER_LONG) & 1;
+	return view_find(view, from + 1, end, *value) - from;
+}

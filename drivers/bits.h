@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * bits: reading one or several bitmaps at once.
+ *
+ * A view is the union of bitmaps of the same length. It owns nothing and takes
+ * no lock: the caller keeps the bitmaps alive. Bits may be changed by others
+ * meanwhile; each word is read once, so a view sees every bit either before or
+ * after its change.
+ */
+#ifndef FLEECE_BITS_H
+#define FLEECE_BITS_H
+
+#include <linux/types.h>
+
+/**
+ * struct fleece_view - the union of bitmaps
+ * @maps: array of bitmaps.
+ * @nr_maps: how many; 0 makes a view whose bits are all clear.
+ * @nr_bits: length of each in bits.
+ */
+struct fleece_view {
+	unsigned long **maps;
+	unsigned int nr_maps;
+	u64 nr_bits;
+};
+
+/**
+ * fleece_bits_alloc() - a bitmap of clear bits
+ * @nr_bits: its length.
+ *
+ * Context: Process, may sleep.
+ * Return: the bitmap, to be freed with vfree(), or NULL.
+ */
+unsigned long *fleece_bits_alloc(u64 nr_bits);
+
+/**
+ * fleece_bits_count() - number of set bits
+ * @view: what to count in.
+ *
+ * Context: Process, may sleep.
+ */
+u64 fleece_bits_count(const struct fleece_view *view);
+
+/**
+ * fleece_bits_any() - is any bit of a range set?
+ * @view: where to look.
+ * @first: first bit.
+ * @last: last bit, below the view's length.
+ *
+ * Context: Any.
+ */
+bool fleece_bits_any(const struct fleece_view *view, u64 first, u64 last);
+
+/**
+ * fleece_bits_run() - length of a run of equal bits
+ * @view: where to look.
+ * @from: first bit of the run.
+ * @end: look no further than before this bit; above @from.
+ * @value: set to the value of the run.
+ *
+ * Context: Any. The time is proportional to the length of the run / 64.
+ * Return: the number of bits from @from on, at least 1, that have @value.
+ */
+u64 fleece_bits_run(const struct fleece_view *view, u64 from, u64 end, bool *value);
+
+#endif

@@ -1,0 +1,1371 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cbw: the copy-before-write engine of one snapshot, see cbw.h for the state
+ * tables and the ordering argument. Owns the access and done maps, the copies in
+ * flight and the writes that wait for them.
+ *
+ * Life of a copy: claim_run() takes slots and enters the run into the in-flight
+ * table; memory is found and the old data is read (COPY_READ); when it is in RAM
+ * within the staging budget, done is set and the waiting writes go on; the data
+ * is written to the slots (COPY_WRITE); finish_copy() makes the clusters the
+ * owners of their slots and leaves the table. Every step but the first runs in a
+ * work item of the copy, so no lock is ever taken in an interrupt.
+ *
+ * Memory: all buffers together stay below buffer_limit_bytes. The first attempt
+ * to start a copy is made by the writer itself and does not sleep; what it cannot
+ * get is left to the workqueue, which draws on reserves that only copies in
+ * flight hold and give back by themselves.
+ */
+#include <linux/bitmap.h>
+#include <linux/err.h>
+#include <linux/log2.h>
+#include <linux/sched.h>
+#include <linux/slab.h>
+#include <linux/vmalloc.h>
+
+#include "compat.h"
+#include "cbw.h"
+
+#define DM_MSG_PREFIX		"fleece cbw"
+
+/* One bio carries at most this much; so does one copy, unless a cluster is larger. */
+#define BIO_SECTORS		2048U
+#define BIO_BYTES		(BIO_SECTORS << SECTOR_SHIFT)
+#define BIO_PAGES		(BIO_BYTES / PAGE_SIZE)
+
+/* Buffers of a snapshot that stages little or nothing: copies still need some. */
+#define BUFFER_BYTES_MIN	(8U << 20)
+
+#define RESERVED_COPIES		16
+#define RESERVED_BIOS		32
+
+/* Clusters that may be partly released at a time; more are simply not remembered. */
+#define PARTIAL_MAX		4096
+
+/* Clusters released before the lock is given up once. */
+#define RELEASE_BATCH		64
+
+enum copy_phase {
+	COPY_ALLOCATE,
+	COPY_READ,
+	COPY_WRITE,
+};
+
+/**
+ * struct fleece_copy - the copying of one run
+ * @run: in the in-flight table until finish_copy().
+ * @refs: one for being in flight, one for each reader of staged data.
+ * @cbw: the engine.
+ * @work: next step.
+ * @phase: what the next step is about; changed by the step itself.
+ * @slot: first of the contiguous slots taken.
+ * @waiters: live writes; protected by cbw->lock.
+ * @is_staged: done is set although the COW device has not got the data;
+ *	protected by cbw->lock.
+ * @pending: bios under way.
+ * @status: of the first one that failed.
+ * @nr_bios: bios that are allocated.
+ * @bios: hold the pages; read with, then written with.
+ */
+struct fleece_copy {
+	struct fleece_run run;
+	refcount_t refs;
+	struct fleece_cbw *cbw;
+	struct work_struct work;
+	enum copy_phase phase;
+	u32 slot;
+	struct list_head waiters;
+	bool is_staged;
+	atomic_t pending;
+	blk_status_t status;
+	unsigned int nr_bios;
+	struct bio *bios[];
+};
+
+static struct fleece_copy *copy_of(struct fleece_run *run)
+{
+	return container_of(run, struct fleece_copy, run);
+}
+
+static sector_t cluster_to_sector(const struct fleece_cbw *cbw, cluster_t cluster)
+{
+	return (sector_t)cluster << cbw->cluster_shift;
+}
+
+/* Sectors of the clusters from @first to @last; the device's last one may be short. */
+static sector_t clusters_sectors(const struct fleece_cbw *cbw, cluster_t first, cluster_t last)
+{
+	sector_t end = min(cluster_to_sector(cbw, last + 1), cbw->config.nr_sectors);
+
+	return end - cluster_to_sector(cbw, first);
+}
+
+static u64 copy_bytes(const struct fleece_copy *copy)
+{
+	return (u64)clusters_sectors(copy->cbw, copy->run.first, copy->run.last) << SECTOR_SHIFT;
+}
+
+static sector_t slot_to_sector(const struct fleece_cbw *cbw, u32 slot)
+{
+	return FLEECE_HEADER_SECTORS + ((sector_t)slot << cbw->cluster_shift);
+}
+
+/*----------------------------------------------------------------
+ * The maps
+ *----------------------------------------------------------------*/
+
+/* Pairs with the release in merge_late(): who sees late gone sees the bits. */
+static struct fleece_view *late_view(struct fleece_cbw *cbw)
+{
+	return smp_load_acquire(&cbw->late);
+}
+
+static bool late_has(struct fleece_cbw *cbw, struct fleece_view *late, cluster_t cluster)
+{
+	sector_t first = cluster_to_sector(cbw, cluster);
+	sector_t last = first + clusters_sectors(cbw, cluster, cluster) - 1;
+
+	return fleece_bits_any(late, first >> cbw->late_granule_shift,
+			       last >> cbw->late_granule_shift);
+}
+
+static bool is_accessible(struct fleece_cbw *cbw, cluster_t cluster)
+{
+	struct fleece_view *late = late_view(cbw);
+
+	if (test_bit(cluster, cbw->access))
+		return true;
+	return late && late_has(cbw, late, cluster);
+}
+
+static bool is_done(struct fleece_cbw *cbw, cluster_t cluster)
+{
+	return test_bit(cluster, cbw->done);
+}
+
+static bool needs_copy(struct fleece_cbw *cbw, cluster_t cluster)
+{
+	return fleece_cbw_is_active(cbw) && !is_done(cbw, cluster) && is_accessible(cbw, cluster);
+}
+
+static unsigned long needs_word(struct fleece_cbw *cbw, u64 index)
+{
+	return READ_ONCE(cbw->access[index]) & ~READ_ONCE(cbw->done[index]);
+}
+
+/* The first cluster in (@from, @last] whose answer is not @value, or last + 1. */
+static cluster_t needs_end(struct fleece_cbw *cbw, cluster_t from, cluster_t last, bool value)
+{
+	u64 index = (from + 1) / BITS_PER_LONG;
+	unsigned long mask = ~0UL << ((from + 1) % BITS_PER_LONG);
+	unsigned long word;
+
+	for (; index * BITS_PER_LONG <= last; index++, mask = ~0UL) {
+		word = needs_word(cbw, index);
+		if (value)
+			word = ~word;
+		word &= mask;
+		if (word)
+			return min_t(cluster_t, index * BITS_PER_LONG + __ffs(word), last + 1);
+	}
+	return last + 1;
+}
+
+bool fleece_cbw_needs(struct fleece_cbw *cbw, cluster_t first, cluster_t last, u64 *length)
+{
+	bool value = needs_copy(cbw, first);
+	cluster_t end;
+
+	if (!length)
+		return value;
+	if (!fleece_cbw_is_active(cbw)) {
+		*length = last - first + 1;
+		return false;
+	}
+	if (late_view(cbw)) {
+		/* For the moment of the merge only: one by one. */
+		for (end = first + 1; end <= last && needs_copy(cbw, end) == value; end++)
+			;
+	} else {
+		end = needs_end(cbw, first, last, value);
+	}
+	*length = end - first;
+	return value;
+}
+
+bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors)
+{
+	cluster_t first = fleece_cbw_cluster(cbw, sector);
+	cluster_t last = fleece_cbw_cluster(cbw, sector + nr_sectors - 1);
+	u64 length;
+
+	if (first == last)
+		return needs_copy(cbw, first);
+	return fleece_cbw_needs(cbw, first, last, &length) || length <= last - first;
+}
+
+static void merge_late(struct work_struct *work)
+{
+	struct fleece_cbw *cbw = container_of(work, struct fleece_cbw, merge);
+	struct fleece_view *late = cbw->late;
+	unsigned int shift = cbw->late_granule_shift;
+	u64 granule;
+	u64 length;
+	cluster_t c;
+	cluster_t last;
+	u64 count = 0;
+	bool value;
+
+	if (!late)
+		return;
+	for (granule = 0; granule < late->nr_bits; granule += length) {
+		/* In pieces, so that the CPU is offered in between. */
+		length = fleece_bits_run(late, granule, min(granule + (1 << 20), late->nr_bits),
+					 &value);
+		cond_resched();
+		if (!value)
+			continue;
+		c = fleece_cbw_cluster(cbw, (sector_t)granule << shift);
+		last = fleece_cbw_cluster(cbw, ((sector_t)(granule + length) << shift) - 1);
+		last = min(last, cbw->nr_clusters - 1);
+		for (; c <= last; c++) {
+			if (!test_and_set_bit(c, cbw->access))
+				count++;
+		}
+	}
+	spin_lock(&cbw->lock);
+	cbw->nr_accessible = count;
+	spin_unlock(&cbw->lock);
+	/* Pairs with late_view(). */
+	smp_store_release(&cbw->late, NULL);
+}
+
+void fleece_cbw_wait_merged(struct fleece_cbw *cbw)
+{
+	flush_work(&cbw->merge);
+}
+
+/*----------------------------------------------------------------
+ * Waiting writes
+ *----------------------------------------------------------------*/
+
+/* Move waiters to a list that is going to be handed to resume_waiters(). */
+static void take_waiters(struct fleece_cbw *cbw, struct list_head *from, struct list_head *to)
+{
+	struct fleece_waiter *waiter;
+
+	lockdep_assert_held(&cbw->lock);
+	list_for_each_entry(waiter, from, node)
+		cbw->nr_waiting--;
+	list_splice_tail_init(from, to);
+}
+
+static void resume_waiters(struct fleece_cbw *cbw, struct list_head *waiters)
+{
+	if (!list_empty(waiters))
+		cbw->config.methods->resume(cbw->config.resume_context, waiters);
+}
+
+static void add_waiter(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
+		       struct list_head *list)
+{
+	lockdep_assert_held(&cbw->lock);
+	list_add_tail(&waiter->node, list);
+	if (!cbw->nr_waiting++ && cbw->config.timeout_ms)
+		queue_delayed_work(cbw->wq, &cbw->watchdog,
+				   msecs_to_jiffies(cbw->config.timeout_ms));
+}
+
+static struct fleece_waiter *older_waiter(struct fleece_waiter *oldest, struct list_head *list)
+{
+	struct fleece_waiter *waiter;
+
+	list_for_each_entry(waiter, list, node) {
+		if (!oldest || time_before(waiter->since, oldest->since))
+			oldest = waiter;
+	}
+	return oldest;
+}
+
+static struct fleece_waiter *oldest_waiter(struct fleece_cbw *cbw)
+{
+	struct fleece_waiter *oldest = older_waiter(NULL, &cbw->unserved);
+	struct fleece_run *run;
+	unsigned int i;
+
+	lockdep_assert_held(&cbw->lock);
+	for (i = 0; i < ARRAY_SIZE(cbw->inflight.buckets); i++) {
+		list_for_each_entry(run, &cbw->inflight.buckets[i], node)
+			oldest = older_waiter(oldest, &copy_of(run)->waiters);
+	}
+	return oldest;
+}
+
+static void watch_waiters(struct work_struct *work)
+{
+	struct fleece_cbw *cbw = container_of(to_delayed_work(work), struct fleece_cbw, watchdog);
+	unsigned long timeout = msecs_to_jiffies(cbw->config.timeout_ms);
+	struct fleece_waiter *oldest;
+	sector_t sector = 0;
+	long left = 0;
+
+	spin_lock(&cbw->lock);
+	oldest = oldest_waiter(cbw);
+	if (oldest) {
+		left = (long)(oldest->since + timeout - jiffies);
+		sector = cluster_to_sector(cbw, oldest->first);
+		if (left > 0)
+			queue_delayed_work(cbw->wq, &cbw->watchdog, left);
+	}
+	spin_unlock(&cbw->lock);
+
+	if (oldest && left <= 0)
+		fleece_cbw_break(cbw, ETIMEDOUT, sector,
+				 "a live write has waited for cbw_timeout for its copy");
+}
+
+/* The only way to FLEECE_CBW_BROKEN. Returns false if the engine was there already. */
+static bool set_broken(struct fleece_cbw *cbw, int error, sector_t sector,
+		       struct list_head *waiters)
+{
+	struct fleece_run *run;
+	bool is_first;
+	unsigned int i;
+
+	spin_lock(&cbw->lock);
+	is_first = cbw->state != FLEECE_CBW_BROKEN;
+	if (is_first) {
+		cbw->error = error;
+		cbw->error_sector = sector;
+		WRITE_ONCE(cbw->state, FLEECE_CBW_BROKEN);
+	}
+	for (i = 0; i < ARRAY_SIZE(cbw->inflight.buckets); i++) {
+		list_for_each_entry(run, &cbw->inflight.buckets[i], node)
+			take_waiters(cbw, &copy_of(run)->waiters, waiters);
+	}
+	take_waiters(cbw, &cbw->unserved, waiters);
+	spin_unlock(&cbw->lock);
+
+	/* (A): readers see the state before any write that goes without a copy. */
+	smp_mb();
+	return is_first;
+}
+
+void fleece_cbw_stop(struct fleece_cbw *cbw)
+{
+	LIST_HEAD(waiters);
+
+	set_broken(cbw, ENODEV, 0, &waiters);
+	resume_waiters(cbw, &waiters);
+}
+
+void fleece_cbw_break(struct fleece_cbw *cbw, int error, sector_t sector, const char *cause)
+{
+	LIST_HEAD(waiters);
+
+	if (!set_broken(cbw, error, sector, &waiters)) {
+		resume_waiters(cbw, &waiters);
+		return;
+	}
+	DMERR("%s: snapshot is broken: %s (errno %d, sector %llu of %pg); live writes go on",
+	      cbw->config.name, cause, error, (unsigned long long)sector, cbw->config.origin);
+	resume_waiters(cbw, &waiters);
+	cbw->config.methods->event(cbw->config.event_context);
+}
+
+/*----------------------------------------------------------------
+ * Memory of a copy
+ *----------------------------------------------------------------*/
+
+static void free_bios(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	struct bio *bio;
+	unsigned int i;
+
+	while (copy->nr_bios) {
+		bio = copy->bios[--copy->nr_bios];
+		for (i = 0; i < bio->bi_vcnt; i++)
+			mempool_free(bio->bi_io_vec[i].bv_page, &cbw->pages);
+		bio_put(bio);
+	}
+}
+
+static void put_copy(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	u64 bytes = copy_bytes(copy);
+
+	if (!refcount_dec_and_test(&copy->refs))
+		return;
+	free_bios(copy);
+	mempool_free(copy, &cbw->copies);
+
+	spin_lock(&cbw->lock);
+	cbw->buffered_bytes -= bytes;
+	if (!list_empty(&cbw->unserved))
+		queue_work(cbw->wq, &cbw->serve);
+	/* Under the lock: whoever waits for idle takes it before it frees the engine. */
+	if (!--cbw->nr_copies)
+		wake_up(&cbw->idle);
+	spin_unlock(&cbw->lock);
+}
+
+/* Without @may_sleep the reserve is left to those who must not fail. */
+static struct page *alloc_buffer_page(struct fleece_cbw *cbw, bool may_sleep)
+{
+	if (may_sleep)
+		return mempool_alloc(&cbw->pages, GFP_NOIO);
+	return alloc_page(GFP_NOWAIT | __GFP_NOWARN);
+}
+
+static bool alloc_bio(struct fleece_copy *copy, u64 bytes, bool may_sleep)
+{
+	gfp_t gfp = may_sleep ? GFP_NOIO : GFP_NOWAIT | __GFP_NOWARN;
+	unsigned int nr_pages = DIV_ROUND_UP(bytes, PAGE_SIZE);
+	struct fleece_cbw *cbw = copy->cbw;
+	struct page *page;
+	struct bio *bio;
+
+	bio = fleece_bio_alloc(cbw->config.origin, nr_pages, REQ_OP_READ, gfp, &cbw->bios);
+	if (!bio)
+		return false;
+	copy->bios[copy->nr_bios++] = bio;
+	for (; bytes; bytes -= min_t(u64, bytes, PAGE_SIZE)) {
+		page = alloc_buffer_page(cbw, may_sleep);
+		if (!page)
+			return false;
+		/* Never merges pages, so page i of the bio is entry i. */
+		__bio_add_page(bio, page, min_t(u64, bytes, PAGE_SIZE), 0);
+	}
+	return true;
+}
+
+/* Find all memory that a copy needs; if that fails, none is held. */
+static bool alloc_bios(struct fleece_copy *copy, bool may_sleep)
+{
+	u64 left = copy_bytes(copy);
+	u64 bytes;
+
+	for (; left; left -= bytes) {
+		bytes = min_t(u64, left, BIO_BYTES);
+		if (!alloc_bio(copy, bytes, may_sleep)) {
+			free_bios(copy);
+			return false;
+		}
+	}
+	return true;
+}
+
+/*----------------------------------------------------------------
+ * I/O of a copy
+ *----------------------------------------------------------------*/
+
+static void copy_endio(struct bio *bio)
+{
+	struct fleece_copy *copy = bio->bi_private;
+
+	if (bio->bi_status)
+		WRITE_ONCE(copy->status, bio->bi_status);
+	/* A full barrier: the work item sees the status of every bio. */
+	if (atomic_dec_and_test(&copy->pending))
+		queue_work(copy->cbw->wq, &copy->work);
+}
+
+static void prepare_bio(struct fleece_copy *copy, struct bio *bio, sector_t sector)
+{
+	bio->bi_iter.bi_sector = sector;
+	bio->bi_private = copy;
+	bio->bi_end_io = copy_endio;
+}
+
+/* Make the reads of a copy ready; the caller submits what was added to @reads. */
+static void prepare_reads(struct fleece_copy *copy, struct bio_list *reads)
+{
+	sector_t sector = cluster_to_sector(copy->cbw, copy->run.first);
+	unsigned int i;
+
+	copy->phase = COPY_READ;
+	atomic_set(&copy->pending, copy->nr_bios);
+	for (i = 0; i < copy->nr_bios; i++, sector += BIO_SECTORS) {
+		prepare_bio(copy, copy->bios[i], sector);
+		bio_list_add(reads, copy->bios[i]);
+	}
+}
+
+static void submit_reads(struct bio_list *reads)
+{
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(reads)))
+		submit_bio_noacct(bio);
+}
+
+static void submit_writes(struct fleece_copy *copy)
+{
+	sector_t sector = slot_to_sector(copy->cbw, copy->slot);
+	unsigned int nr_bios = copy->nr_bios;
+	u64 left = copy_bytes(copy);
+	unsigned short nr_vecs;
+	struct bio *bio;
+	unsigned int i;
+
+	copy->phase = COPY_WRITE;
+	copy->status = BLK_STS_OK;
+	atomic_set(&copy->pending, nr_bios);
+	/* After the last one is submitted the copy may be gone. */
+	for (i = 0; i < nr_bios; i++, sector += BIO_SECTORS) {
+		bio = copy->bios[i];
+		nr_vecs = bio->bi_vcnt;
+		fleece_bio_reset(bio, copy->cbw->config.cow, REQ_OP_WRITE);
+		bio->bi_vcnt = nr_vecs;
+		bio->bi_iter.bi_size = min_t(u64, left, BIO_BYTES);
+		left -= bio->bi_iter.bi_size;
+		prepare_bio(copy, bio, sector);
+	}
+	for (i = 0; i < nr_bios; i++)
+		submit_bio_noacct(copy->bios[i]);
+}
+
+/* Page of a copy at a byte offset from its first cluster. */
+static struct page *buffer_page(struct fleece_copy *copy, u64 offset)
+{
+	return copy->bios[offset / BIO_BYTES]->bi_io_vec[offset % BIO_BYTES / PAGE_SIZE].bv_page;
+}
+
+/* Read one cluster again, on its own. Returns 0 or a negative errno. */
+static int reread_cluster(struct fleece_copy *copy, cluster_t cluster)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	sector_t sector = cluster_to_sector(cbw, cluster);
+	u64 offset = (u64)(sector - cluster_to_sector(cbw, copy->run.first)) << SECTOR_SHIFT;
+	u64 end = offset + ((u64)clusters_sectors(cbw, cluster, cluster) << SECTOR_SHIFT);
+	unsigned int bytes;
+	struct bio *bio;
+	int ret = 0;
+
+	while (offset < end && !ret) {
+		/* A reserve of its own: this copy holds bios of the other one. */
+		bio = fleece_bio_alloc(cbw->config.origin, BIO_PAGES, REQ_OP_READ, GFP_NOIO,
+				       &cbw->rescue_bios);
+		bio->bi_iter.bi_sector = sector;
+		do {
+			bytes = min_t(u64, end - offset, PAGE_SIZE);
+			__bio_add_page(bio, buffer_page(copy, offset), bytes, 0);
+			offset += bytes;
+			sector += bytes >> SECTOR_SHIFT;
+		} while (offset < end && bio->bi_vcnt < BIO_PAGES);
+		ret = submit_bio_wait(bio);
+		bio_put(bio);
+	}
+	return ret;
+}
+
+/* The old data of a cluster cannot be read: the snapshot does without it. */
+static void lose_cluster(struct fleece_cbw *cbw, cluster_t cluster, int error)
+{
+	sector_t sector = cluster_to_sector(cbw, cluster);
+
+	if (xa_err(xa_store(&cbw->lost, cluster, xa_mk_value(error), GFP_NOIO))) {
+		fleece_cbw_break(cbw, error, sector, "cannot note a lost cluster");
+		return;
+	}
+	spin_lock(&cbw->lock);
+	/* After the note, so that a reader who finds no access finds the reason. */
+	if (test_and_clear_bit(cluster, cbw->access)) {
+		cbw->nr_accessible--;
+		if (!cbw->nr_lost++ && fleece_cbw_is_active(cbw)) {
+			cbw->error = error;
+			cbw->error_sector = sector;
+		}
+	}
+	spin_unlock(&cbw->lock);
+	DMERR_LIMIT("%s: old data of cluster %llu (sector %llu of %pg) cannot be read (errno %d): cluster lost",
+		    cbw->config.name, cluster, (unsigned long long)sector, cbw->config.origin,
+		    error);
+	cbw->config.methods->event(cbw->config.event_context);
+}
+
+/*
+ * The read of a run failed. A bad sector must not cost more than its own
+ * cluster, so read them one by one.
+ */
+static void rescue_clusters(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	cluster_t c;
+	int ret;
+
+	fleece_cbw_wait_merged(cbw);
+	for (c = copy->run.first; c <= copy->run.last && fleece_cbw_is_active(cbw); c++) {
+		ret = reread_cluster(copy, c);
+		if (ret)
+			lose_cluster(cbw, c, -ret);
+	}
+}
+
+/*----------------------------------------------------------------
+ * Steps of a copy
+ *----------------------------------------------------------------*/
+
+static void set_done(struct fleece_copy *copy, struct list_head *waiters)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	cluster_t c;
+
+	lockdep_assert_held(&cbw->lock);
+	for (c = copy->run.first; c <= copy->run.last; c++) {
+		if (is_accessible(cbw, c))
+			cbw->nr_copied++;
+		set_bit(c, cbw->done);
+	}
+	take_waiters(cbw, &copy->waiters, waiters);
+	/* (A): readers see done before any write that was let go because of it. */
+	smp_mb();
+}
+
+/* Has a copy still something to keep? */
+static bool is_wanted(struct fleece_copy *copy)
+{
+	cluster_t c;
+
+	if (!fleece_cbw_is_active(copy->cbw))
+		return false;
+	for (c = copy->run.first; c <= copy->run.last; c++) {
+		if (is_accessible(copy->cbw, c))
+			return true;
+	}
+	return false;
+}
+
+/* Leave the table; @is_stored says that the COW device has the data. */
+static void finish_copy(struct fleece_copy *copy, bool is_stored)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	LIST_HEAD(waiters);
+	cluster_t c;
+	u32 slot = copy->slot;
+
+	spin_lock(&cbw->lock);
+	is_stored = is_stored && fleece_cbw_is_active(cbw);
+	if (is_stored && !copy->is_staged)
+		set_done(copy, &waiters);
+	for (c = copy->run.first; c <= copy->run.last; c++, slot++) {
+		/* Released or lost meanwhile: that wins. */
+		if (is_stored && is_accessible(cbw, c))
+			fleece_store_insert(&cbw->store, c, slot);
+		else
+			fleece_store_free(&cbw->store, slot);
+	}
+	if (copy->is_staged)
+		cbw->staged_bytes -= copy_bytes(copy);
+	fleece_inflight_remove(&copy->run);
+	take_waiters(cbw, &copy->waiters, &waiters);
+	spin_unlock(&cbw->lock);
+
+	resume_waiters(cbw, &waiters);
+	put_copy(copy);
+}
+
+static void tell_low_water(struct fleece_cbw *cbw)
+{
+	bool is_low;
+
+	spin_lock(&cbw->lock);
+	is_low = cbw->store.nr_slots - cbw->store.used < cbw->config.low_water_slots;
+	swap(is_low, cbw->low_water_told);
+	is_low = cbw->low_water_told && !is_low;
+	spin_unlock(&cbw->lock);
+
+	if (!is_low)
+		return;
+	DMWARN("%s: fewer than %u slots of %pg are free", cbw->config.name,
+	       cbw->config.low_water_slots, cbw->config.cow);
+	cbw->config.methods->event(cbw->config.event_context);
+}
+
+/* The old data is in RAM, or could not be read. */
+static void read_done(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	LIST_HEAD(waiters);
+
+	if (copy->status)
+		rescue_clusters(copy);
+
+	spin_lock(&cbw->lock);
+	if (fleece_cbw_is_active(cbw) &&
+	    cbw->staged_bytes + copy_bytes(copy) <= cbw->config.staging_bytes) {
+		copy->is_staged = true;
+		cbw->staged_bytes += copy_bytes(copy);
+		set_done(copy, &waiters);
+	}
+	spin_unlock(&cbw->lock);
+
+	resume_waiters(cbw, &waiters);
+	if (is_wanted(copy))
+		submit_writes(copy);
+	else
+		finish_copy(copy, false);
+}
+
+static void write_done(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+
+	if (copy->status)
+		fleece_cbw_break(cbw, -blk_status_to_errno(copy->status),
+				 cluster_to_sector(cbw, copy->run.first),
+				 "old data cannot be written to the COW device");
+	finish_copy(copy, !copy->status);
+}
+
+static void copy_step(struct work_struct *work)
+{
+	struct fleece_copy *copy = container_of(work, struct fleece_copy, work);
+	struct fleece_cbw *cbw = copy->cbw;
+	struct bio_list reads = BIO_EMPTY_LIST;
+
+	switch (copy->phase) {
+	case COPY_ALLOCATE:
+		/* One at a time: two that each hold half of the reserve would wait for ever. */
+		mutex_lock(&cbw->memory_lock);
+		alloc_bios(copy, true);
+		mutex_unlock(&cbw->memory_lock);
+		prepare_reads(copy, &reads);
+		submit_reads(&reads);
+		break;
+	case COPY_READ:
+		tell_low_water(cbw);
+		read_done(copy);
+		break;
+	case COPY_WRITE:
+		write_done(copy);
+		break;
+	}
+}
+
+/*----------------------------------------------------------------
+ * Starting copies
+ *----------------------------------------------------------------*/
+
+/* How many clusters from @first on, to @last at the most, one copy can take. */
+static unsigned int claimable(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
+{
+	cluster_t c = first;
+
+	lockdep_assert_held(&cbw->lock);
+	last = min(last, fleece_inflight_window_last(&cbw->inflight, first));
+	while (c <= last && needs_copy(cbw, c) && !fleece_inflight_find(&cbw->inflight, c))
+		c++;
+	return c - first;
+}
+
+/*
+ * Enter a copy of the clusters from @first on into the table. Returns 1; 0 when
+ * there is nothing to copy at @first; -EBUSY when copies in flight must give
+ * back memory first; -ENOMEM when the store needs a page; -ENOSPC.
+ */
+static int claim_run(struct fleece_cbw *cbw, struct fleece_copy *copy, cluster_t first,
+		     cluster_t last)
+{
+	unsigned int count = claimable(cbw, first, last);
+	u64 bytes;
+	int got;
+
+	if (!count)
+		return 0;
+	bytes = (u64)clusters_sectors(cbw, first, first + count - 1) << SECTOR_SHIFT;
+	if (cbw->nr_copies && cbw->buffered_bytes + bytes > cbw->buffer_limit_bytes)
+		return -EBUSY;
+	got = fleece_store_alloc(&cbw->store, count, &copy->slot);
+	if (got < 0)
+		return got == -EAGAIN ? -ENOMEM : got;
+
+	copy->run.first = first;
+	copy->run.last = first + got - 1;
+	fleece_inflight_add(&cbw->inflight, &copy->run);
+	cbw->buffered_bytes += copy_bytes(copy);
+	cbw->nr_copies++;
+	return 1;
+}
+
+static void init_copy(struct fleece_copy *copy, struct fleece_cbw *cbw)
+{
+	memset(copy, 0, sizeof(*copy));
+	copy->cbw = cbw;
+	refcount_set(&copy->refs, 1);
+	INIT_WORK(&copy->work, copy_step);
+	INIT_LIST_HEAD(&copy->waiters);
+}
+
+/* Start one copy at @first; returns what claim_run() returns. */
+static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last, bool may_sleep,
+		      struct bio_list *reads)
+{
+	gfp_t gfp = may_sleep ? GFP_NOIO : GFP_NOWAIT | __GFP_NOWARN;
+	struct fleece_copy *copy;
+	void *page;
+	int ret;
+
+	copy = mempool_alloc(&cbw->copies, gfp);
+	if (!copy)
+		return -ENOMEM;
+	init_copy(copy, cbw);
+	page = fleece_store_refill(&cbw->store, gfp);
+
+	spin_lock(&cbw->lock);
+	fleece_store_add_spare(&cbw->store, page);
+	ret = claim_run(cbw, copy, first, last);
+	spin_unlock(&cbw->lock);
+
+	if (ret <= 0) {
+		mempool_free(copy, &cbw->copies);
+		return ret;
+	}
+	if (alloc_bios(copy, false)) {
+		prepare_reads(copy, reads);
+	} else {
+		copy->phase = COPY_ALLOCATE;
+		queue_work(cbw->wq, &copy->work);
+	}
+	return ret;
+}
+
+/* Last cluster of the copy in flight at @cluster; false if there is none. */
+static bool in_flight_until(struct fleece_cbw *cbw, cluster_t cluster, cluster_t *last)
+{
+	struct fleece_run *run;
+
+	spin_lock(&cbw->lock);
+	run = fleece_inflight_find(&cbw->inflight, cluster);
+	if (run)
+		*last = run->last;
+	spin_unlock(&cbw->lock);
+	return run;
+}
+
+/*
+ * Start copies until each cluster of the range is done, not needed or in
+ * flight. Returns 0 or the error of claim_run().
+ */
+static int start_missing(struct fleece_cbw *cbw, cluster_t first, cluster_t last, bool may_sleep,
+			 struct bio_list *reads)
+{
+	cluster_t until;
+	u64 length;
+	int ret;
+
+	while (first <= last) {
+		if (!fleece_cbw_needs(cbw, first, last, &length)) {
+			first += length;
+		} else if (in_flight_until(cbw, first, &until)) {
+			first = until + 1;
+		} else {
+			ret = start_copy(cbw, first, last, may_sleep, reads);
+			if (ret < 0)
+				return ret;
+		}
+	}
+	return 0;
+}
+
+/*
+ * The list that a write has to wait on: of the last copy of its range that is in
+ * flight, so that the others get a head start; of the writes not yet served, if
+ * a copy has not been started; NULL if nothing is to be waited for.
+ */
+static struct list_head *list_to_wait_on(struct fleece_cbw *cbw,
+					 const struct fleece_waiter *waiter)
+{
+	struct list_head *list = NULL;
+	cluster_t c = waiter->first;
+	struct fleece_run *run;
+	u64 length;
+
+	lockdep_assert_held(&cbw->lock);
+	while (c <= waiter->last) {
+		if (!fleece_cbw_needs(cbw, c, waiter->last, &length)) {
+			c += length;
+			continue;
+		}
+		run = fleece_inflight_find(&cbw->inflight, c);
+		if (!run)
+			return &cbw->unserved;
+		list = &copy_of(run)->waiters;
+		c = run->last + 1;
+	}
+	return list;
+}
+
+bool fleece_cbw_park(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
+		     struct bio_list *reads)
+{
+	struct list_head *list;
+
+	/* First come, first served: who cannot start a copy yet must not be overtaken. */
+	if (list_empty_careful(&cbw->unserved))
+		start_missing(cbw, waiter->first, waiter->last, false, reads);
+
+	spin_lock(&cbw->lock);
+	list = list_to_wait_on(cbw, waiter);
+	if (list)
+		add_waiter(cbw, waiter, list);
+	if (list == &cbw->unserved)
+		queue_work(cbw->wq, &cbw->serve);
+	spin_unlock(&cbw->lock);
+	return list;
+}
+
+/* The oldest write for which a copy could not be started, and its range. */
+static struct fleece_waiter *first_unserved(struct fleece_cbw *cbw, cluster_t *first,
+					    cluster_t *last)
+{
+	struct fleece_waiter *waiter;
+
+	spin_lock(&cbw->lock);
+	waiter = list_first_entry_or_null(&cbw->unserved, struct fleece_waiter, node);
+	if (waiter) {
+		*first = waiter->first;
+		*last = waiter->last;
+	}
+	spin_unlock(&cbw->lock);
+	return waiter;
+}
+
+/*
+ * Start the copies that could not be started without sleeping. A write stays on
+ * the list meanwhile, so that the watchdog and a break find it.
+ */
+static void serve_unserved(struct work_struct *work)
+{
+	struct fleece_cbw *cbw = container_of(work, struct fleece_cbw, serve);
+	struct bio_list reads = BIO_EMPTY_LIST;
+	struct fleece_waiter *waiter;
+	LIST_HEAD(waiters);
+	LIST_HEAD(taken);
+	cluster_t first;
+	cluster_t last;
+	int ret;
+
+	while ((waiter = first_unserved(cbw, &first, &last))) {
+		do {
+			ret = start_missing(cbw, first, last, true, &reads);
+			submit_reads(&reads);
+			/* Another writer may have used up the page that was made for us. */
+		} while (ret == -ENOMEM);
+		if (ret == -ENOSPC)
+			fleece_cbw_break(cbw, ENOSPC, cluster_to_sector(cbw, first),
+					 "the COW device is full");
+		/* -EBUSY: the copies in flight queue this work when they give back memory. */
+		if (ret)
+			return;
+
+		spin_lock(&cbw->lock);
+		if (waiter == list_first_entry_or_null(&cbw->unserved, struct fleece_waiter, node)) {
+			list_move(&waiter->node, &taken);
+			take_waiters(cbw, &taken, &waiters);
+		}
+		spin_unlock(&cbw->lock);
+		resume_waiters(cbw, &waiters);
+		INIT_LIST_HEAD(&waiters);
+	}
+}
+
+/*----------------------------------------------------------------
+ * Reading
+ *----------------------------------------------------------------*/
+
+static void locate_denied(struct fleece_cbw *cbw, cluster_t cluster, struct fleece_place *place)
+{
+	place->kind = xa_load(&cbw->lost, cluster) ? FLEECE_PLACE_LOST : FLEECE_PLACE_DENIED;
+}
+
+/* Cluster @cluster is done: in RAM, in a slot, or released a moment ago. */
+static cluster_t locate_copied(struct fleece_cbw *cbw, cluster_t cluster, cluster_t last,
+			       struct fleece_place *place)
+{
+	struct fleece_run *run;
+	cluster_t c = cluster;
+	u32 slot;
+
+	spin_lock(&cbw->lock);
+	run = fleece_inflight_find(&cbw->inflight, cluster);
+	if (run) {
+		place->kind = FLEECE_PLACE_STAGED;
+		place->copy = copy_of(run);
+		refcount_inc(&place->copy->refs);
+		last = min(last, run->last);
+		while (c < last && is_accessible(cbw, c + 1))
+			c++;
+	} else {
+		slot = fleece_store_lookup(&cbw->store, cluster);
+		place->kind = FLEECE_PLACE_SLOT;
+		place->sector = slot_to_sector(cbw, slot);
+		if (slot == FLEECE_SLOT_NONE)
+			place->kind = FLEECE_PLACE_LOST;
+		else
+			while (c < last && fleece_store_lookup(&cbw->store, c + 1) == slot + 1) {
+				c++;
+				slot++;
+			}
+	}
+	if (!is_accessible(cbw, cluster) && place->kind == FLEECE_PLACE_LOST)
+		locate_denied(cbw, cluster, place);
+	spin_unlock(&cbw->lock);
+	return c;
+}
+
+void fleece_cbw_locate(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors,
+		       struct fleece_place *place)
+{
+	cluster_t first = fleece_cbw_cluster(cbw, sector);
+	cluster_t last = fleece_cbw_cluster(cbw, sector + nr_sectors - 1);
+	cluster_t c = first;
+
+	if (!fleece_cbw_is_active(cbw)) {
+		place->kind = FLEECE_PLACE_LOST;
+		c = last;
+	} else if (!is_accessible(cbw, first)) {
+		locate_denied(cbw, first, place);
+	} else if (!is_done(cbw, first)) {
+		place->kind = FLEECE_PLACE_ORIGIN;
+		while (c < last && is_accessible(cbw, c + 1) && !is_done(cbw, c + 1))
+			c++;
+	} else {
+		c = locate_copied(cbw, first, last, place);
+	}
+	place->nr_sectors = min(cluster_to_sector(cbw, c + 1), sector + nr_sectors) - sector;
+	if (place->kind == FLEECE_PLACE_SLOT)
+		place->sector += sector - cluster_to_sector(cbw, first);
+}
+
+void fleece_cbw_read_staged(struct fleece_cbw *cbw, struct fleece_place *place, sector_t sector,
+			    struct bio *bio, struct bvec_iter iter)
+{
+	struct fleece_copy *copy = place->copy;
+	u64 offset = (u64)(sector - cluster_to_sector(cbw, copy->run.first)) << SECTOR_SHIFT;
+	unsigned int done;
+	unsigned int bytes;
+	struct bio_vec bv;
+	char *to;
+
+	while (iter.bi_size) {
+		bv = bio_iter_iovec(bio, iter);
+		to = kmap_local_page(bv.bv_page);
+		for (done = 0; done < bv.bv_len; done += bytes, offset += bytes) {
+			bytes = min_t(unsigned int, bv.bv_len - done,
+				      PAGE_SIZE - offset_in_page(offset));
+			memcpy(to + bv.bv_offset + done,
+			       page_address(buffer_page(copy, offset)) + offset_in_page(offset),
+			       bytes);
+		}
+		kunmap_local(to);
+		flush_dcache_page(bv.bv_page);
+		bio_advance_iter(bio, &iter, bv.bv_len);
+	}
+	put_copy(copy);
+}
+
+bool fleece_cbw_still_there(struct fleece_cbw *cbw, enum fleece_place_kind kind, sector_t sector,
+			    sector_t nr_sectors)
+{
+	cluster_t c = fleece_cbw_cluster(cbw, sector);
+	cluster_t last = fleece_cbw_cluster(cbw, sector + nr_sectors - 1);
+
+	/* (B): the data first, then what is known of it. Pairs with (A). */
+	smp_mb();
+	if (!fleece_cbw_is_active(cbw))
+		return false;
+	for (; c <= last; c++) {
+		if (!is_accessible(cbw, c))
+			return false;
+		if (kind == FLEECE_PLACE_ORIGIN && is_done(cbw, c))
+			return false;
+	}
+	return true;
+}
+
+/*----------------------------------------------------------------
+ * Releasing
+ *----------------------------------------------------------------*/
+
+static void release_cluster(struct fleece_cbw *cbw, cluster_t cluster, struct list_head *waiters)
+{
+	struct fleece_run *run;
+
+	lockdep_assert_held(&cbw->lock);
+	if (!test_and_clear_bit(cluster, cbw->access))
+		return;
+	cbw->nr_accessible--;
+	cbw->nr_released++;
+	run = fleece_inflight_find(&cbw->inflight, cluster);
+	if (run)
+		/* The copy frees the slot when its write has ended. */
+		take_waiters(cbw, &copy_of(run)->waiters, waiters);
+	else
+		fleece_store_remove(&cbw->store, cluster);
+}
+
+static void release_whole(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
+{
+	struct fleece_view access = { &cbw->access, 1, cbw->nr_clusters };
+	LIST_HEAD(waiters);
+	cluster_t end;
+	u64 length;
+	bool value;
+
+	while (first <= last) {
+		cond_resched();
+		length = fleece_bits_run(&access, first, min(first + (1 << 20), last + 1), &value);
+		if (!value) {
+			first += length;
+			continue;
+		}
+		end = first + min_t(u64, length, RELEASE_BATCH);
+		spin_lock(&cbw->lock);
+		for (; first < end; first++)
+			release_cluster(cbw, first, &waiters);
+		if (cbw->store.nr_slots - cbw->store.used >= cbw->config.low_water_slots)
+			cbw->low_water_told = false;
+		spin_unlock(&cbw->lock);
+		resume_waiters(cbw, &waiters);
+		INIT_LIST_HEAD(&waiters);
+	}
+}
+
+static void forget_partial(struct fleece_cbw *cbw, cluster_t cluster)
+{
+	unsigned long *partial = xa_erase(&cbw->partial, cluster);
+
+	if (partial) {
+		kfree(partial);
+		cbw->nr_partial--;
+	}
+}
+
+/* The released sectors of a cluster, a bit for each; NULL if they cannot be noted. */
+static unsigned long *get_partial(struct fleece_cbw *cbw, cluster_t cluster)
+{
+	unsigned long *partial = xa_load(&cbw->partial, cluster);
+	size_t longs = BITS_TO_LONGS(1UL << cbw->cluster_shift);
+
+	if (partial || cbw->nr_partial >= PARTIAL_MAX)
+		return partial;
+	partial = kcalloc(longs, sizeof(unsigned long), GFP_NOIO);
+	if (partial && xa_err(xa_store(&cbw->partial, cluster, partial, GFP_NOIO))) {
+		kfree(partial);
+		return NULL;
+	}
+	if (partial)
+		cbw->nr_partial++;
+	return partial;
+}
+
+/* Release the sectors from @sector to before @end, which are part of one cluster. */
+static void release_part(struct fleece_cbw *cbw, sector_t sector, sector_t end)
+{
+	cluster_t cluster = fleece_cbw_cluster(cbw, sector);
+	unsigned int offset = sector - cluster_to_sector(cbw, cluster);
+	unsigned long *partial;
+
+	lockdep_assert_held(&cbw->release_lock);
+	if (!test_bit(cluster, cbw->access))
+		return;
+	partial = get_partial(cbw, cluster);
+	if (!partial)
+		return;
+	bitmap_set(partial, offset, end - sector);
+	if (bitmap_full(partial, clusters_sectors(cbw, cluster, cluster))) {
+		forget_partial(cbw, cluster);
+		release_whole(cbw, cluster, cluster);
+	}
+}
+
+static void forget_partials(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
+{
+	unsigned long index;
+	void *entry;
+
+	xa_for_each_range(&cbw->partial, index, entry, first, last)
+		forget_partial(cbw, index);
+}
+
+void fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors)
+{
+	sector_t mask = (1ULL << cbw->cluster_shift) - 1;
+	sector_t end = sector + nr_sectors;
+	sector_t whole = (sector + mask) & ~mask;
+	sector_t whole_end = end == cbw->config.nr_sectors ? end : end & ~mask;
+
+	if (!nr_sectors || !fleece_cbw_is_active(cbw))
+		return;
+	fleece_cbw_wait_merged(cbw);
+	mutex_lock(&cbw->release_lock);
+	if (sector < whole)
+		release_part(cbw, sector, min(end, whole));
+	if (whole < whole_end) {
+		cluster_t first = fleece_cbw_cluster(cbw, whole);
+		cluster_t last = fleece_cbw_cluster(cbw, whole_end - 1);
+
+		forget_partials(cbw, first, last);
+		release_whole(cbw, first, last);
+	}
+	if (whole_end < end && whole <= whole_end)
+		release_part(cbw, whole_end, end);
+	mutex_unlock(&cbw->release_lock);
+}
+
+/*----------------------------------------------------------------
+ * Life of the engine
+ *----------------------------------------------------------------*/
+
+u32 fleece_cbw_slots(sector_t cow_sectors, unsigned int cluster_sectors)
+{
+	if (cow_sectors < FLEECE_HEADER_SECTORS)
+		return 0;
+	return min_t(u64, (cow_sectors - FLEECE_HEADER_SECTORS) >> ilog2(cluster_sectors),
+		     FLEECE_SLOT_NONE - 1);
+}
+
+static int init_maps(struct fleece_cbw *cbw)
+{
+	u64 longs = BITS_TO_LONGS(cbw->nr_clusters);
+
+	cbw->access = fleece_bits_alloc(cbw->nr_clusters);
+	cbw->done = fleece_bits_alloc(cbw->nr_clusters);
+	if (!cbw->access || !cbw->done)
+		return -ENOMEM;
+	if (!cbw->config.limited) {
+		memset(cbw->access, 0xff, longs * sizeof(long));
+		cbw->access[longs - 1] &= BITMAP_LAST_WORD_MASK(cbw->nr_clusters);
+		cbw->nr_accessible = cbw->nr_clusters;
+	}
+	return 0;
+}
+
+static int init_pools(struct fleece_cbw *cbw)
+{
+	unsigned int copy_size = struct_size((struct fleece_copy *)NULL, bios, cbw->bios_per_copy);
+	unsigned int copy_pages = cbw->bios_per_copy * BIO_PAGES;
+
+	return mempool_init_kmalloc_pool(&cbw->copies, RESERVED_COPIES, copy_size) ?:
+	       mempool_init_page_pool(&cbw->pages, copy_pages, 0) ?:
+	       bioset_init(&cbw->bios, RESERVED_BIOS, 0, BIOSET_NEED_BVECS) ?:
+	       bioset_init(&cbw->rescue_bios, 1, 0, BIOSET_NEED_BVECS);
+}
+
+static void free_partials(struct fleece_cbw *cbw)
+{
+	forget_partials(cbw, 0, ULONG_MAX);
+	xa_destroy(&cbw->partial);
+}
+
+static void free_engine(struct fleece_cbw *cbw)
+{
+	if (cbw->wq)
+		destroy_workqueue(cbw->wq);
+	free_partials(cbw);
+	xa_destroy(&cbw->lost);
+	bioset_exit(&cbw->rescue_bios);
+	bioset_exit(&cbw->bios);
+	mempool_exit(&cbw->pages);
+	mempool_exit(&cbw->copies);
+	fleece_store_exit(&cbw->store);
+	vfree(cbw->done);
+	vfree(cbw->access);
+	kfree(cbw);
+}
+
+static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *config)
+{
+	u64 copy_sectors = max(config->cluster_sectors, BIO_SECTORS);
+
+	cbw->config = *config;
+	cbw->cluster_shift = ilog2(config->cluster_sectors);
+	cbw->nr_clusters = (config->nr_sectors + config->cluster_sectors - 1) >> cbw->cluster_shift;
+	cbw->bios_per_copy = copy_sectors / BIO_SECTORS;
+	cbw->buffer_limit_bytes = max3(config->staging_bytes, (u64)BUFFER_BYTES_MIN,
+				       2 * (copy_sectors << SECTOR_SHIFT));
+	xa_init(&cbw->lost);
+	xa_init(&cbw->partial);
+	spin_lock_init(&cbw->lock);
+	mutex_init(&cbw->release_lock);
+	mutex_init(&cbw->memory_lock);
+	fleece_inflight_init(&cbw->inflight, ilog2(copy_sectors) - cbw->cluster_shift);
+	INIT_LIST_HEAD(&cbw->unserved);
+	init_waitqueue_head(&cbw->idle);
+	INIT_WORK(&cbw->serve, serve_unserved);
+	INIT_WORK(&cbw->merge, merge_late);
+	INIT_DELAYED_WORK(&cbw->watchdog, watch_waiters);
+}
+
+struct fleece_cbw *fleece_cbw_create(const struct fleece_cbw_config *config, char **error)
+{
+	u32 nr_slots = fleece_cbw_slots(bdev_nr_sectors(config->cow), config->cluster_sectors);
+	struct fleece_cbw *cbw;
+
+	if (!nr_slots) {
+		*error = "COW device too small: it must hold 1 MiB and one cluster at least";
+		return ERR_PTR(-ENOSPC);
+	}
+	*error = "Cannot allocate the maps of the snapshot";
+	cbw = kzalloc(sizeof(*cbw), GFP_KERNEL);
+	if (!cbw)
+		return ERR_PTR(-ENOMEM);
+	init_engine(cbw, config);
+	cbw->wq = alloc_workqueue("fleece/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_PERCPU, 0,
+				  config->name);
+	if (!cbw->wq || init_maps(cbw) || fleece_store_init(&cbw->store, nr_slots) ||
+	    init_pools(cbw)) {
+		free_engine(cbw);
+		return ERR_PTR(-ENOMEM);
+	}
+	return cbw;
+}
+
+void fleece_cbw_drain(struct fleece_cbw *cbw)
+{
+	cancel_delayed_work_sync(&cbw->watchdog);
+	flush_work(&cbw->merge);
+	wait_event(cbw->idle, !READ_ONCE(cbw->nr_copies));
+	/* Let the one who woke us leave the lock. */
+	spin_lock(&cbw->lock);
+	spin_unlock(&cbw->lock);
+	cancel_work_sync(&cbw->serve);
+}
+
+void fleece_cbw_destroy(struct fleece_cbw *cbw)
+{
+	free_engine(cbw);
+}
+
+void fleece_cbw_activate(struct fleece_cbw *cbw, struct fleece_view *changed,
+			 unsigned int granule_sectors)
+{
+	if (changed) {
+		cbw->late_granule_shift = ilog2(granule_sectors);
+		cbw->late = changed;
+	}
+	WRITE_ONCE(cbw->state, FLEECE_CBW_ACTIVE);
+	if (changed)
+		queue_work(cbw->wq, &cbw->merge);
+}
+
+void fleece_cbw_get_status(struct fleece_cbw *cbw, struct fleece_cbw_status *status)
+{
+	fleece_cbw_wait_merged(cbw);
+	spin_lock(&cbw->lock);
+	status->state = cbw->state;
+	status->slots_used = cbw->store.used;
+	status->slots_total = cbw->store.nr_slots;
+	status->accessible = cbw->nr_accessible;
+	status->copied = cbw->nr_copied;
+	status->released = cbw->nr_released;
+	status->lost = cbw->nr_lost;
+	status->staged_bytes = cbw->staged_bytes;
+	status->waiting = cbw->nr_waiting;
+	status->error = cbw->error;
+	status->error_sector = cbw->error_sector;
+	spin_unlock(&cbw->lock);
+}

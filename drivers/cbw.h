@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cbw: the copy-before-write engine of one snapshot.
+ *
+ * It decides which live writes must wait, copies the old data of the clusters
+ * they are about to overwrite to the COW device, and tells where the data of a
+ * cluster of the snapshot is now. What a live write is and how it goes on, what
+ * a table line looks like, and what a reader sees is other files' concern.
+ *
+ * State of a cluster: two bits, access (a) and done (d), and the run in the
+ * in-flight table while a copy is under way:
+ *
+ *   a d  in flight      snapshot read                    overwrite
+ *   1 0  no             origin, then recheck             start a copy, wait for it
+ *   1 0  reading        origin, then recheck             wait for the copy
+ *   1 1  staged         from RAM                         go
+ *   1 1  no             from its slot, then recheck      go
+ *   0 -  -              ENODATA (EIO if lost)            go
+ *
+ * a only falls, d only rises. A copy of a snapshot without staging stays in
+ * the second row until the COW device has it, and never gets to the third.
+ *
+ * State of a slot: free -> taken (by a copy in flight) -> owned (by a cluster)
+ * -> free. If the cluster's access falls while it is taken, the copy frees it
+ * when its write has ended, never before: so a late write cannot hit a slot
+ * that has a new owner.
+ *
+ * State of the snapshot: FLEECE_CBW_NEW -> ACTIVE -> BROKEN, never back.
+ *
+ * Ordering of the optimistic read. A reader sends a read of clusters with d = 0
+ * to the origin without a lock, and looks at their bits again when the data
+ * has arrived. Let W be a live write that overwrites such a cluster, and say
+ * the read returned W's data. Then
+ *
+ *   old data is in RAM -> d := 1 -> smp_mb() (A) -> W is let go -> W is
+ *   submitted -> the device performs W -> the device performs the read ->
+ *   the read completes -> smp_mb() (B) -> the bits are read again
+ *
+ * A writer that was not waiting but found d = 1 by itself is ordered in the same
+ * way: it submits W after it read d (control dependency), and handing a bio to
+ * a device orders all earlier accesses, cumulatively, before the device's own.
+ * So the reader finds d = 1 and serves the cluster again from where it is now.
+ * A break does the same with the state in the place of d: it is set before (A)
+ * and before the first write is let go without a copy. Without (A) the write
+ * could overtake the bit, without (B) the bit could be read before the data.
+ * Removing the origin's device, or putting another table in its place, is a
+ * break as well, see fleece_origin_is_watched().
+ *
+ * A read from a slot looks at a again, which falls, under the lock, before the
+ * slot is freed: if the slot had a new owner when the data was read, a is 0.
+ */
+#ifndef FLEECE_CBW_H
+#define FLEECE_CBW_H
+
+#include <linux/bio.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/mempool.h>
+#include <linux/mutex.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+#include <linux/xarray.h>
+
+#include "bits.h"
+#include "inflight.h"
+#include "store.h"
+
+enum fleece_cbw_state {
+	FLEECE_CBW_NEW,
+	FLEECE_CBW_ACTIVE,
+	FLEECE_CBW_BROKEN,
+};
+
+/**
+ * struct fleece_waiter - a live write that waits for copies
+ * @node: in the list of the copy, or of the writes not yet served. Owned by
+ *	the engine from fleece_cbw_park() until it calls the resume method.
+ * @since: jiffies when it began to wait; set by the caller.
+ * @first: first cluster that it overwrites.
+ * @last: last cluster that it overwrites.
+ */
+struct fleece_waiter {
+	struct list_head node;
+	unsigned long since;
+	cluster_t first;
+	cluster_t last;
+};
+
+/**
+ * struct fleece_cbw_methods - what the engine asks of its surroundings
+ * @resume: look at these waiting writes again. Called in process context
+ *	without a lock; the list is the callee's.
+ * @event: the status has news. Called in process context without a lock.
+ */
+struct fleece_cbw_methods {
+	void (*resume)(void *resume_context, struct list_head *waiters);
+	void (*event)(void *event_context);
+};
+
+/**
+ * struct fleece_cbw_config - what a snapshot is made of
+ * @name: for messages; outlives the engine.
+ * @origin: where old data is read.
+ * @cow: where it is written.
+ * @nr_sectors: size of the origin.
+ * @cluster_sectors: power of two.
+ * @limited: only what fleece_cbw_activate() names is accessible.
+ * @staging_bytes: RAM for clusters that are not yet on the COW device.
+ * @timeout_ms: longest time that a write may wait; 0: no limit.
+ * @low_water_slots: event when fewer slots are free; 0: none.
+ * @methods: see there.
+ * @resume_context: argument of the resume method.
+ * @event_context: argument of the event method.
+ */
+struct fleece_cbw_config {
+	const char *name;
+	struct block_device *origin;
+	struct block_device *cow;
+	sector_t nr_sectors;
+	unsigned int cluster_sectors;
+	bool limited;
+	u64 staging_bytes;
+	unsigned int timeout_ms;
+	u32 low_water_slots;
+	const struct fleece_cbw_methods *methods;
+	void *resume_context;
+	void *event_context;
+};
+
+/**
+ * struct fleece_cbw - the engine
+ *
+ * Constant: @config, @cluster_shift (log2 of the sectors of a cluster),
+ * @nr_clusters, @bios_per_copy, @buffer_limit_bytes (for all copies together).
+ *
+ * @state: changes under @lock, read without it.
+ * @access: bit a; atomic bit operations.
+ * @done: bit d; set under @lock, read without it.
+ * @late: while @merge is not yet through, also the clusters changed according
+ *	to this view count as accessible; NULL otherwise. Set before the engine is
+ *	activated, cleared once.
+ * @late_granule_shift: log2 of the sectors of a bit of @late.
+ * @lost: the clusters whose access fell because the origin could not be read.
+ *
+ * Protected by @lock: @store, @inflight, @unserved (writes for which no copy
+ * could be started yet), @nr_waiting (live writes on any list), @nr_copies, @buffered_bytes (all copies), @staged_bytes
+ * (copies whose writes were let go), the counters, @error and @error_sector.
+ *
+ * Protected by @release_lock: @partial (clusters released in part).
+ * @memory_lock: held by who draws on the reserve of @pages.
+ */
+struct fleece_cbw {
+	struct fleece_cbw_config config;
+	unsigned int cluster_shift;
+	cluster_t nr_clusters;
+	unsigned int bios_per_copy;
+	u64 buffer_limit_bytes;
+
+	enum fleece_cbw_state state;
+	unsigned long *access;
+	unsigned long *done;
+	struct fleece_view *late;
+	unsigned int late_granule_shift;
+	struct xarray lost;
+
+	spinlock_t lock;
+	struct fleece_store store;
+	struct fleece_inflight inflight;
+	struct list_head unserved;
+	unsigned int nr_waiting;
+	unsigned int nr_copies;
+	u64 buffered_bytes;
+	u64 staged_bytes;
+	u64 nr_accessible;
+	u64 nr_copied;
+	u64 nr_released;
+	u64 nr_lost;
+	int error;
+	sector_t error_sector;
+	bool low_water_told;
+
+	struct mutex release_lock;
+	struct xarray partial;
+	unsigned int nr_partial;
+
+	struct mutex memory_lock;
+	mempool_t copies;
+	mempool_t pages;
+	struct bio_set bios;
+	struct bio_set rescue_bios;
+	wait_queue_head_t idle;
+	struct workqueue_struct *wq;
+	struct work_struct serve;
+	struct work_struct merge;
+	struct delayed_work watchdog;
+};
+
+/**
+ * struct fleece_cbw_status - numbers for a status line
+ */
+struct fleece_cbw_status {
+	enum fleece_cbw_state state;
+	u32 slots_used;
+	u32 slots_total;
+	u64 accessible;
+	u64 copied;
+	u64 released;
+	u64 lost;
+	u64 staged_bytes;
+	unsigned int waiting;
+	int error;
+	sector_t error_sector;
+};
+
+/**
+ * enum fleece_place_kind - where data of the snapshot is
+ * @FLEECE_PLACE_ORIGIN: on the origin, unless it was overwritten meanwhile.
+ * @FLEECE_PLACE_SLOT: on the COW device, unless it was released meanwhile.
+ * @FLEECE_PLACE_STAGED: in RAM.
+ * @FLEECE_PLACE_DENIED: nowhere, not accessible.
+ * @FLEECE_PLACE_LOST: nowhere, the snapshot is broken or lost the cluster.
+ */
+enum fleece_place_kind {
+	FLEECE_PLACE_ORIGIN,
+	FLEECE_PLACE_SLOT,
+	FLEECE_PLACE_STAGED,
+	FLEECE_PLACE_DENIED,
+	FLEECE_PLACE_LOST,
+};
+
+struct fleece_copy;
+
+/**
+ * struct fleece_place - result of fleece_cbw_locate()
+ * @kind: see there.
+ * @nr_sectors: how far it goes.
+ * @sector: first sector on the COW device, for FLEECE_PLACE_SLOT.
+ * @copy: a reference, for FLEECE_PLACE_STAGED; see fleece_cbw_read_staged().
+ */
+struct fleece_place {
+	enum fleece_place_kind kind;
+	sector_t nr_sectors;
+	sector_t sector;
+	struct fleece_copy *copy;
+};
+
+/**
+ * fleece_cbw_slots() - how many slots a COW device has
+ * @cow_sectors: its size.
+ * @cluster_sectors: size of a slot.
+ *
+ * Return: the number; 0 if it is too small for one.
+ */
+u32 fleece_cbw_slots(sector_t cow_sectors, unsigned int cluster_sectors);
+
+/**
+ * fleece_cbw_create() - allocate an engine in state FLEECE_CBW_NEW
+ * @config: copied.
+ * @error: set to a message on failure.
+ *
+ * All that is proportional to the device is allocated here.
+ *
+ * Context: Process, may sleep.
+ * Return: the engine or an ERR_PTR: -ENOMEM, -ENOSPC (COW device too small).
+ */
+struct fleece_cbw *fleece_cbw_create(const struct fleece_cbw_config *config, char **error);
+
+/**
+ * fleece_cbw_drain() - end all copies
+ * @cbw: stopped, and no longer seen by any writer or reader.
+ *
+ * Afterwards the devices are not used any more; maps and numbers can be read.
+ *
+ * Context: Process, waits for the I/O of copies in flight.
+ */
+void fleece_cbw_drain(struct fleece_cbw *cbw);
+
+/**
+ * fleece_cbw_destroy() - free the engine
+ * @cbw: drained.
+ *
+ * Context: Process, may sleep.
+ */
+void fleece_cbw_destroy(struct fleece_cbw *cbw);
+
+/**
+ * fleece_cbw_activate() - from now on, old data is kept
+ * @cbw: in state FLEECE_CBW_NEW.
+ * @changed: with @config.limited, only the clusters changed according to this
+ *	view are accessible; it is used until fleece_cbw_destroy(). Else NULL.
+ * @granule_sectors: what a bit of @changed stands for.
+ *
+ * Constant time. Called while no write of the origin is under way, before the
+ * engine is shown to writers.
+ */
+void fleece_cbw_activate(struct fleece_cbw *cbw, struct fleece_view *changed,
+			 unsigned int granule_sectors);
+
+/**
+ * fleece_cbw_break() - give the snapshot up
+ * @cbw: the engine; nothing happens if it is broken already.
+ * @error: errno, positive.
+ * @sector: first sector of the origin concerned.
+ * @cause: for the log: what failed.
+ *
+ * All waiting writes go on. No new I/O to the COW device is started.
+ *
+ * Context: Process, without locks of the engine.
+ */
+void fleece_cbw_break(struct fleece_cbw *cbw, int error, sector_t sector, const char *cause);
+
+/**
+ * fleece_cbw_stop() - the snapshot is being removed
+ * @cbw: the engine.
+ *
+ * As fleece_cbw_break(), but nothing is wrong, so nothing is said.
+ *
+ * Context: Process, without locks of the engine.
+ */
+void fleece_cbw_stop(struct fleece_cbw *cbw);
+
+/**
+ * fleece_cbw_is_active() - can the snapshot be read?
+ * @cbw: the engine.
+ */
+static inline bool fleece_cbw_is_active(const struct fleece_cbw *cbw)
+{
+	return READ_ONCE(cbw->state) == FLEECE_CBW_ACTIVE;
+}
+
+/**
+ * fleece_cbw_cluster() - the cluster of a sector
+ * @cbw: the engine.
+ * @sector: of the origin.
+ */
+static inline cluster_t fleece_cbw_cluster(const struct fleece_cbw *cbw, sector_t sector)
+{
+	return sector >> cbw->cluster_shift;
+}
+
+/**
+ * fleece_cbw_needs() - the run of clusters that must, or need not, be copied
+ * @cbw: the engine.
+ * @first: first cluster of the run.
+ * @last: look no further than this one.
+ * @length: if not NULL, set to the number of clusters with the same answer.
+ *
+ * Context: Any.
+ * Return: true if these must be copied before they are overwritten.
+ */
+bool fleece_cbw_needs(struct fleece_cbw *cbw, cluster_t first, cluster_t last, u64 *length);
+
+/**
+ * fleece_cbw_blocks() - must a write of this range wait?
+ * @cbw: the engine.
+ * @sector: first sector.
+ * @nr_sectors: above 0.
+ *
+ * Lock-free; one bit test for each cluster where everything has been copied.
+ *
+ * Context: Any.
+ */
+bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors);
+
+/**
+ * fleece_cbw_park() - start the copies that a write needs, and let it wait
+ * @cbw: the engine.
+ * @waiter: range and since are set.
+ * @reads: to which the reads are added that the caller must submit once it can
+ *	sleep again, also if false is returned.
+ *
+ * Context: Any, does not sleep. After true was returned the waiter belongs to
+ * the engine, which may already have passed it to the resume method.
+ * Return: true if it waits; false if there is nothing to wait for any more.
+ */
+bool fleece_cbw_park(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
+		     struct bio_list *reads);
+
+/**
+ * fleece_cbw_locate() - where the data of a range is now
+ * @cbw: the engine.
+ * @sector: first sector.
+ * @nr_sectors: above 0, within the device.
+ * @place: filled in; covers at least the first sector.
+ *
+ * Context: Any.
+ */
+void fleece_cbw_locate(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors,
+		       struct fleece_place *place);
+
+/**
+ * fleece_cbw_read_staged() - copy data from RAM and drop the reference
+ * @cbw: the engine.
+ * @place: of kind FLEECE_PLACE_STAGED.
+ * @sector: first sector, as given to fleece_cbw_locate().
+ * @bio: whose pages to fill.
+ * @iter: the part of the bio, not longer than the place.
+ *
+ * Context: Any.
+ */
+void fleece_cbw_read_staged(struct fleece_cbw *cbw, struct fleece_place *place, sector_t sector,
+			    struct bio *bio, struct bvec_iter iter);
+
+/**
+ * fleece_cbw_still_there() - recheck after a read
+ * @cbw: the engine.
+ * @kind: FLEECE_PLACE_ORIGIN or FLEECE_PLACE_SLOT: where it was read.
+ * @sector: first sector.
+ * @nr_sectors: above 0.
+ *
+ * Context: Any. Contains barrier (B).
+ * Return: true if the data that was read is that of the point in time.
+ */
+bool fleece_cbw_still_there(struct fleece_cbw *cbw, enum fleece_place_kind kind, sector_t sector,
+			    sector_t nr_sectors);
+
+/**
+ * fleece_cbw_release() - the client is done with a range
+ * @cbw: the engine.
+ * @sector: first sector.
+ * @nr_sectors: within the device.
+ *
+ * Whole clusters become inaccessible and their slots free. Parts of clusters are
+ * remembered; a cluster is released when its parts add up.
+ *
+ * Context: Process, may sleep.
+ */
+void fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors);
+
+/**
+ * fleece_cbw_wait_merged() - wait until the access map is final
+ * @cbw: the engine.
+ *
+ * Context: Process, sleeps at most for one pass over the map.
+ */
+void fleece_cbw_wait_merged(struct fleece_cbw *cbw);
+
+/**
+ * fleece_cbw_get_status() - the numbers now
+ * @cbw: the engine.
+ * @status: filled in.
+ *
+ * Context: Process, may sleep.
+ */
+void fleece_cbw_get_status(struct fleece_cbw *cbw, struct fleece_cbw_status *status);
+
+#endif

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * compat: what the kernels from 5.10 on call differently.
+ *
+ * The code of this module is written for the newest kernel. Whatever an older
+ * one lacks is supplied here, and nowhere else. Each HAVE_ macro is the result
+ * of compiling one file of probe/ against the kernel being built for; kernel
+ * versions are never compared, because distributions backport.
+ */
+#ifndef FLEECE_COMPAT_H
+#define FLEECE_COMPAT_H
+
+#include <linux/bio.h>
+#include <linux/blkdev.h>
+#include <linux/device-mapper.h>
+#include <linux/highmem.h>
+#include <linux/workqueue.h>
+
+#include "compat-config.h"
+
+#ifndef HAVE_BIO_ALLOC_BDEV
+static inline struct bio *fleece_bio_alloc(struct block_device *bdev, unsigned short nr_vecs,
+					   unsigned int opf, gfp_t gfp, struct bio_set *bs)
+{
+	struct bio *bio = bio_alloc_bioset(gfp, nr_vecs, bs);
+
+	if (bio) {
+		bio_set_dev(bio, bdev);
+		bio->bi_opf = opf;
+	}
+	return bio;
+}
+
+static inline void fleece_bio_reset(struct bio *bio, struct block_device *bdev, unsigned int opf)
+{
+	bio_reset(bio);
+	bio_set_dev(bio, bdev);
+	bio->bi_opf = opf;
+}
+#else
+#define fleece_bio_alloc	bio_alloc_bioset
+#define fleece_bio_reset	bio_reset
+#endif
+
+#ifndef HAVE_BDEV_NR_SECTORS
+static inline sector_t bdev_nr_sectors(struct block_device *bdev)
+{
+	return i_size_read(bdev->bd_inode) >> SECTOR_SHIFT;
+}
+#endif
+
+#ifndef HAVE_BDEV_IS_PARTITION
+static inline bool bdev_is_partition(struct block_device *bdev)
+{
+	return bdev->bd_partno;
+}
+#endif
+
+#ifndef HAVE_KMAP_LOCAL
+#define kmap_local_page		kmap_atomic
+#define kunmap_local		kunmap_atomic
+#endif
+
+#ifndef HAVE_WQ_PERCPU
+#define WQ_PERCPU		0
+#endif
+
+/* The mode of dm_get_device(): its type and its flags have new names. */
+#ifdef BLK_OPEN_WRITE
+#define FLEECE_OPEN_RW		(BLK_OPEN_READ | BLK_OPEN_WRITE)
+#define FLEECE_OPEN_READ	BLK_OPEN_READ
+#else
+#define FLEECE_OPEN_RW		(FMODE_READ | FMODE_WRITE)
+#define FLEECE_OPEN_READ	FMODE_READ
+#endif
+
+/* Newer kernels derive the limit of discards from the field of the hardware. */
+static inline void fleece_set_max_discard(struct queue_limits *limits, unsigned int sectors)
+{
+	limits->max_discard_sectors = sectors;
+	limits->max_hw_discard_sectors = sectors;
+}
+
+#endif

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * dm-fleece: units and rules that every file shares.
+ *
+ * Units. sector_t counts 512-byte sectors. cluster_t is the index of a cluster,
+ * granule numbers are u64. Every other number carries its unit in its name.
+ *
+ * Dependencies point one way:
+ *
+ *   main -> control -> snapshot -> origin -> cbw -> store, inflight
+ *                                  origin -> tracker -> bits
+ *
+ * Lock order, outermost first. A lock is never taken while a later one of this
+ * list is held:
+ *
+ *   1. registry_lock  (origin.c, snapshot.c; mutex)  which origins and snapshots exist
+ *   2. origin->lock   (origin.c; mutex)      the tracker's history, the snapshot of the
+ *                                            origin, and the right to quiesce its writes
+ *   3. snap->ti_lock  (snapshot.c; mutex)    the table that hears of events
+ *   4. cbw->release_lock (cbw.c; mutex)      partly released clusters
+ *   5. cbw->memory_lock (cbw.c; mutex)       the right to draw on the page reserve
+ *   6. origin->held_lock (origin.c; spin)  writes held back while quiescing
+ *   7. cbw->lock      (cbw.c; spin)     copies in flight, slots, waiting writes, and
+ *                                            every change of the state and the done map
+ *
+ * The spin locks are not taken in interrupts: completions of copies are handed
+ * to a workqueue, and the recheck of a read is lock-free.
+ *
+ * No lock is held across I/O, with one exception: memory_lock is held while
+ * waiting for pages that copies in flight give back by themselves.
+ */
+#ifndef DM_FLEECE_H
+#define DM_FLEECE_H
+
+#include <linux/types.h>
+
+typedef u64 cluster_t;
+
+/* Clusters and granules: 4 KiB to 16 MiB. */
+#define FLEECE_UNIT_SECTORS_MIN		8U
+#define FLEECE_UNIT_SECTORS_MAX		32768U
+
+/* The start of the COW device holds a header; slots begin after it. */
+#define FLEECE_HEADER_SECTORS		2048U
+
+#endif

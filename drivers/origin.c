@@ -1,0 +1,842 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * origin: target "fleece", see origin.h. Owns the way of every bio to the lower
+ * device, the registry of origins and the messages about checkpoints. What must
+ * be copied before a write is asked of the engine; what is changed is told to
+ * the tracker.
+ */
+#include <linux/delay.h>
+#include <linux/module.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+
+#include "compat.h"
+#include "origin.h"
+
+#define DM_MSG_PREFIX		"fleece origin"
+
+#define QUIESCE_TIMEOUT_MS	10000
+
+/*
+ * A write that must wait for copies is cut to this length, so that none waits
+ * for the copying of gigabytes (a write of zeroes can be that long).
+ */
+#define WAIT_SECTORS_MAX	8192U
+
+/**
+ * struct live_write - per-bio data
+ * @waiter: while it waits, or is held back.
+ * @is_admitted: it holds a reference on origin->writes.
+ */
+struct live_write {
+	struct fleece_waiter waiter;
+	bool is_admitted;
+};
+
+/**
+ * struct fleece_table - one table of target "fleece"
+ * @origin: shared with other tables of the same device.
+ * @lower: this table's handle of the lower device.
+ * @copies_discards: feature discard_copy.
+ */
+struct fleece_table {
+	struct fleece_origin *origin;
+	struct dm_dev *lower;
+	bool copies_discards;
+};
+
+static DEFINE_MUTEX(registry_lock);
+static LIST_HEAD(origins);
+
+static struct live_write *write_of(struct bio *bio)
+{
+	return dm_per_bio_data(bio, sizeof(struct live_write));
+}
+
+static struct bio *bio_of(struct live_write *write)
+{
+	return dm_bio_from_per_bio_data(write, sizeof(struct live_write));
+}
+
+/*----------------------------------------------------------------
+ * Admission
+ *----------------------------------------------------------------*/
+
+/* The last write under way has completed while new ones are held back. */
+static void writes_drained(struct percpu_ref *ref)
+{
+	struct fleece_origin *origin = container_of(ref, struct fleece_origin, writes);
+
+	complete(&origin->drained);
+}
+
+enum admission {
+	ADMITTED,
+	HELD,
+	REFUSED,
+};
+
+static enum admission admit_write(struct fleece_origin *origin, struct live_write *write,
+				  bool may_wait)
+{
+	enum admission admission = HELD;
+
+	for (;;) {
+		if (likely(percpu_ref_tryget_live(&origin->writes))) {
+			/*
+			 * Pairs with the smp_wmb() in fleece_origin_release(): a write
+			 * that is admitted after it sees the new segment and snapshot.
+			 */
+			smp_rmb();
+			write->is_admitted = true;
+			return ADMITTED;
+		}
+		spin_lock(&origin->held_lock);
+		if (origin->is_quiescing) {
+			if (may_wait)
+				list_add_tail(&write->waiter.node, &origin->held);
+			else
+				admission = REFUSED;
+			spin_unlock(&origin->held_lock);
+			return admission;
+		}
+		/* Released between the two: try again. */
+		spin_unlock(&origin->held_lock);
+		cpu_relax();
+	}
+}
+
+static void dismiss_write(struct fleece_origin *origin, struct live_write *write)
+{
+	write->is_admitted = false;
+	percpu_ref_put(&origin->writes);
+}
+
+int fleece_origin_quiesce(struct fleece_origin *origin)
+{
+	lockdep_assert_held(&origin->lock);
+
+	/* Takes a while, but holds nobody back. */
+	percpu_ref_switch_to_atomic_sync(&origin->writes);
+
+	reinit_completion(&origin->drained);
+	spin_lock(&origin->held_lock);
+	origin->is_quiescing = true;
+	spin_unlock(&origin->held_lock);
+	percpu_ref_kill(&origin->writes);
+
+	if (!wait_for_completion_timeout(&origin->drained, msecs_to_jiffies(QUIESCE_TIMEOUT_MS))) {
+		DMERR("%pg: writes under way have not completed within %u ms", origin->lower,
+		      QUIESCE_TIMEOUT_MS);
+		fleece_origin_release(origin);
+		return -ETIMEDOUT;
+	}
+	return 0;
+}
+
+void fleece_origin_release(struct fleece_origin *origin)
+{
+	lockdep_assert_held(&origin->lock);
+
+	/* What was done while no write was under way is seen by the next one. */
+	smp_wmb();
+	percpu_ref_resurrect(&origin->writes);
+	spin_lock(&origin->held_lock);
+	origin->is_quiescing = false;
+	spin_unlock(&origin->held_lock);
+	queue_work(origin->wq, &origin->resubmit);
+	percpu_ref_switch_to_percpu(&origin->writes);
+}
+
+/*----------------------------------------------------------------
+ * The way of a write
+ *----------------------------------------------------------------*/
+
+enum verdict {
+	GO,
+	WAITS,
+	WOULD_WAIT,
+};
+
+static void set_waiter(struct fleece_waiter *waiter, struct fleece_cbw *cbw, struct bio *bio)
+{
+	sector_t sector = bio->bi_iter.bi_sector;
+
+	waiter->first = fleece_cbw_cluster(cbw, sector);
+	waiter->last = fleece_cbw_cluster(cbw, sector + bio_sectors(bio) - 1);
+}
+
+/* Must an admitted write wait for copies? If so, let it. */
+static enum verdict cover_write(struct fleece_origin *origin, struct bio *bio, bool may_wait,
+				bool may_cut, struct bio_list *reads)
+{
+	struct live_write *write = write_of(bio);
+	enum verdict verdict = GO;
+	struct fleece_cbw *cbw;
+
+	rcu_read_lock();
+	cbw = rcu_dereference(origin->cbw);
+	if (!cbw || !fleece_cbw_blocks(cbw, bio->bi_iter.bi_sector, bio_sectors(bio)))
+		goto out;
+
+	verdict = WOULD_WAIT;
+	if (may_wait) {
+		if (may_cut && bio_sectors(bio) > WAIT_SECTORS_MAX)
+			dm_accept_partial_bio(bio, WAIT_SECTORS_MAX);
+		set_waiter(&write->waiter, cbw, bio);
+		/*
+		 * It leaves the device's writes before it waits: once parked, it may
+		 * be admitted again and complete at any time.
+		 */
+		dismiss_write(origin, write);
+		verdict = WAITS;
+		if (!fleece_cbw_park(cbw, &write->waiter, reads))
+			verdict = WOULD_WAIT;
+	}
+out:
+	rcu_read_unlock();
+	return verdict;
+}
+
+static void submit_all(struct bio_list *bios)
+{
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(bios)))
+		submit_bio_noacct(bio);
+}
+
+/*
+ * One attempt of a write to get to the device. Returns WOULD_WAIT when there was
+ * something to wait for and the write may not, or when it has gone meanwhile.
+ */
+static enum verdict try_write(struct fleece_origin *origin, struct bio *bio, bool may_wait,
+			      bool may_cut)
+{
+	struct bio_list reads = BIO_EMPTY_LIST;
+	struct live_write *write = write_of(bio);
+	enum verdict verdict;
+
+	switch (admit_write(origin, write, may_wait)) {
+	case HELD:
+		return WAITS;
+	case REFUSED:
+		return WOULD_WAIT;
+	case ADMITTED:
+		break;
+	}
+	verdict = cover_write(origin, bio, may_wait, may_cut, &reads);
+	if (verdict == GO)
+		fleece_tracker_mark(&origin->tracker, bio->bi_iter.bi_sector, bio_sectors(bio));
+	submit_all(&reads);
+	return verdict;
+}
+
+static enum verdict start_write(struct fleece_origin *origin, struct bio *bio, bool may_cut)
+{
+	enum verdict verdict;
+
+	/* What was to be waited for may be gone by the time of parking: again then. */
+	do {
+		verdict = try_write(origin, bio, true, may_cut);
+	} while (verdict == WOULD_WAIT);
+	return verdict;
+}
+
+static int map_write(struct fleece_origin *origin, struct bio *bio)
+{
+	struct live_write *write = write_of(bio);
+
+	write->waiter.since = jiffies;
+	if (bio->bi_opf & REQ_NOWAIT) {
+		if (try_write(origin, bio, false, false) == GO)
+			return DM_MAPIO_REMAPPED;
+		bio_wouldblock_error(bio);
+		return DM_MAPIO_SUBMITTED;
+	}
+	return start_write(origin, bio, true) == GO ? DM_MAPIO_REMAPPED : DM_MAPIO_SUBMITTED;
+}
+
+void fleece_origin_resume_writes(void *context, struct list_head *waiters)
+{
+	struct fleece_origin *origin = context;
+	struct live_write *write;
+	struct live_write *next;
+	struct bio *bio;
+
+	list_for_each_entry_safe(write, next, waiters, waiter.node) {
+		bio = bio_of(write);
+		if (start_write(origin, bio, false) == GO)
+			submit_bio_noacct(bio);
+	}
+}
+
+static void resubmit_held(struct work_struct *work)
+{
+	struct fleece_origin *origin = container_of(work, struct fleece_origin, resubmit);
+	LIST_HEAD(held);
+
+	spin_lock(&origin->held_lock);
+	list_splice_init(&origin->held, &held);
+	spin_unlock(&origin->held_lock);
+	fleece_origin_resume_writes(origin, &held);
+}
+
+/*----------------------------------------------------------------
+ * Discards
+ *----------------------------------------------------------------*/
+
+/*
+ * Over clusters that the snapshot still needs a discard is completed without
+ * being passed down: it is advice, and not worth the copying. The bio is cut to
+ * the part with the same answer. Returns true for such a part.
+ */
+static bool swallow_discard(struct fleece_origin *origin, struct bio *bio)
+{
+	sector_t sector = bio->bi_iter.bi_sector;
+	struct fleece_cbw *cbw;
+	bool swallow = false;
+	cluster_t first;
+	cluster_t last;
+	sector_t end;
+	u64 length;
+
+	rcu_read_lock();
+	cbw = rcu_dereference(origin->cbw);
+	if (cbw) {
+		first = fleece_cbw_cluster(cbw, sector);
+		last = fleece_cbw_cluster(cbw, bio_end_sector(bio) - 1);
+		swallow = fleece_cbw_needs(cbw, first, last, &length);
+		end = (sector_t)(first + length) << cbw->cluster_shift;
+		if (end < bio_end_sector(bio))
+			dm_accept_partial_bio(bio, end - sector);
+	}
+	rcu_read_unlock();
+	return swallow;
+}
+
+static int map_discard(struct fleece_origin *origin, struct bio *bio)
+{
+	struct live_write *write = write_of(bio);
+
+	switch (admit_write(origin, write, !(bio->bi_opf & REQ_NOWAIT))) {
+	case HELD:
+		return DM_MAPIO_SUBMITTED;
+	case REFUSED:
+		bio_wouldblock_error(bio);
+		return DM_MAPIO_SUBMITTED;
+	case ADMITTED:
+		break;
+	}
+	if (swallow_discard(origin, bio)) {
+		bio_endio(bio);
+		return DM_MAPIO_SUBMITTED;
+	}
+	fleece_tracker_mark(&origin->tracker, bio->bi_iter.bi_sector, bio_sectors(bio));
+	return DM_MAPIO_REMAPPED;
+}
+
+static int origin_map(struct dm_target *ti, struct bio *bio)
+{
+	struct fleece_table *table = ti->private;
+
+	write_of(bio)->is_admitted = false;
+	bio_set_dev(bio, table->lower->bdev);
+	/* A flush has no sectors: the device's own, like a read. */
+	if (!op_is_write(bio_op(bio)) || !bio_sectors(bio))
+		return DM_MAPIO_REMAPPED;
+	if (bio_op(bio) == REQ_OP_DISCARD && !table->copies_discards)
+		return map_discard(table->origin, bio);
+	return map_write(table->origin, bio);
+}
+
+static int origin_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
+{
+	struct fleece_table *table = ti->private;
+	struct live_write *write = write_of(bio);
+
+	if (write->is_admitted)
+		dismiss_write(table->origin, write);
+	return DM_ENDIO_DONE;
+}
+
+/*----------------------------------------------------------------
+ * The registry
+ *----------------------------------------------------------------*/
+
+static void free_origin(struct kref *kref)
+{
+	struct fleece_origin *origin = container_of(kref, struct fleece_origin, kref);
+
+	fleece_tracker_exit(&origin->tracker);
+	destroy_workqueue(origin->wq);
+	percpu_ref_exit(&origin->writes);
+	kfree(origin);
+}
+
+void fleece_origin_put(struct fleece_origin *origin)
+{
+	kref_put(&origin->kref, free_origin);
+}
+
+static struct fleece_origin *make_origin(struct dm_target *ti, struct block_device *lower,
+					 unsigned int granule_sectors)
+{
+	struct mapped_device *md = dm_table_get_md(ti->table);
+	struct fleece_origin *origin = kzalloc(sizeof(*origin), GFP_KERNEL);
+
+	if (!origin)
+		return NULL;
+	if (percpu_ref_init(&origin->writes, writes_drained, PERCPU_REF_ALLOW_REINIT, GFP_KERNEL))
+		goto err_free;
+	origin->wq = alloc_workqueue("fleece-origin/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_PERCPU, 0,
+				     dm_device_name(md));
+	if (!origin->wq)
+		goto err_exit_ref;
+
+	kref_init(&origin->kref);
+	origin->lower = lower;
+	origin->md = md;
+	origin->md_devt = disk_devt(dm_disk(md));
+	origin->nr_sectors = ti->len;
+	origin->granule_sectors = granule_sectors;
+	mutex_init(&origin->lock);
+	fleece_tracker_init(&origin->tracker, ti->len, granule_sectors);
+	init_completion(&origin->drained);
+	spin_lock_init(&origin->held_lock);
+	INIT_LIST_HEAD(&origin->held);
+	INIT_WORK(&origin->resubmit, resubmit_held);
+	return origin;
+
+err_exit_ref:
+	percpu_ref_exit(&origin->writes);
+err_free:
+	kfree(origin);
+	return NULL;
+}
+
+static struct fleece_origin *lookup_lower(struct block_device *lower)
+{
+	struct fleece_origin *origin;
+
+	lockdep_assert_held(&registry_lock);
+	list_for_each_entry(origin, &origins, node) {
+		if (origin->lower->bd_dev == lower->bd_dev)
+			return origin;
+	}
+	return NULL;
+}
+
+struct fleece_origin *fleece_origin_find(struct block_device *lower)
+{
+	struct fleece_origin *origin;
+
+	mutex_lock(&registry_lock);
+	origin = lookup_lower(lower);
+	if (origin)
+		kref_get(&origin->kref);
+	mutex_unlock(&registry_lock);
+	return origin;
+}
+
+struct fleece_origin *fleece_origin_find_md(dev_t devt)
+{
+	struct fleece_origin *origin;
+	struct fleece_origin *found = NULL;
+
+	mutex_lock(&registry_lock);
+	list_for_each_entry(origin, &origins, node) {
+		if (origin->md_devt == devt && rcu_access_pointer(origin->ti)) {
+			kref_get(&origin->kref);
+			found = origin;
+			break;
+		}
+	}
+	mutex_unlock(&registry_lock);
+	return found;
+}
+
+/*
+ * The origin of a new table: the one that another table of the same device
+ * already has, or a new one.
+ */
+static struct fleece_origin *join_origin(struct dm_target *ti, struct block_device *lower,
+					 unsigned int granule_sectors)
+{
+	struct fleece_origin *origin;
+
+	mutex_lock(&registry_lock);
+	origin = lookup_lower(lower);
+	if (!origin) {
+		ti->error = "Out of memory";
+		origin = make_origin(ti, lower, granule_sectors) ?: ERR_PTR(-ENOMEM);
+		if (!IS_ERR(origin))
+			list_add(&origin->node, &origins);
+	} else if (origin->md != dm_table_get_md(ti->table)) {
+		ti->error = "Origin device already belongs to another fleece device";
+		origin = ERR_PTR(-EBUSY);
+	} else if (origin->nr_sectors != ti->len || origin->granule_sectors != granule_sectors) {
+		ti->error = "Changing the length or granularity of an origin is not supported yet";
+		origin = ERR_PTR(-EOPNOTSUPP);
+	}
+	if (!IS_ERR(origin))
+		origin->nr_tables++;
+	mutex_unlock(&registry_lock);
+	return origin;
+}
+
+/* The last table is gone: writes can no longer be seen. */
+static void end_origin(struct fleece_origin *origin)
+{
+	struct fleece_cbw *cbw;
+
+	mutex_lock(&origin->lock);
+	origin->is_ended = true;
+	cbw = rcu_dereference_protected(origin->cbw, lockdep_is_held(&origin->lock));
+	if (cbw)
+		fleece_cbw_break(cbw, ENODEV, 0, "the origin's device was removed or replaced");
+	mutex_unlock(&origin->lock);
+	/* No write is left, but the work of the last release may still be queued. */
+	flush_workqueue(origin->wq);
+	fleece_origin_put(origin);
+}
+
+static void leave_origin(struct fleece_origin *origin)
+{
+	bool is_last;
+
+	mutex_lock(&registry_lock);
+	is_last = !--origin->nr_tables;
+	if (is_last)
+		list_del(&origin->node);
+	mutex_unlock(&registry_lock);
+	if (is_last)
+		end_origin(origin);
+}
+
+/*----------------------------------------------------------------
+ * Constructor and destructor
+ *----------------------------------------------------------------*/
+
+static int parse_granularity(struct dm_target *ti, const char *arg, unsigned int *sectors)
+{
+	if (kstrtouint(arg, 10, sectors)) {
+		ti->error = "Granularity is not a number of sectors";
+		return -EINVAL;
+	}
+	if (*sectors < FLEECE_UNIT_SECTORS_MIN || *sectors > FLEECE_UNIT_SECTORS_MAX ||
+	    !is_power_of_2(*sectors)) {
+		ti->error = "Granularity is not a power of two from 8 to 32768 sectors";
+		return -EINVAL;
+	}
+	return 0;
+}
+
+static int parse_origin_features(struct dm_target *ti, unsigned int argc, char **argv,
+				 struct fleece_table *table)
+{
+	unsigned int count;
+
+	if (!argc)
+		return 0;
+	if (kstrtouint(argv[0], 10, &count) || count != argc - 1) {
+		ti->error = "Number of feature arguments is wrong";
+		return -EINVAL;
+	}
+	for (argv++; count--; argv++) {
+		if (strcasecmp(*argv, "discard_copy")) {
+			ti->error = "Unknown feature argument";
+			DMERR("unknown feature argument '%s'", *argv);
+			return -EINVAL;
+		}
+		if (table->copies_discards) {
+			ti->error = "Feature discard_copy is given twice";
+			return -EINVAL;
+		}
+		table->copies_discards = true;
+	}
+	return 0;
+}
+
+static int open_lower(struct dm_target *ti, const char *path, struct fleece_table *table)
+{
+	int ret = dm_get_device(ti, path, dm_table_get_mode(ti->table), &table->lower);
+
+	if (ret) {
+		ti->error = ret == -EBUSY ? "Origin device is in use (mounted?)" :
+					    "Cannot open the origin device";
+		return ret;
+	}
+	if (bdev_is_zoned(table->lower->bdev)) {
+		ti->error = "Origin device is zoned: not supported";
+		dm_put_device(ti, table->lower);
+		return -EOPNOTSUPP;
+	}
+	return 0;
+}
+
+static void set_origin_target(struct dm_target *ti, struct fleece_table *table)
+{
+	ti->num_flush_bios = 1;
+	ti->num_discard_bios = 1;
+	ti->num_write_zeroes_bios = 1;
+	ti->per_io_data_size = sizeof(struct live_write);
+	ti->private = table;
+}
+
+static int origin_ctr(struct dm_target *ti, unsigned int argc, char **argv)
+{
+	struct fleece_table *table;
+	unsigned int granule_sectors;
+	int ret;
+
+	if (argc < 3) {
+		ti->error = "Arguments: <origin_dev> <metadata_dev|-> <granularity> [<#features> ...]";
+		return -EINVAL;
+	}
+	if (ti->begin) {
+		ti->error = "The target must begin at sector 0";
+		return -EINVAL;
+	}
+	if (strcmp(argv[1], "-")) {
+		ti->error = "A metadata device is not supported yet: use '-'";
+		return -EOPNOTSUPP;
+	}
+	ret = parse_granularity(ti, argv[2], &granule_sectors);
+	if (ret)
+		return ret;
+
+	table = kzalloc(sizeof(*table), GFP_KERNEL);
+	if (!table) {
+		ti->error = "Out of memory";
+		return -ENOMEM;
+	}
+	ret = parse_origin_features(ti, argc - 3, argv + 3, table);
+	if (ret)
+		goto err_free_table;
+	ret = open_lower(ti, argv[0], table);
+	if (ret)
+		goto err_free_table;
+	table->origin = join_origin(ti, table->lower->bdev, granule_sectors);
+	if (IS_ERR(table->origin)) {
+		ret = PTR_ERR(table->origin);
+		goto err_put_lower;
+	}
+	set_origin_target(ti, table);
+	return 0;
+
+err_put_lower:
+	dm_put_device(ti, table->lower);
+err_free_table:
+	kfree(table);
+	return ret;
+}
+
+static void origin_dtr(struct dm_target *ti)
+{
+	struct fleece_table *table = ti->private;
+	struct fleece_origin *origin = table->origin;
+
+	if (rcu_access_pointer(origin->ti) == ti)
+		RCU_INIT_POINTER(origin->ti, NULL);
+	/* fleece_origin_is_watched() may be looking at this table. */
+	synchronize_rcu();
+	leave_origin(origin);
+	dm_put_device(ti, table->lower);
+	kfree(table);
+}
+
+static void origin_postsuspend(struct dm_target *ti)
+{
+	struct fleece_table *table = ti->private;
+
+	WRITE_ONCE(table->origin->is_suspended, true);
+}
+
+static void origin_resume(struct dm_target *ti)
+{
+	struct fleece_table *table = ti->private;
+
+	rcu_assign_pointer(table->origin->ti, ti);
+	smp_store_release(&table->origin->is_suspended, false);
+}
+
+bool fleece_origin_is_watched(struct fleece_origin *origin)
+{
+	struct dm_target *ti;
+	bool is_watched;
+
+	rcu_read_lock();
+	ti = rcu_dereference(origin->ti);
+	/* Not suspended any more, and we have not been resumed: somebody else was. */
+	is_watched = ti && (!READ_ONCE(origin->is_suspended) || dm_suspended(ti));
+	rcu_read_unlock();
+	return is_watched;
+}
+
+/*----------------------------------------------------------------
+ * Status and messages
+ *----------------------------------------------------------------*/
+
+static void emit_origin_info(struct fleece_origin *origin, char *result, unsigned int maxlen)
+{
+	const struct fleece_moment *newest;
+	unsigned int sz = 0;
+	u64 changed;
+
+	mutex_lock(&origin->lock);
+	newest = fleece_tracker_newest(&origin->tracker, &changed);
+	DMEMIT("%u %llu %llu none %u %u %s", origin->granule_sectors,
+	       origin->tracker.nr_granules, changed,
+	       rcu_access_pointer(origin->cbw) ? 1 : 0, origin->tracker.nr_checkpoints,
+	       newest ? newest->name : "-");
+	mutex_unlock(&origin->lock);
+}
+
+static void origin_status(struct dm_target *ti, status_type_t type, unsigned int flags,
+			  char *result, unsigned int maxlen)
+{
+	struct fleece_table *table = ti->private;
+	unsigned int sz = 0;
+
+	switch (type) {
+	case STATUSTYPE_INFO:
+		emit_origin_info(table->origin, result, maxlen);
+		break;
+	case STATUSTYPE_TABLE:
+		DMEMIT("%s - %u", table->lower->name, table->origin->granule_sectors);
+		if (table->copies_discards)
+			DMEMIT(" 1 discard_copy");
+		break;
+	default:
+		*result = '\0';
+		break;
+	}
+}
+
+static int create_checkpoint(struct fleece_origin *origin, const char *name)
+{
+	struct fleece_segment *segment;
+	int ret;
+
+	segment = fleece_segment_alloc(origin->tracker.nr_granules);
+	if (!segment)
+		return -ENOMEM;
+	mutex_lock(&origin->lock);
+	ret = fleece_tracker_check_new(&origin->tracker, name);
+	if (!ret)
+		ret = fleece_origin_quiesce(origin);
+	if (!ret) {
+		fleece_tracker_switch(&origin->tracker, segment, name);
+		fleece_origin_release(origin);
+		fleece_tracker_compact(&origin->tracker);
+		segment = NULL;
+	}
+	mutex_unlock(&origin->lock);
+	fleece_segment_put(segment);
+	return ret;
+}
+
+static int delete_checkpoint(struct fleece_origin *origin, const char *name)
+{
+	int ret;
+
+	if (fleece_checkpoint_name_error(name))
+		return -EINVAL;
+	mutex_lock(&origin->lock);
+	ret = fleece_tracker_delete(&origin->tracker, name);
+	mutex_unlock(&origin->lock);
+	return ret;
+}
+
+static int emit_checkpoints(const struct fleece_history *history, char *result,
+			    unsigned int maxlen)
+{
+	const struct fleece_moment *moment;
+	struct fleece_view view;
+	unsigned int sz = 0;
+	unsigned int i;
+
+	*result = '\0';
+	for (i = 0; i < history->nr_entries; i++) {
+		moment = &history->entries[i].moment;
+		fleece_history_since(history, moment->name, &view);
+		DMEMIT("%s%s %pUb %llu %llu valid", i ? "\n" : "", moment->name, &moment->uuid,
+		       moment->created, fleece_bits_count(&view));
+	}
+	return 1;
+}
+
+static int list_checkpoints(struct fleece_origin *origin, char *result, unsigned int maxlen)
+{
+	struct fleece_history history;
+	int ret;
+
+	mutex_lock(&origin->lock);
+	ret = fleece_history_get(&history, &origin->tracker);
+	mutex_unlock(&origin->lock);
+	if (ret)
+		return ret;
+	ret = emit_checkpoints(&history, result, maxlen);
+	fleece_history_put(&history);
+	return ret;
+}
+
+static int origin_message(struct dm_target *ti, unsigned int argc, char **argv, char *result,
+			  unsigned int maxlen)
+{
+	struct fleece_table *table = ti->private;
+	struct fleece_origin *origin = table->origin;
+	const char *error;
+	int ret = -EINVAL;
+
+	if (argc == 1 && !strcasecmp(argv[0], "checkpoint_list"))
+		return list_checkpoints(origin, result, maxlen);
+	if (argc == 2 && !strcasecmp(argv[0], "checkpoint_create"))
+		ret = create_checkpoint(origin, argv[1]);
+	else if (argc == 2 && !strcasecmp(argv[0], "checkpoint_delete"))
+		ret = delete_checkpoint(origin, argv[1]);
+	else
+		DMERR("unknown message '%s' with %u arguments", argv[0], argc - 1);
+
+	if (ret && argc == 2) {
+		error = fleece_checkpoint_name_error(argv[1]);
+		DMERR("%s: message %s '%.64s' failed with errno %d%s%s",
+		      dm_device_name(origin->md), argv[0], argv[1], -ret, error ? ": " : "",
+		      error ?: "");
+	}
+	return ret;
+}
+
+static int origin_iterate_devices(struct dm_target *ti, iterate_devices_callout_fn fn, void *data)
+{
+	struct fleece_table *table = ti->private;
+
+	return fn(ti, table->lower, 0, ti->len, data);
+}
+
+static struct target_type origin_target = {
+	.name = "fleece",
+	.version = {1, 0, 0},
+	.features = DM_TARGET_SINGLETON | DM_TARGET_NOWAIT,
+	.module = THIS_MODULE,
+	.ctr = origin_ctr,
+	.dtr = origin_dtr,
+	.map = origin_map,
+	.end_io = origin_end_io,
+	.postsuspend = origin_postsuspend,
+	.resume = origin_resume,
+	.status = origin_status,
+	.message = origin_message,
+	.iterate_devices = origin_iterate_devices,
+};
+
+int fleece_origin_init(void)
+{
+	return dm_register_target(&origin_target);
+}
+
+void fleece_origin_exit(void)
+{
+	dm_unregister_target(&origin_target);
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * store: which slot of the COW device holds which cluster, see store.h. Owns
+ * the map in memory, not the device; does no I/O and takes no lock.
+ */
+#include <linux/bitmap.h>
+#include <linux/bitops.h>
+#include <linux/errno.h>
+#include <linux/gfp.h>
+#include <linux/hash.h>
+#include <linux/kernel.h>
+#include <linux/log2.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+#include <linux/vmalloc.h>
+
+#include "store.h"
+
+/*
+ * An entry belongs to a slot, not to a cluster: the hash chains link slots. So
+ * the memory follows the slots in use, which are the lowest ones.
+ */
+struct fleece_slot_entry {
+	cluster_t cluster;
+	u32 next;
+	u32 reserved;
+};
+
+#define ENTRIES_PER_PAGE	(PAGE_SIZE / sizeof(struct fleece_slot_entry))
+#define HASH_BITS_MIN		8
+
+static struct fleece_slot_entry *slot_entry(struct fleece_store *store, u32 slot)
+{
+	return &store->pages[slot / ENTRIES_PER_PAGE][slot % ENTRIES_PER_PAGE];
+}
+
+static u32 *hash_head(struct fleece_store *store, cluster_t cluster)
+{
+	return &store->heads[hash_64(cluster, store->hash_bits)];
+}
+
+int fleece_store_init(struct fleece_store *store, u32 nr_slots)
+{
+	u32 nr_heads;
+	u32 i;
+
+	store->nr_slots = nr_slots;
+	store->nr_pages = DIV_ROUND_UP(nr_slots, ENTRIES_PER_PAGE);
+	store->hash_bits = max(ilog2(nr_slots) - 1, HASH_BITS_MIN);
+	nr_heads = 1U << store->hash_bits;
+
+	store->bits = vzalloc(BITS_TO_LONGS(nr_slots) * sizeof(unsigned long));
+	store->heads = kvmalloc_array(nr_heads, sizeof(*store->heads), GFP_KERNEL);
+	store->pages = kvcalloc(store->nr_pages, sizeof(*store->pages), GFP_KERNEL);
+	if (!store->bits || !store->heads || !store->pages) {
+		fleece_store_exit(store);
+		return -ENOMEM;
+	}
+	for (i = 0; i < nr_heads; i++)
+		store->heads[i] = FLEECE_SLOT_NONE;
+	return 0;
+}
+
+void fleece_store_exit(struct fleece_store *store)
+{
+	u32 i;
+
+	if (store->pages) {
+		/* Pages are made in order: the first missing one ends them. */
+		for (i = 0; i < store->nr_pages && store->pages[i]; i++)
+			free_page((unsigned long)store->pages[i]);
+	}
+	free_page((unsigned long)store->spare);
+	kvfree(store->pages);
+	kvfree(store->heads);
+	vfree(store->bits);
+	memset(store, 0, sizeof(*store));
+}
+
+void *fleece_store_refill(struct fleece_store *store, gfp_t gfp)
+{
+	return READ_ONCE(store->spare) ? NULL : (void *)__get_free_page(gfp);
+}
+
+void fleece_store_add_spare(struct fleece_store *store, void *page)
+{
+	if (store->spare)
+		free_page((unsigned long)page);
+	else if (page)
+		store->spare = page;
+}
+
+/* Have entries for @slot, if need be by using the spare page. */
+static bool have_entries(struct fleece_store *store, u32 slot)
+{
+	struct fleece_slot_entry **page = &store->pages[slot / ENTRIES_PER_PAGE];
+
+	if (!*page) {
+		*page = store->spare;
+		store->spare = NULL;
+	}
+	return *page;
+}
+
+int fleece_store_alloc(struct fleece_store *store, unsigned int want, u32 *slot)
+{
+	unsigned long first;
+	unsigned long end;
+	unsigned long s;
+
+	first = find_next_zero_bit(store->bits, store->nr_slots, store->lowest);
+	if (first >= store->nr_slots) {
+		store->lowest = store->nr_slots;
+		return -ENOSPC;
+	}
+	store->lowest = first;
+
+	end = min_t(unsigned long, first + want, store->nr_slots);
+	end = find_next_bit(store->bits, end, first);
+	for (s = first; s < end; s++) {
+		if (!have_entries(store, s))
+			break;
+		__set_bit(s, store->bits);
+	}
+	if (s == first)
+		return -EAGAIN;
+
+	*slot = first;
+	store->lowest = s;
+	store->used += s - first;
+	return s - first;
+}
+
+void fleece_store_free(struct fleece_store *store, u32 slot)
+{
+	__clear_bit(slot, store->bits);
+	store->used--;
+	store->lowest = min(store->lowest, slot);
+}
+
+void fleece_store_insert(struct fleece_store *store, cluster_t cluster, u32 slot)
+{
+	struct fleece_slot_entry *entry = slot_entry(store, slot);
+	u32 *head = hash_head(store, cluster);
+
+	entry->cluster = cluster;
+	entry->next = *head;
+	*head = slot;
+}
+
+/* The link that names the slot of @cluster, or the end of its chain. */
+static u32 *find_link(struct fleece_store *store, cluster_t cluster)
+{
+	u32 *link = hash_head(store, cluster);
+
+	while (*link != FLEECE_SLOT_NONE && slot_entry(store, *link)->cluster != cluster)
+		link = &slot_entry(store, *link)->next;
+	return link;
+}
+
+u32 fleece_store_lookup(struct fleece_store *store, cluster_t cluster)
+{
+	return *find_link(store, cluster);
+}
+
+bool fleece_store_remove(struct fleece_store *store, cluster_t cluster)
+{
+	u32 *link = find_link(store, cluster);
+	u32 slot = *link;
+
+	if (slot == FLEECE_SLOT_NONE)
+		return false;
+	*link = slot_entry(store, slot)->next;
+	fleece_store_free(store, slot);
+	return true;
+}

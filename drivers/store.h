@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * store: which slot of the COW device holds which cluster.
+ *
+ * A slot is free, taken (by a copy that is still under way) or owned by one
+ * cluster. Slots are taken lowest first, so the store stays compact and slots
+ * given back are used again. Memory: 1/8 byte and 2 bytes for each slot at
+ * once, 16 bytes more for each slot of the part in use.
+ *
+ * The store has no lock: the caller serialises all calls but
+ * fleece_store_refill(). It knows nothing of bios and builds in userspace.
+ */
+#ifndef FLEECE_STORE_H
+#define FLEECE_STORE_H
+
+#include <linux/gfp.h>
+#include <linux/types.h>
+
+#include "dm-fleece.h"
+
+#define FLEECE_SLOT_NONE	U32_MAX
+
+struct fleece_slot_entry;
+
+/**
+ * struct fleece_store - slots and their owners
+ * @nr_slots: how many there are; constant.
+ * @used: slots that are taken or owned.
+ * @lowest: no slot below is free.
+ * @bits: set for slots that are not free.
+ * @heads: first slot of each hash chain of owned slots.
+ * @hash_bits: log2 of the number of @heads; constant.
+ * @nr_pages: length of @pages; constant.
+ * @pages: entries of the slots, a page at a time, made when first needed.
+ * @spare: a page for the next one that is needed, see fleece_store_refill().
+ */
+struct fleece_store {
+	u32 nr_slots;
+	u32 used;
+	u32 lowest;
+	unsigned long *bits;
+	u32 *heads;
+	unsigned int hash_bits;
+	u32 nr_pages;
+	struct fleece_slot_entry **pages;
+	struct fleece_slot_entry *spare;
+};
+
+/**
+ * fleece_store_init() - make an empty store
+ * @store: to be filled in; zeroed by the caller.
+ * @nr_slots: number of slots, above 0.
+ *
+ * Context: Process, may sleep.
+ * Return: 0, or -ENOMEM; then nothing is left to be freed.
+ */
+int fleece_store_init(struct fleece_store *store, u32 nr_slots);
+
+/**
+ * fleece_store_exit() - free what a store holds
+ * @store: a store that fleece_store_init() made.
+ */
+void fleece_store_exit(struct fleece_store *store);
+
+/**
+ * fleece_store_refill() - have a page of entries ready
+ * @store: the store.
+ * @gfp: how to allocate.
+ *
+ * fleece_store_alloc() never allocates. It needs a spare page each time it
+ * enters a part of the store that was not used before.
+ *
+ * Context: As @gfp allows. The caller serialises calls of this function, and
+ * the moment at which the result is given to fleece_store_add_spare().
+ * Return: a page to hand to fleece_store_add_spare(), or NULL.
+ */
+void *fleece_store_refill(struct fleece_store *store, gfp_t gfp);
+
+/**
+ * fleece_store_add_spare() - give the store a page
+ * @store: the store.
+ * @page: from fleece_store_refill(), may be NULL. Owned by the store from now on.
+ */
+void fleece_store_add_spare(struct fleece_store *store, void *page);
+
+/**
+ * fleece_store_alloc() - take contiguous slots
+ * @store: the store.
+ * @want: how many at the most, above 0.
+ * @slot: set to the first one.
+ *
+ * Return: how many were taken from *@slot on, 1 to @want; -ENOSPC when none is
+ * free; -EAGAIN when a spare page is needed first.
+ */
+int fleece_store_alloc(struct fleece_store *store, unsigned int want, u32 *slot);
+
+/**
+ * fleece_store_free() - give back a slot that is taken and not owned
+ * @store: the store.
+ * @slot: the slot.
+ */
+void fleece_store_free(struct fleece_store *store, u32 slot);
+
+/**
+ * fleece_store_insert() - a cluster becomes the owner of a taken slot
+ * @store: the store.
+ * @cluster: owns no slot yet.
+ * @slot: from fleece_store_alloc().
+ */
+void fleece_store_insert(struct fleece_store *store, cluster_t cluster, u32 slot);
+
+/**
+ * fleece_store_lookup() - the slot of a cluster
+ * @store: the store.
+ * @cluster: the cluster.
+ *
+ * Return: its slot, or FLEECE_SLOT_NONE.
+ */
+u32 fleece_store_lookup(struct fleece_store *store, cluster_t cluster);
+
+/**
+ * fleece_store_remove() - a cluster gives up its slot, which becomes free
+ * @store: the store.
+ * @cluster: the cluster.
+ *
+ * Return: true if it had one.
+ */
+bool fleece_store_remove(struct fleece_store *store, cluster_t cluster);
+
+#endif

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * tracker: what was changed on one origin, and since which checkpoint, see
+ * tracker.h. Owns the segments; knows neither bios nor devices, takes no lock.
+ */
+#include <linux/errno.h>
+#include <linux/kernel.h>
+#include <linux/sched.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+#include <linux/timekeeping.h>
+#include <linux/vmalloc.h>
+
+#include "tracker.h"
+
+/* Words between two offers of the CPU in a loop over a whole device. */
+#define WORDS_PER_TURN	65536
+
+void fleece_tracker_init(struct fleece_tracker *tracker, sector_t nr_sectors,
+			 unsigned int granule_sectors)
+{
+	memset(tracker, 0, sizeof(*tracker));
+	tracker->granule_shift = ilog2(granule_sectors);
+	tracker->nr_granules = (nr_sectors + granule_sectors - 1) >> tracker->granule_shift;
+	INIT_LIST_HEAD(&tracker->segments);
+}
+
+static void drop_segment(struct fleece_segment *segment)
+{
+	list_del(&segment->node);
+	fleece_segment_put(segment);
+}
+
+void fleece_tracker_exit(struct fleece_tracker *tracker)
+{
+	struct fleece_segment *segment;
+	struct fleece_segment *next;
+
+	tracker->live = NULL;
+	list_for_each_entry_safe(segment, next, &tracker->segments, node)
+		drop_segment(segment);
+}
+
+static bool is_name_char(char c)
+{
+	return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
+	       c == '.' || c == '_' || c == '-';
+}
+
+const char *fleece_checkpoint_name_error(const char *name)
+{
+	size_t i;
+
+	if (!*name)
+		return "the name is empty";
+	if (*name == '-' || *name == '.')
+		return "the name begins with '-' or '.'";
+	for (i = 0; name[i]; i++) {
+		if (!is_name_char(name[i]))
+			return "the name has a character other than A-Z a-z 0-9 . _ -";
+		if (i >= FLEECE_CHECKPOINT_NAME_MAX)
+			return "the name is longer than 63 characters";
+	}
+	return NULL;
+}
+
+static struct fleece_segment *find_checkpoint(struct fleece_tracker *tracker, const char *name)
+{
+	struct fleece_segment *segment;
+
+	list_for_each_entry(segment, &tracker->segments, node) {
+		if (*name && !strcmp(segment->start.name, name))
+			return segment;
+	}
+	return NULL;
+}
+
+int fleece_tracker_check_new(struct fleece_tracker *tracker, const char *name)
+{
+	if (fleece_checkpoint_name_error(name))
+		return -EINVAL;
+	if (find_checkpoint(tracker, name))
+		return -EEXIST;
+	if (tracker->nr_checkpoints >= FLEECE_CHECKPOINTS_MAX)
+		return -ENOSPC;
+	return 0;
+}
+
+bool fleece_tracker_exists(struct fleece_tracker *tracker, const char *name)
+{
+	return find_checkpoint(tracker, name);
+}
+
+struct fleece_segment *fleece_segment_alloc(u64 nr_granules)
+{
+	struct fleece_segment *segment = kzalloc(sizeof(*segment), GFP_KERNEL);
+
+	if (!segment)
+		return NULL;
+	segment->bits = fleece_bits_alloc(nr_granules);
+	if (!segment->bits) {
+		kfree(segment);
+		return NULL;
+	}
+	refcount_set(&segment->refs, 1);
+	INIT_LIST_HEAD(&segment->node);
+	return segment;
+}
+
+void fleece_segment_put(struct fleece_segment *segment)
+{
+	if (segment && refcount_dec_and_test(&segment->refs)) {
+		vfree(segment->bits);
+		kfree(segment);
+	}
+}
+
+void fleece_tracker_switch(struct fleece_tracker *tracker, struct fleece_segment *segment,
+			   const char *name)
+{
+	if (name) {
+		strscpy(segment->start.name, name, sizeof(segment->start.name));
+		uuid_gen(&segment->start.uuid);
+		segment->start.created = ktime_get_real_seconds();
+		tracker->nr_checkpoints++;
+	}
+	list_add_tail(&segment->node, &tracker->segments);
+	WRITE_ONCE(tracker->live, segment);
+}
+
+/* Is the chain the only one who holds this segment? */
+static bool is_private(struct fleece_segment *segment)
+{
+	return refcount_read(&segment->refs) == 1;
+}
+
+/*
+ * Add the bits of one segment to another. The target may be the live one, so
+ * bits are set atomically. A bit that appears early in the live segment is one
+ * that the joined segment has anyway.
+ */
+static void join_bits(struct fleece_tracker *tracker, struct fleece_segment *to,
+		      const struct fleece_segment *from)
+{
+	u64 words = BITS_TO_LONGS(tracker->nr_granules);
+	unsigned long word;
+	u64 i;
+
+	for (i = 0; i < words; i++) {
+		word = from->bits[i] & ~READ_ONCE(to->bits[i]);
+		while (word) {
+			set_bit(i * BITS_PER_LONG + __ffs(word), to->bits);
+			word &= word - 1;
+		}
+		if (i % WORDS_PER_TURN == WORDS_PER_TURN - 1)
+			cond_resched();
+	}
+}
+
+/*
+ * Join a segment whose start has no name with the one before it. Whichever of
+ * the two nobody else holds takes up the other. If both are held they stay
+ * apart until a history is dropped: that costs memory, not truth.
+ */
+static void join_with_previous(struct fleece_tracker *tracker, struct fleece_segment *segment)
+{
+	struct fleece_segment *previous = list_prev_entry(segment, node);
+
+	if (is_private(segment) || segment == tracker->live) {
+		join_bits(tracker, segment, previous);
+		segment->start = previous->start;
+		drop_segment(previous);
+	} else if (is_private(previous)) {
+		join_bits(tracker, previous, segment);
+		drop_segment(segment);
+	}
+}
+
+void fleece_tracker_compact(struct fleece_tracker *tracker)
+{
+	struct fleece_segment *segment;
+	struct fleece_segment *next;
+
+	list_for_each_entry_safe(segment, next, &tracker->segments, node) {
+		if (segment->start.name[0])
+			continue;
+		if (!list_is_first(&segment->node, &tracker->segments))
+			join_with_previous(tracker, segment);
+		else if (segment != tracker->live)
+			/* Nobody can ask for changes since an older moment. */
+			drop_segment(segment);
+	}
+}
+
+int fleece_tracker_delete(struct fleece_tracker *tracker, const char *name)
+{
+	struct fleece_segment *segment = find_checkpoint(tracker, name);
+
+	if (!segment)
+		return -ENOENT;
+	memset(&segment->start, 0, sizeof(segment->start));
+	tracker->nr_checkpoints--;
+	fleece_tracker_compact(tracker);
+	return 0;
+}
+
+static struct fleece_segment *newest_checkpoint(struct fleece_tracker *tracker)
+{
+	struct fleece_segment *segment;
+
+	list_for_each_entry_reverse(segment, &tracker->segments, node) {
+		if (segment->start.name[0])
+			return segment;
+	}
+	return NULL;
+}
+
+const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker, u64 *changed)
+{
+	struct fleece_segment *newest = newest_checkpoint(tracker);
+	struct fleece_history history;
+	struct fleece_view view;
+
+	*changed = 0;
+	if (!newest)
+		return NULL;
+	/* Out of memory: the count is missing, and a count of all is never too low. */
+	*changed = tracker->nr_granules;
+	if (!fleece_history_get(&history, tracker)) {
+		if (!fleece_history_since(&history, newest->start.name, &view))
+			*changed = fleece_bits_count(&view);
+		fleece_history_put(&history);
+	}
+	return &newest->start;
+}
+
+static unsigned int count_segments(struct fleece_tracker *tracker)
+{
+	struct fleece_segment *segment;
+	unsigned int count = 0;
+
+	list_for_each_entry(segment, &tracker->segments, node)
+		count++;
+	return count;
+}
+
+int fleece_history_get(struct fleece_history *history, struct fleece_tracker *tracker)
+{
+	unsigned int count = count_segments(tracker);
+	struct fleece_segment *segment;
+	unsigned int i;
+
+	memset(history, 0, sizeof(*history));
+	history->nr_granules = tracker->nr_granules;
+	history->segments = kvcalloc(count + 1, sizeof(*history->segments), GFP_KERNEL);
+	history->maps = kvcalloc(count + 1, sizeof(*history->maps), GFP_KERNEL);
+	/* One more for the checkpoint that may end the history. */
+	history->entries = kvcalloc(count + 1, sizeof(*history->entries), GFP_KERNEL);
+	if (!history->segments || !history->maps || !history->entries) {
+		fleece_history_put(history);
+		return -ENOMEM;
+	}
+
+	list_for_each_entry(segment, &tracker->segments, node) {
+		i = history->nr_segments++;
+		refcount_inc(&segment->refs);
+		history->segments[i] = segment;
+		history->maps[i] = segment->bits;
+		if (segment->start.name[0]) {
+			history->entries[history->nr_entries].moment = segment->start;
+			history->entries[history->nr_entries++].first = i;
+		}
+	}
+	return 0;
+}
+
+void fleece_history_end_here(struct fleece_history *history, struct fleece_tracker *tracker)
+{
+	struct fleece_history_entry *entry = &history->entries[history->nr_entries++];
+
+	entry->moment = tracker->live->start;
+	entry->first = history->nr_segments;
+}
+
+void fleece_history_put(struct fleece_history *history)
+{
+	unsigned int i;
+
+	for (i = 0; i < history->nr_segments; i++)
+		fleece_segment_put(history->segments[i]);
+	kvfree(history->segments);
+	kvfree(history->maps);
+	kvfree(history->entries);
+	memset(history, 0, sizeof(*history));
+}
+
+int fleece_history_since(const struct fleece_history *history, const char *name,
+			 struct fleece_view *view)
+{
+	const struct fleece_history_entry *entry;
+	unsigned int i;
+
+	for (i = 0; i < history->nr_entries; i++) {
+		entry = &history->entries[i];
+		if (!strcmp(entry->moment.name, name)) {
+			view->maps = history->maps + entry->first;
+			view->nr_maps = history->nr_segments - entry->first;
+			view->nr_bits = history->nr_granules;
+			return 0;
+		}
+	}
+	return -ENOENT;
+}

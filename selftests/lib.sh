@@ -267,6 +267,12 @@ unload_module()
 	wait_until 20 modprobe -r "$1"
 }
 
+# has_module MODULE: for a single case; a module that is not in use stays loaded.
+has_module()
+{
+	[ -d "/sys/module/${1//-/_}" ] || modprobe "$1" 2>/dev/null
+}
+
 requires_tool()
 {
 	[ -x "$FLEECE_TEST_BIN/$1" ] || skip_all "needs the test program $1: make -C selftests/kernel"
@@ -365,7 +371,7 @@ log_mark()
 
 log_has()
 {
-	log_after "$LOG_MARK" | grep -qE "device-mapper:.*($1)|fleece.*($1)"
+	log_after "$LOG_MARK" | grep -qiE "device-mapper:.*($1)|fleece.*($1)"
 }
 
 # expect_log DESCRIPTION REGEX: dm-fleece has said so since log_mark.
@@ -486,6 +492,24 @@ snapshot_table()
 	echo "0 $(blockdev --getsz "$(path_of "$1")") fleece-snapshot $(path_of "$1") $(path_of "$2") $3 ${4:-}"
 }
 
+# refuses DESCRIPTION ERROR LOG TABLE: the table is refused with an error and a
+# word in the log that match the patterns, and leaves nothing behind.
+refuses()
+{
+	log_mark
+	fails "$1: refused" "$2" dm_create refused "$4" || dm_remove refused
+	expect_log "$1: the log says why" "$3"
+	dmsetup info "$PREFIX-refused" > /dev/null 2>&1 && not_ok "$1: no device is left"
+}
+
+# refuses_message DESCRIPTION ERROR LOG NAME MESSAGE...: likewise.
+refuses_message()
+{
+	log_mark
+	fails "$1: refused" "$2" message "${@:4}"
+	expect_log "$1: the log says why" "$3"
+}
+
 # make_snapshot NAME DISK COWDISK CLUSTER [FEATURES]
 make_snapshot()
 {
@@ -501,7 +525,7 @@ cow_sectors()
 
 message()
 {
-	dmsetup message "$PREFIX-$1" 0 "${@:2}"
+	dmsetup message -- "$PREFIX-$1" 0 "${@:2}"
 }
 
 # status_of NAME: the status line, without start, length and target.

@@ -1,0 +1,204 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will give both targets every kind of malformed or impossible table:
+# each is refused with an error, the reason in the kernel's log, and nothing left.
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+
+SECTORS=32768
+INVALID="Invalid argument"
+load_fleece
+make_arena 96
+make_disk disk $SECTORS
+make_disk other $SECTORS
+make_disk cow "$(cow_sectors 128 256)"
+disk=$(path_of disk)
+other=$(path_of other)
+cow=$(path_of cow)
+
+test_origin_tables()
+{
+	local table="0 $SECTORS fleece $disk"
+	local granularity
+
+	refuses "origin without parameters" "$INVALID" "argument" "0 $SECTORS fleece"
+	refuses "origin without granularity" "$INVALID" "argument" "$table -"
+	refuses "origin on no device" "No such|Invalid|not found" "device" \
+		"0 $SECTORS fleece /dev/none - 128"
+	refuses "origin with a metadata device" "$INVALID|not supported" "metadata" \
+		"$table $other 128"
+	for granularity in 0 4 7 24 65536 -8 x 8x 99999999999999999999; do
+		refuses "granularity $granularity" "$INVALID" "granularity" \
+			"$table - $granularity"
+	done
+	refuses "origin longer than its device" "$INVALID" "length|size|small|whole" \
+		"0 $((SECTORS + 8)) fleece $disk - 128"
+	refuses "origin that does not begin at 0" "$INVALID" "" \
+		"8 $SECTORS fleece $disk - 128"
+	refuses "unknown feature" "$INVALID" "feature" "$table - 128 1 fast"
+	refuses "feature count too large" "$INVALID" "feature|argument" \
+		"$table - 128 2 discard_copy"
+	refuses "feature count too small" "$INVALID" "feature|argument" \
+		"$table - 128 0 discard_copy"
+	refuses "feature count that is no number" "$INVALID" "feature|argument" \
+		"$table - 128 x discard_copy"
+	refuses "feature given twice" "$INVALID" "feature|discard_copy|twice|dupl" \
+		"$table - 128 2 discard_copy discard_copy"
+}
+
+test_two_targets()
+{
+	log_mark
+	printf '%s\n' "0 16384 fleece $disk - 128" "16384 16384 linear $other 0" \
+		> "$SCRATCH/table"
+	fails "a second target in the table: refused" "$INVALID|rgument" \
+		dmsetup create "$PREFIX-refused" "$SCRATCH/table"
+	expect_log "a second target in the table: the log says why" \
+		"singleton|alone|only target|length|whole|size"
+}
+
+test_origin_twice()
+{
+	refuses "a second origin on the same device" "busy|$INVALID|exists" \
+		"already|busy|use" "0 $SECTORS fleece $disk - 128"
+	log_mark
+	fails "reload with another granularity: refused" "failed" \
+		dmsetup load "$PREFIX-origin" --table "0 $SECTORS fleece $disk - 256"
+	expect_log "reload with another granularity: the log says why" "granularity"
+	log_mark
+	fails "reload with another length: refused" "failed" \
+		dmsetup load "$PREFIX-origin" --table "0 $((SECTORS - 8)) fleece $disk - 128"
+	expect_log "reload with another length: the log says why" "length"
+	is "the refused tables are not kept" \
+		"$(dmsetup info -c --noheadings -o tables_loaded "$PREFIX-origin")" Live
+	gets "the origin works on" ok origin write 1 0 1M
+}
+
+test_snapshot_tables()
+{
+	local table="0 $SECTORS fleece-snapshot $disk $cow"
+	local cluster
+
+	refuses "snapshot without parameters" "$INVALID" "argument" \
+		"0 $SECTORS fleece-snapshot"
+	refuses "snapshot without cluster" "$INVALID" "argument" "$table"
+	refuses "snapshot with a COW device that is not there" "No such|$INVALID|not found" \
+		"device" "0 $SECTORS fleece-snapshot $disk /dev/none 128"
+	refuses "snapshot of a device that is not there" "No such|$INVALID|not found" \
+		"device|origin" "0 $SECTORS fleece-snapshot /dev/none $cow 128"
+	for cluster in 0 4 7 24 65536 -8 x 8x 99999999999999999999; do
+		refuses "cluster $cluster" "$INVALID" "cluster" "$table $cluster"
+	done
+	refuses "snapshot shorter than its origin" "$INVALID" "length|size" \
+		"0 $((SECTORS - 8)) fleece-snapshot $disk $cow 128"
+	refuses "snapshot longer than its origin" "$INVALID" "length|size" \
+		"0 $((SECTORS + 8)) fleece-snapshot $disk $cow 128"
+	refuses "snapshot of a device without origin" "No such|$INVALID" "origin|attached" \
+		"0 $SECTORS fleece-snapshot $other $cow 128"
+	refuses "COW device is the origin" "$INVALID|busy" "same|differ|COW|origin" \
+		"0 $SECTORS fleece-snapshot $disk $disk 128"
+	refuses "snapshot of the fleece device itself" "$INVALID|busy|No such" "origin" \
+		"0 $SECTORS fleece-snapshot $(path_of origin) $cow 128"
+	refuses "snapshot that does not begin at 0" "$INVALID" "" \
+		"8 $SECTORS fleece-snapshot $disk $cow 128"
+}
+
+test_snapshot_features()
+{
+	local table="0 $SECTORS fleece-snapshot $disk $cow 128"
+	local name long
+
+	long=$(printf '%064d' 0)
+	refuses "unknown feature" "$INVALID" "feature" "$table 1 fast"
+	refuses "feature count too large" "$INVALID" "feature|argument" "$table 3 staging 0"
+	refuses "feature count too small" "$INVALID" "feature|argument|value" "$table 1 staging 0"
+	refuses "feature without value" "$INVALID" "feature|argument|value|staging" "$table 1 staging"
+	refuses "feature given twice" "$INVALID" "staging|twice|dupl" "$table 4 staging 0 staging 8"
+	refuses "staging that is no number" "$INVALID" "staging" "$table 2 staging much"
+	refuses "staging that is not possible" "$INVALID|memory" "staging" \
+		"$table 2 staging 99999999999999999999"
+	refuses "cbw_timeout that is no number" "$INVALID" "timeout" "$table 2 cbw_timeout soon"
+	refuses "low_water that is no number" "$INVALID" "low_water" "$table 2 low_water low"
+	refuses "on_cbw_error unknown" "$INVALID" "on_cbw_error" "$table 2 on_cbw_error ignore"
+	refuses "on_cow_full unknown" "$INVALID" "on_cow_full" "$table 2 on_cow_full grow"
+	refuses "since an unknown checkpoint" "No such|$INVALID" "checkpoint" "$table 2 since nobody"
+	refuses "checkpoint that exists" "exists|$INVALID" "checkpoint|exist" "$table 2 checkpoint taken"
+	for name in .x a/b "$long" 'a*'; do
+		refuses "checkpoint named $name" "$INVALID" "checkpoint|name" "$table 2 checkpoint $name"
+	done
+}
+
+# Refused until they exist; the words are those a user would look for.
+test_later_features()
+{
+	local table="0 $SECTORS fleece-snapshot $disk $cow 128"
+
+	refuses "on_cbw_error break_write" "$INVALID|not supported" "break_write" \
+		"$table 2 on_cbw_error break_write"
+	refuses "on_cbw_error break_cluster" "$INVALID|not supported" "break_cluster" \
+		"$table 2 on_cbw_error break_cluster"
+	refuses "on_cow_full wait" "$INVALID|not supported" "on_cow_full|wait" \
+		"$table 2 on_cow_full wait"
+	make_snapshot snap disk cow 128
+	refuses "a second snapshot of one origin" "busy|$INVALID|not supported" "snapshot" \
+		"0 $SECTORS fleece-snapshot $disk $other 128"
+	make_origin origin2 other
+	refuses "a COW device of another snapshot" "busy|$INVALID" "COW|use|busy" \
+		"0 $SECTORS fleece-snapshot $other $cow 128"
+	succeeds "the snapshot is removed" dm_remove snap
+	succeeds "the other origin is removed" dm_remove origin2
+}
+
+test_cow_devices()
+{
+	make_disk tiny 2048
+	make_disk small $((2048 + 64))
+	refuses "COW device with room for the header only" "$INVALID|No space" "small" \
+		"0 $SECTORS fleece-snapshot $disk $(path_of tiny) 128"
+	refuses "COW device with room for half a cluster" "$INVALID|No space" "small" \
+		"0 $SECTORS fleece-snapshot $disk $(path_of small) 128"
+	if ! command -v mkfs.ext4 > /dev/null; then
+		skip "a mounted COW device" "mkfs.ext4 is not installed"
+		return
+	fi
+	mkdir "$SCRATCH/mnt"
+	or_bail mkfs.ext4 -q "$cow"
+	or_bail mount "$cow" "$SCRATCH/mnt"
+	defer eval "mountpoint -q $SCRATCH/mnt && umount $SCRATCH/mnt || :"
+	refuses "a mounted COW device" "busy" "COW|use|busy|cow" \
+		"0 $SECTORS fleece-snapshot $disk $cow 128"
+	or_bail umount "$SCRATCH/mnt"
+}
+
+test_zoned()
+{
+	if [ -d /sys/module/null_blk ] || ! modprobe null_blk nr_devices=1 gb=1 \
+		memory_backed=1 zoned=1 zone_size=64 2>/dev/null; then
+		skip "zoned devices" "null_blk makes no zoned device"
+		return
+	fi
+	defer unload_module null_blk
+	wait_until 10 test -b /dev/nullb0 || bail "preparation: null_blk makes a device"
+	refuses "a zoned COW device" "$INVALID|not supported" "zoned" \
+		"0 $SECTORS fleece-snapshot $disk /dev/nullb0 128"
+	refuses "a zoned origin" "$INVALID|not supported" "zoned" \
+		"0 $(blockdev --getsz /dev/nullb0) fleece /dev/nullb0 - 128"
+}
+
+test_origin_tables
+test_two_targets
+make_origin origin disk
+or_bail message origin checkpoint_create taken
+before=$(status_of origin)
+test_origin_twice
+test_snapshot_tables
+test_snapshot_features
+is "the origin is untouched" "$(status_of origin)" "${before/ 0 none/ 16 none}"
+test_later_features
+test_cow_devices
+test_zoned
+make_snapshot last disk cow 128
+gets "a right table still works" ok last verify 1 0 1M
+finish

@@ -98,25 +98,6 @@ static uint64_t table_sectors(const struct fleece_dm_table *table)
 	return last->start + last->length;
 }
 
-/* Suspend and resume one device, without freezing its filesystem. */
-static enum status swap_table(const char *name, unsigned int limit_ms)
-{
-	struct fleece_dm_switch suspend, resume;
-	struct window window = {
-		.suspends = &suspend,
-		.resumes = &resume,
-		.origins = 1,
-		.limit_ms = limit_ms,
-	};
-	struct window_result result;
-	int ret;
-
-	fleece_dm_suspend_prepare(&suspend, name, false);
-	fleece_dm_resume_prepare(&resume, name, FLEECE_DM_UDEV_ALL);
-	ret = window_run(&window, &result);
-	return ret ? window_report(ret, &result, &name, NULL) : DONE;
-}
-
 static bool is_origin(const char *name)
 {
 	struct fleece_dm_table table;
@@ -127,6 +108,33 @@ static bool is_origin(const char *name)
 	found = table.count == 1 && !strcmp(table.targets[0].type, ORIGIN_TARGET);
 	fleece_dm_table_free(&table);
 	return found;
+}
+
+/*
+ * Make the loaded table of a device live, without freezing its filesystem. What
+ * counts is which table is live in the end: after a suspend that failed, and
+ * when the guardian steps in, the resume swaps the tables all the same.
+ */
+static enum status swap_table(const char *name, bool to_origin, unsigned int limit_ms)
+{
+	struct fleece_dm_switch suspend, resume;
+	struct window window = {
+		.suspends = &suspend,
+		.resumes = &resume,
+		.origins = 1,
+		.limit_ms = limit_ms,
+	};
+	struct window_result result;
+	struct fleece_dm_info info;
+	int ret;
+
+	fleece_dm_suspend_prepare(&suspend, name, false);
+	fleece_dm_resume_prepare(&resume, name, FLEECE_DM_UDEV_ALL);
+	ret = window_run(&window, &result);
+	if (!ret || (is_origin(name) == to_origin && !fleece_dm_info(name, &info) &&
+		     !info.is_suspended))
+		return DONE;
+	return window_report(ret, &result, &name, NULL);
 }
 
 static enum status check_live(const struct fleece_dm_info *info, const struct fleece_dm_table *table)
@@ -196,17 +204,9 @@ static enum status attach_over_lower(const struct attach *attach, const struct f
 
 	if (ret)
 		return report_dm(ret, info->name, "cannot load the table");
-	status = swap_table(info->name, attach->limit_ms);
-	if (status == DONE)
-		return DONE;
-	/* The guardian's resume may have been the one that swapped the table. */
-	if (is_origin(info->name)) {
-		ret = fleece_dm_load(info->name, table);
-		if (ret || swap_table(info->name, attach->limit_ms) != DONE)
-			report(FAILED, info->name, "stays attached; try 'fleece detach %s'",
-			       info->name);
-	}
-	fleece_dm_clear(info->name);
+	status = swap_table(info->name, true, attach->limit_ms);
+	if (status != DONE)
+		fleece_dm_clear(info->name);
 	return status;
 }
 
@@ -228,7 +228,7 @@ static enum status attach_live(const struct attach *attach, const struct fleece_
 		status = make_lower(info, &table, &lower);
 	if (status == DONE) {
 		status = attach_over_lower(attach, info, &table, &lower);
-		if (status != DONE && !is_origin(info->name) && fleece_dm_remove(lower.name))
+		if (status != DONE && fleece_dm_remove(lower.name))
 			report(FAILED, lower.name, "is left over; try 'dmsetup remove %s'",
 			       lower.name);
 	}
@@ -399,8 +399,8 @@ static enum status detach_live(const struct origin *origin, const struct fleece_
 	fleece_dm_table_free(&table);
 	if (ret)
 		return report_dm(ret, origin->dm.name, "cannot load the old table");
-	status = swap_table(origin->dm.name, limit_ms);
-	if (status != DONE && is_origin(origin->dm.name)) {
+	status = swap_table(origin->dm.name, false, limit_ms);
+	if (status != DONE) {
 		fleece_dm_clear(origin->dm.name);
 		return status;
 	}

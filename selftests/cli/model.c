@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cli tests, model: stands in for lib/dm.c, lib/control.c and fleece/cow.c.
+ * It follows the kernel where verbs depend on it: a resume swaps the loaded
+ * table in; one that fails drops that table and leaves the device suspended.
+ */
+#include "model.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "control.h"
+#include "cow.h"
+#include "dm.h"
+
+#define MODEL_MAJOR	253
+#define MODEL_SECTORS	2097152
+
+struct model *model;
+
+/* The tests need no root. */
+uid_t geteuid(void)
+{
+	return 0;
+}
+
+void model_reset(void)
+{
+	if (!model)
+		model = mmap(NULL, sizeof(*model), PROT_READ | PROT_WRITE,
+			     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (model == MAP_FAILED)
+		abort();
+	memset(model, 0, sizeof(*model));
+	model->main_pid = getpid();
+}
+
+struct model_device *model_find(const char *name)
+{
+	int i;
+
+	for (i = 0; i < MODEL_DEVICES; i++)
+		if (model->devices[i].name[0] && !strcmp(model->devices[i].name, name))
+			return &model->devices[i];
+	return NULL;
+}
+
+static struct model_device *add_device(const char *name, const char *uuid)
+{
+	int i;
+
+	for (i = 0; i < MODEL_DEVICES && model->devices[i].name[0]; i++)
+		;
+	if (i == MODEL_DEVICES)
+		abort();
+	memset(&model->devices[i], 0, sizeof(model->devices[i]));
+	snprintf(model->devices[i].name, sizeof(model->devices[i].name), "%s", name);
+	snprintf(model->devices[i].uuid, sizeof(model->devices[i].uuid), "%s", uuid);
+	model->devices[i].number = model->next_number++;
+	return &model->devices[i];
+}
+
+struct model_device *model_add(const char *name, const char *uuid, const char *type,
+			       const char *params)
+{
+	struct model_device *device = add_device(name, uuid);
+
+	snprintf(device->live.type, sizeof(device->live.type), "%s", type);
+	snprintf(device->live.params, sizeof(device->live.params), "%s", params);
+	device->live.sectors = MODEL_SECTORS;
+	return device;
+}
+
+/* Write down a change; the one that shall fail fails. */
+static int change(const char *what, const char *name)
+{
+	size_t used = strlen(model->log);
+
+	snprintf(model->log + used, sizeof(model->log) - used, "%s%s:%s", used ? " " : "", what,
+		 name);
+	if (getpid() != model->main_pid)
+		return 0;
+	model->changes++;
+	if (model->changes == model->kill_at)
+		kill(getpid(), SIGKILL);
+	return model->changes == model->fail_at ? -EIO : 0;
+}
+
+int fleece_dm_open(void)
+{
+	return 0;
+}
+
+void fleece_dm_close(void)
+{
+}
+
+const char *fleece_dm_error(void)
+{
+	return "";
+}
+
+static int read_info(const struct model_device *device, struct fleece_dm_info *info)
+{
+	memset(info, 0, sizeof(*info));
+	if (!device)
+		return -ENXIO;
+	strcpy(info->name, device->name);
+	strcpy(info->uuid, device->uuid);
+	info->devno = makedev(MODEL_MAJOR, device->number);
+	info->open_count = device->is_open;
+	info->is_suspended = device->is_suspended;
+	info->is_live = device->live.type[0];
+	info->has_inactive = device->inactive.type[0];
+	return 0;
+}
+
+int fleece_dm_info(const char *name, struct fleece_dm_info *info)
+{
+	return read_info(model_find(name), info);
+}
+
+int fleece_dm_info_devno(dev_t devno, struct fleece_dm_info *info)
+{
+	int i;
+
+	for (i = 0; i < MODEL_DEVICES; i++)
+		if (model->devices[i].name[0] &&
+		    makedev(MODEL_MAJOR, model->devices[i].number) == devno)
+			return read_info(&model->devices[i], info);
+	return -ENXIO;
+}
+
+int fleece_dm_list(char ***names, size_t *count)
+{
+	int i;
+
+	*names = calloc(MODEL_DEVICES, sizeof(**names));
+	*count = 0;
+	for (i = 0; i < MODEL_DEVICES; i++)
+		if (model->devices[i].name[0])
+			(*names)[(*count)++] = strdup(model->devices[i].name);
+	return 0;
+}
+
+void fleece_dm_list_free(char **names, size_t count)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++)
+		free(names[i]);
+	free(names);
+}
+
+static int make_table(const struct model_table *from, const char *params,
+		      struct fleece_dm_table *table)
+{
+	memset(table, 0, sizeof(*table));
+	if (!from->type[0])
+		return 0;
+	table->targets = calloc(1, sizeof(*table->targets));
+	table->count = 1;
+	table->targets[0].length = from->sectors;
+	strcpy(table->targets[0].type, from->type);
+	table->targets[0].params = strdup(params);
+	return 0;
+}
+
+int fleece_dm_table(const char *name, struct fleece_dm_table *table)
+{
+	struct model_device *device = model_find(name);
+
+	return device ? make_table(&device->live, device->live.params, table) : -ENXIO;
+}
+
+int fleece_dm_status(const char *name, struct fleece_dm_table *table)
+{
+	struct model_device *device = model_find(name);
+	char text[64];
+
+	if (!device)
+		return -ENXIO;
+	if (!strcmp(device->live.type, "fleece"))
+		snprintf(text, sizeof(text), "128 16384 0 none %u 0 -", device->snapshots);
+	else
+		strcpy(text, "active 0/1 128 1/1 0 0 0 0 0 0 0");
+	return make_table(&device->live, text, table);
+}
+
+void fleece_dm_table_free(struct fleece_dm_table *table)
+{
+	if (table->count)
+		free(table->targets[0].params);
+	free(table->targets);
+	memset(table, 0, sizeof(*table));
+}
+
+int fleece_dm_create(const char *name, const char *uuid)
+{
+	int ret = change("create", name);
+
+	if (!ret)
+		add_device(name, uuid);
+	return ret;
+}
+
+int fleece_dm_load(const char *name, const struct fleece_dm_table *table)
+{
+	struct model_device *device = model_find(name);
+	int ret = change("load", name);
+
+	if (ret)
+		return ret;
+	strcpy(device->inactive.type, table->targets[0].type);
+	snprintf(device->inactive.params, MODEL_TEXT, "%s", table->targets[0].params);
+	device->inactive.sectors = table->targets[0].length;
+	return 0;
+}
+
+int fleece_dm_clear(const char *name)
+{
+	struct model_device *device = model_find(name);
+
+	memset(&device->inactive, 0, sizeof(device->inactive));
+	return 0;
+}
+
+static int resume(const char *what, const char *name)
+{
+	struct model_device *device = model_find(name);
+	int ret = change(what, name);
+
+	if (device->inactive.type[0] && ret)
+		device->is_suspended = true;
+	else if (!ret)
+		device->is_suspended = false;
+	if (device->inactive.type[0] && !ret)
+		device->live = device->inactive;
+	memset(&device->inactive, 0, sizeof(device->inactive));
+	return ret;
+}
+
+int fleece_dm_resume(const char *name, enum fleece_dm_udev udev)
+{
+	(void)udev;
+	return resume("resume", name);
+}
+
+int fleece_dm_remove(const char *name)
+{
+	struct model_device *device = model_find(name);
+
+	if (!device)
+		return -ENXIO;
+	if (device->is_open)
+		return -EBUSY;
+	device->name[0] = 0;
+	return 0;
+}
+
+int fleece_dm_message(const char *name, const char *text, char **reply)
+{
+	(void)name;
+	if (!strncmp(text, "checkpoint_delete ", 18))
+		model->deleted++;
+	if (reply)
+		*reply = strdup(model->checkpoints);
+	return 0;
+}
+
+int fleece_dm_target_version(const char *type)
+{
+	(void)type;
+	return 0;
+}
+
+int fleece_dm_settle(const char *name)
+{
+	(void)name;
+	return 0;
+}
+
+void fleece_dm_suspend_prepare(struct fleece_dm_switch *run, const char *name, bool freeze)
+{
+	memset(run, 0, sizeof(*run));
+	run->request = freeze ? 2 : 1;
+	snprintf(run->argument.name, sizeof(run->argument.name), "%s", name);
+}
+
+void fleece_dm_resume_prepare(struct fleece_dm_switch *run, const char *name,
+			      enum fleece_dm_udev udev)
+{
+	(void)udev;
+	memset(run, 0, sizeof(*run));
+	snprintf(run->argument.name, sizeof(run->argument.name), "%s", name);
+}
+
+/* As if the device's filesystem lay in files on the others. */
+static void wait_for_others(const char *name)
+{
+	const struct timespec step = { .tv_nsec = 1000000 };
+	bool is_waiting = true;
+	int i;
+
+	while (is_waiting) {
+		is_waiting = false;
+		for (i = 0; i < MODEL_DEVICES; i++)
+			is_waiting |= model->devices[i].name[0] &&
+				      model->devices[i].is_suspended &&
+				      strcmp(model->devices[i].name, name);
+		nanosleep(&step, NULL);
+	}
+}
+
+int fleece_dm_switch_run(const struct fleece_dm_switch *run)
+{
+	struct model_device *device = model_find(run->argument.name);
+	int ret;
+
+	if (!run->request)
+		return resume("go", run->argument.name);
+	ret = change(run->request == 2 ? "freeze" : "hold", run->argument.name);
+	if (ret)
+		return ret;
+	if (!strcmp(model->stick_on, run->argument.name))
+		wait_for_others(run->argument.name);
+	device->is_suspended = true;
+	return 0;
+}
+
+int fleece_control_open(void)
+{
+	return dup(0);
+}
+
+int fleece_control_version(int control, struct fleece_version *version)
+{
+	(void)control;
+	memset(version, 0, sizeof(*version));
+	return 0;
+}
+
+int fleece_control_checkpoints(int control, int device, struct fleece_checkpoint **list,
+			       size_t *count)
+{
+	(void)control;
+	(void)device;
+	*list = NULL;
+	*count = 0;
+	return 0;
+}
+
+int fleece_control_extents(int control, int device, uint32_t map, const char *checkpoint,
+			   uint64_t offset, uint64_t length, struct fleece_extent *extents,
+			   uint32_t capacity, uint64_t *covered)
+{
+	(void)control;
+	(void)device;
+	(void)map;
+	(void)checkpoint;
+	(void)extents;
+	(void)capacity;
+	*covered = offset + length;
+	return -ENODEV;
+}
+
+enum status cow_make(const struct cow_request *request, const struct origin *origin,
+		     const char *snapshot, struct cow *cow)
+{
+	int ret = change("cow", snapshot);
+
+	(void)origin;
+	memset(cow, 0, sizeof(*cow));
+	cow->held = -1;
+	cow->kind = request->kind == COW_AUTO ? COW_FILE : request->kind;
+	if (ret)
+		return report_errno(ret, snapshot, "cannot make COW space");
+	cow->devno = makedev(7, model->cows++);
+	return DONE;
+}
+
+void cow_put(struct cow *cow)
+{
+	cow->held = -1;
+}
+
+enum status cow_free(enum cow_kind kind, dev_t devno, const char *snapshot)
+{
+	(void)kind;
+	(void)devno;
+	(void)snapshot;
+	model->cows--;
+	return DONE;
+}
+
+const char *cow_kind_name(enum cow_kind kind)
+{
+	return kind == COW_USER ? "user" : "file";
+}
+
+int cow_kind_parse(const char *name, enum cow_kind *kind)
+{
+	*kind = COW_FILE;
+	return strcmp(name, "file") ? -EINVAL : 0;
+}
+
+enum cow_kind cow_kind_of(const char *uuid)
+{
+	(void)uuid;
+	return COW_FILE;
+}

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cli tests, verbs: runs attach, detach, snapshot and remove on the model of
+ * device-mapper. Checked are the order of what is done, and that every single
+ * failure, a kill and a freeze that hangs leave nothing half made and no
+ * origin suspended.
+ */
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "model.h"
+#include "report.h"
+#include "tap.h"
+
+#define ARGUMENTS_MAX	16
+/* Every verb here makes fewer changes. */
+#define CHANGES_MAX	64
+
+int fleece_main(int argc, char **argv);
+
+/* Run a command line of words without quotes; what it prints is dropped. */
+static int run(const char *line)
+{
+	char text[512], *argv[ARGUMENTS_MAX + 1] = { 0 }, *rest = NULL, *word;
+	int out, err, null, status, argc = 0;
+
+	snprintf(text, sizeof(text), "%s", line);
+	for (word = strtok_r(text, " ", &rest); word && argc < ARGUMENTS_MAX;
+	     word = strtok_r(NULL, " ", &rest))
+		argv[argc++] = word;
+	fflush(NULL);
+	out = dup(1);
+	err = dup(2);
+	null = open("/dev/null", O_WRONLY);
+	dup2(null, 1);
+	if (!getenv("VERBOSE"))
+		dup2(null, 2);
+	/* getopt starts anew. */
+	optind = 0;
+	status = fleece_main(argc, argv);
+	fflush(NULL);
+	dup2(out, 1);
+	dup2(err, 2);
+	close(out);
+	close(err);
+	close(null);
+	return status;
+}
+
+static bool is_table(const char *name, const char *type)
+{
+	const struct model_device *device = model_find(name);
+
+	return device && !strcmp(device->live.type, type) && !device->is_suspended &&
+	       !device->inactive.type[0];
+}
+
+static void set_up_live(void)
+{
+	model_reset();
+	model_add("vg-lv", "LVM-x", "linear", "8:0 2048");
+}
+
+static void set_up_origins(void)
+{
+	model_reset();
+	model_add("a", "LVM-a", "fleece", "8:1 - 128");
+	model_add("b", "LVM-b", "fleece", "8:2 - 128");
+}
+
+static bool origins_are_unharmed(void)
+{
+	return is_table("a", "fleece") && is_table("b", "fleece") && !model_find("a-snap") &&
+	       !model_find("b-snap") && !model->cows;
+}
+
+static void test_attach(void)
+{
+	/* A suspend that fails is made up for by the resume. */
+	unsigned int at, done = 0;
+	int status;
+
+	set_up_live();
+	status = run("fleece attach vg-lv");
+	tap_ok(status == DONE && is_table("vg-lv", "fleece") && is_table("vg-lv-lower", "linear"),
+	       "attach moves the table to the lower device");
+	tap_ok(!strcmp(model_find("vg-lv")->live.params, "253:1 - 128"),
+	       "the origin's table names the lower device: %s", model_find("vg-lv")->live.params);
+	tap_ok(!strcmp(model_find("vg-lv-lower")->live.params, "8:0 2048"),
+	       "the lower device has the old table");
+	tap_ok(!strncmp(model_find("vg-lv-lower")->uuid, "FLEECE-lower-", 13),
+	       "the lower device's uuid is ours");
+	tap_ok(!strcmp(model->log, "create:vg-lv-lower load:vg-lv-lower resume:vg-lv-lower load:vg-lv hold:vg-lv go:vg-lv"),
+	       "attach does it in this order: %s", model->log);
+	tap_ok(run("fleece attach vg-lv") == BUSY, "attach twice is refused");
+	tap_ok(run("fleece attach vg-lv-lower") == BUSY, "attach of a lower device is refused");
+
+	for (at = 1; at < CHANGES_MAX; at++) {
+		set_up_live();
+		model->fail_at = at;
+		status = run("fleece attach vg-lv");
+		if (model->changes < at)
+			break;
+		tap_ok((status == DONE && is_table("vg-lv", "fleece") &&
+			is_table("vg-lv-lower", "linear")) ||
+		       (status == FAILED && is_table("vg-lv", "linear") &&
+			!model_find("vg-lv-lower")),
+		       "attach is whole or undone when change %u fails: %s", at, model->log);
+		done += status == DONE;
+	}
+	tap_ok(at == 7 && done == 1, "attach makes %u changes, each was made to fail", at - 1);
+}
+
+static void test_attach_refusals(void)
+{
+	set_up_live();
+	strcpy(model_find("vg-lv")->live.type, "cache");
+	tap_ok(run("fleece attach vg-lv") == FAILED && !model->changes,
+	       "attach refuses a target with state of its own");
+	set_up_live();
+	model_find("vg-lv")->is_suspended = true;
+	tap_ok(run("fleece attach vg-lv") == BUSY && !model->changes,
+	       "attach refuses a suspended device");
+	set_up_live();
+	model_add("vg-lv-lower", "x", "linear", "8:0 0");
+	tap_ok(run("fleece attach vg-lv") == BUSY && !model->changes,
+	       "attach refuses when the lower device's name is in use");
+	set_up_live();
+	tap_ok(run("fleece attach vg-lv --name other") == USAGE && !model->changes,
+	       "attach refuses a name for a live device");
+	tap_ok(run("fleece attach vg-lv --metadata /dev/x") == FAILED && !model->changes,
+	       "attach refuses a metadata device");
+}
+
+static void test_detach(void)
+{
+	unsigned int at, done = 0;
+	int status;
+
+	set_up_live();
+	run("fleece attach vg-lv");
+	model_find("vg-lv")->snapshots = 1;
+	tap_ok(run("fleece detach vg-lv") == BUSY && is_table("vg-lv", "fleece"),
+	       "detach refuses while there is a snapshot");
+	model_find("vg-lv")->snapshots = 0;
+	model->log[0] = 0;
+	tap_ok(run("fleece detach vg-lv") == DONE && is_table("vg-lv", "linear") &&
+	       !model_find("vg-lv-lower"), "detach puts the old table back: %s", model->log);
+	tap_ok(!strcmp(model_find("vg-lv")->live.params, "8:0 2048"), "it is the same table");
+	tap_ok(run("fleece detach vg-lv") == NO_DEVICE, "detach twice is refused");
+
+	for (at = 1; at < CHANGES_MAX; at++) {
+		set_up_live();
+		run("fleece attach vg-lv");
+		model->fail_at = model->changes + at;
+		status = run("fleece detach vg-lv");
+		if (model->changes < model->fail_at)
+			break;
+		tap_ok((status == DONE && is_table("vg-lv", "linear") &&
+			!model_find("vg-lv-lower")) ||
+		       (status == FAILED && is_table("vg-lv", "fleece") &&
+			is_table("vg-lv-lower", "linear")),
+		       "detach is whole or undone when change %u fails", at);
+		done += status == DONE;
+	}
+	tap_ok(at == 4 && done == 1, "detach makes %u changes, each was made to fail", at - 1);
+}
+
+static void test_detach_plain(void)
+{
+	model_reset();
+	model_add("data", "FLEECE-origin-x", "fleece", "8:1 - 128");
+	model_find("data")->is_open = true;
+	tap_ok(run("fleece detach data") == BUSY && is_table("data", "fleece"),
+	       "detach of a plain device in use is refused");
+	model_find("data")->is_open = false;
+	tap_ok(run("fleece detach data") == DONE && !model_find("data"),
+	       "detach removes an unused plain device");
+}
+
+static void test_snapshot(void)
+{
+	unsigned int at;
+	int status;
+
+	set_up_origins();
+	status = run("fleece snapshot a b --cluster 4K --staging 1M --cbw-timeout 5");
+	tap_ok(status == DONE && is_table("a-snap", "fleece-snapshot") &&
+	       is_table("b-snap", "fleece-snapshot") && is_table("a", "fleece") &&
+	       is_table("b", "fleece") && model->cows == 2, "snapshot of two origins");
+	tap_ok(!strcmp(model->log, "cow:a-snap cow:b-snap create:a-snap load:a-snap create:b-snap load:b-snap freeze:a freeze:b go:a-snap go:b-snap go:a go:b"),
+	       "all is prepared, both are frozen, both snapshots start, both are resumed: %s",
+	       model->log);
+	tap_ok(!strcmp(model_find("a-snap")->live.params,
+		       "8:1 7:0 8 4 cbw_timeout 5 staging 2048"),
+	       "the table of a snapshot: %s", model_find("a-snap")->live.params);
+	tap_ok(!strncmp(model_find("a-snap")->uuid, "FLEECE-snapshot-", 16) &&
+	       strstr(model_find("a-snap")->uuid, "-file"),
+	       "its uuid tells who made the COW space");
+	tap_ok(run("fleece snapshot a") == BUSY, "a second snapshot is refused");
+	tap_ok(run("fleece remove a-snap b-snap") == DONE && origins_are_unharmed(),
+	       "remove frees the COW space");
+	tap_ok(run("fleece remove a-snap") == NO_DEVICE, "remove twice is refused");
+	tap_ok(run("fleece remove a") == NO_DEVICE && is_table("a", "fleece"),
+	       "remove of an origin is refused");
+
+	for (at = 1; at < CHANGES_MAX; at++) {
+		set_up_origins();
+		model->fail_at = at;
+		status = run("fleece snapshot a b --checkpoint c");
+		if (status == DONE)
+			break;
+		tap_ok(status == FAILED && origins_are_unharmed(),
+		       "snapshot undoes everything when change %u fails: %s", at, model->log);
+	}
+	tap_ok(at == 13, "snapshot makes %u changes, each was made to fail", at - 1);
+}
+
+static void test_checkpoints(void)
+{
+	set_up_origins();
+	strcpy(model->checkpoints, "old u1 1 0 valid\nlost u2 2 0 invalid\n");
+	tap_ok(run("fleece snapshot a --since old --checkpoint new") == DONE &&
+	       !strcmp(model_find("a-snap")->live.params, "8:1 7:0 128 4 since old checkpoint new"),
+	       "since and checkpoint are passed on");
+	set_up_origins();
+	strcpy(model->checkpoints, "old u1 1 0 valid\nlost u2 2 0 invalid\n");
+	tap_ok(run("fleece snapshot a --since none") == NO_CHECKPOINT && !model->changes,
+	       "an unknown checkpoint: nothing is touched, exit status 7");
+	tap_ok(run("fleece snapshot a --since lost") == NO_CHECKPOINT && !model->changes,
+	       "an invalid checkpoint: nothing is touched, exit status 7");
+	tap_ok(run("fleece snapshot a --checkpoint old") == BUSY && !model->changes,
+	       "a checkpoint that exists: nothing is touched, exit status 5");
+	model->fail_at = 8;
+	tap_ok(run("fleece snapshot a b --checkpoint new") == FAILED && model->deleted == 2,
+	       "after a failure the new checkpoint is deleted as well");
+}
+
+static void test_snapshot_refusals(void)
+{
+	set_up_origins();
+	tap_ok(run("fleece snapshot a a") == USAGE && !model->changes, "an origin named twice");
+	tap_ok(run("fleece snapshot a b --cow /dev/null") == USAGE, "two origins, one COW device");
+	tap_ok(run("fleece snapshot a --cow /dev/null --cow-size 1M") == USAGE,
+	       "COW device and size together");
+	tap_ok(run("fleece snapshot a --on-cbw-error break_write") == FAILED && !model->changes,
+	       "a policy of a later version");
+	tap_ok(run("fleece snapshot a --on-cow-full wait") == FAILED && !model->changes,
+	       "another policy of a later version");
+	tap_ok(run("fleece snapshot a --on-cow-full explode") == USAGE, "an unknown policy");
+	tap_ok(run("fleece snapshot a --cow-size 100K") == FAILED && !model->changes,
+	       "COW space smaller than its header");
+	tap_ok(run("fleece snapshot c") == NO_DEVICE, "an unknown origin");
+	model_find("b")->is_suspended = true;
+	tap_ok(run("fleece snapshot a b") == BUSY && !model->changes, "a suspended origin");
+	model_find("b")->is_suspended = false;
+	model_add("c", "LVM-c", "linear", "8:3 0");
+	tap_ok(run("fleece snapshot a c") == NO_DEVICE && !model->changes,
+	       "a device that is not attached");
+}
+
+/* One filesystem lies in a file of another that is frozen already. */
+static void test_stuck_freeze(void)
+{
+	struct timespec start, end;
+	int status;
+
+	set_up_origins();
+	strcpy(model->stick_on, "b");
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	status = run("fleece snapshot a b --freeze-timeout 1");
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	tap_ok(status == FAILED && origins_are_unharmed(),
+	       "a freeze that hangs on a frozen origin is given up: %s", model->log);
+	tap_ok(end.tv_sec - start.tv_sec >= 1 && end.tv_sec - start.tv_sec < 10,
+	       "it is given up when the limit has passed");
+}
+
+static bool become_resumed(const char *one, const char *two)
+{
+	const struct timespec step = { .tv_nsec = 1000000 };
+	int i;
+
+	for (i = 0; i < 10000; i++) {
+		if (!model_find(one)->is_suspended && (!two || !model_find(two)->is_suspended))
+			return true;
+		nanosleep(&step, NULL);
+	}
+	return false;
+}
+
+/* Die of SIGKILL before the @at-th change; false if it came to an end. */
+static bool die_at(const char *line, unsigned int at)
+{
+	int status;
+	pid_t pid;
+
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0) {
+		model->main_pid = getpid();
+		model->kill_at = at;
+		_exit(run(line));
+	}
+	waitpid(pid, &status, 0);
+	return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+}
+
+static void test_kill(void)
+{
+	unsigned int at;
+
+	for (at = 1; at < CHANGES_MAX; at++) {
+		set_up_origins();
+		if (!die_at("fleece snapshot a b", at))
+			break;
+		tap_ok(become_resumed("a", "b"),
+		       "killed before change %u of a snapshot, the origins get resumed", at);
+	}
+	tap_ok(at == 13, "the snapshot was killed at each of %u changes", at - 1);
+	for (at = 1; at < CHANGES_MAX; at++) {
+		set_up_live();
+		if (!die_at("fleece attach vg-lv", at))
+			break;
+		tap_ok(become_resumed("vg-lv", NULL),
+		       "killed before change %u of an attach, the device gets resumed", at);
+	}
+	tap_ok(at == 7, "the attach was killed at each of %u changes", at - 1);
+}
+
+int main(void)
+{
+	test_attach();
+	test_attach_refusals();
+	test_detach();
+	test_detach_plain();
+	test_snapshot();
+	test_checkpoints();
+	test_snapshot_refusals();
+	test_stuck_freeze();
+	test_kill();
+	return tap_end();
+}

@@ -56,6 +56,7 @@ scratch_cleanup()
 	local child
 
 	trap '' HUP INT TERM
+	set +e
 	for child in $CHILDREN; do
 		kill -KILL "$child" 2>/dev/null && wait "$child" 2>/dev/null
 	done

@@ -110,13 +110,11 @@ static sector_t slot_to_sector(const struct fleece_cbw *cbw, u32 slot)
 	return FLEECE_HEADER_SECTORS + ((sector_t)slot << cbw->cluster_shift);
 }
 
-/*----------------------------------------------------------------
- * The maps
- *----------------------------------------------------------------*/
+/* ------------------------- The maps ------------------------- */
 
-/* Pairs with the release in merge_late(): who sees late gone sees the bits. */
 static struct fleece_view *late_view(struct fleece_cbw *cbw)
 {
+	/* Pairs with the release in merge_late(): who sees late gone sees the bits. */
 	return smp_load_acquire(&cbw->late);
 }
 
@@ -245,9 +243,7 @@ void fleece_cbw_wait_merged(struct fleece_cbw *cbw)
 	flush_work(&cbw->merge);
 }
 
-/*----------------------------------------------------------------
- * Waiting writes
- *----------------------------------------------------------------*/
+/* ------------------------- Waiting writes ------------------------- */
 
 /* Move waiters to a list that is going to be handed to resume_waiters(). */
 static void take_waiters(struct fleece_cbw *cbw, struct list_head *from, struct list_head *to)
@@ -373,9 +369,7 @@ void fleece_cbw_break(struct fleece_cbw *cbw, int error, sector_t sector, const 
 	cbw->config.methods->event(cbw->config.event_context);
 }
 
-/*----------------------------------------------------------------
- * Memory of a copy
- *----------------------------------------------------------------*/
+/* ------------------------- Memory of a copy ------------------------- */
 
 static void free_bios(struct fleece_copy *copy)
 {
@@ -457,9 +451,7 @@ static bool alloc_bios(struct fleece_copy *copy, bool may_sleep)
 	return true;
 }
 
-/*----------------------------------------------------------------
- * I/O of a copy
- *----------------------------------------------------------------*/
+/* ------------------------- I/O of a copy ------------------------- */
 
 static void copy_endio(struct bio *bio)
 {
@@ -604,9 +596,7 @@ static void rescue_clusters(struct fleece_copy *copy)
 	}
 }
 
-/*----------------------------------------------------------------
- * Steps of a copy
- *----------------------------------------------------------------*/
+/* ------------------------- Steps of a copy ------------------------- */
 
 static void set_done(struct fleece_copy *copy, struct list_head *waiters)
 {
@@ -745,9 +735,7 @@ static void copy_step(struct work_struct *work)
 	}
 }
 
-/*----------------------------------------------------------------
- * Starting copies
- *----------------------------------------------------------------*/
+/* ------------------------- Starting copies ------------------------- */
 
 /* How many clusters from @first on, to @last at the most, one copy can take. */
 static unsigned int claimable(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
@@ -962,7 +950,8 @@ static void serve_unserved(struct work_struct *work)
 			return;
 
 		spin_lock(&cbw->lock);
-		if (waiter == list_first_entry_or_null(&cbw->unserved, struct fleece_waiter, node)) {
+		/* Unless a break has taken it. */
+		if (cbw->unserved.next == &waiter->node) {
 			list_move(&waiter->node, &taken);
 			take_waiters(cbw, &taken, &waiters);
 		}
@@ -972,9 +961,7 @@ static void serve_unserved(struct work_struct *work)
 	}
 }
 
-/*----------------------------------------------------------------
- * Reading
- *----------------------------------------------------------------*/
+/* ------------------------- Reading ------------------------- */
 
 static void locate_denied(struct fleece_cbw *cbw, cluster_t cluster, struct fleece_place *place)
 {
@@ -1086,9 +1073,7 @@ bool fleece_cbw_still_there(struct fleece_cbw *cbw, enum fleece_place_kind kind,
 	return true;
 }
 
-/*----------------------------------------------------------------
- * Releasing
- *----------------------------------------------------------------*/
+/* ------------------------- Releasing ------------------------- */
 
 static void release_cluster(struct fleece_cbw *cbw, cluster_t cluster, struct list_head *waiters)
 {
@@ -1138,10 +1123,10 @@ static void forget_partial(struct fleece_cbw *cbw, cluster_t cluster)
 {
 	unsigned long *partial = xa_erase(&cbw->partial, cluster);
 
-	if (partial) {
-		kfree(partial);
-		cbw->nr_partial--;
-	}
+	if (!partial)
+		return;
+	cbw->nr_partial--;
+	kfree(partial);
 }
 
 /* The released sectors of a cluster, a bit for each; NULL if they cannot be noted. */
@@ -1216,9 +1201,7 @@ void fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sec
 	mutex_unlock(&cbw->release_lock);
 }
 
-/*----------------------------------------------------------------
- * Life of the engine
- *----------------------------------------------------------------*/
+/* ------------------------- Life of the engine ------------------------- */
 
 u32 fleece_cbw_slots(sector_t cow_sectors, unsigned int cluster_sectors)
 {

@@ -144,8 +144,9 @@ struct fleece_cbw_config {
  * @lost: the clusters whose access fell because the origin could not be read.
  *
  * Protected by @lock: @store, @inflight, @unserved (writes for which no copy
- * could be started yet), @nr_waiting (live writes on any list), @nr_copies, @buffered_bytes (all copies), @staged_bytes
- * (copies whose writes were let go), the counters, @error and @error_sector.
+ * could be started yet), @nr_waiting (live writes on any list), @nr_copies,
+ * @buffered_bytes (of all copies), @staged_bytes (of those whose writes were let
+ * go), the counters, @error and @error_sector.
  *
  * Protected by @release_lock: @partial (clusters released in part).
  * @memory_lock: held by who draws on the reserve of @pages.
@@ -164,7 +165,7 @@ struct fleece_cbw {
 	unsigned int late_granule_shift;
 	struct xarray lost;
 
-	spinlock_t lock;
+	spinlock_t lock;		/* see above */
 	struct fleece_store store;
 	struct fleece_inflight inflight;
 	struct list_head unserved;
@@ -180,11 +181,11 @@ struct fleece_cbw {
 	sector_t error_sector;
 	bool low_water_told;
 
-	struct mutex release_lock;
+	struct mutex release_lock;	/* partial, nr_partial */
 	struct xarray partial;
 	unsigned int nr_partial;
 
-	struct mutex memory_lock;
+	struct mutex memory_lock;	/* the reserve of pages */
 	mempool_t copies;
 	mempool_t pages;
 	struct bio_set bios;

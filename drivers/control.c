@@ -25,7 +25,7 @@
 #define EXTENTS_PER_TURN	128
 
 /* Bits looked at before a signal is noticed. */
-#define BITS_PER_TURN		(1ULL << 22)
+#define BITS_PER_TURN		0x400000ULL
 
 static_assert(sizeof(struct fleece_version) == 32);
 static_assert(sizeof(struct fleece_info) == 192);
@@ -34,7 +34,7 @@ static_assert(sizeof(struct fleece_checkpoints) == 40);
 static_assert(sizeof(struct fleece_extent) == 24);
 static_assert(sizeof(struct fleece_extents) == 152);
 static_assert(sizeof(struct fleece_bitmap) == 144);
-static_assert(FLEECE_NAME_SIZE == FLEECE_CHECKPOINT_NAME_MAX + 1);
+static_assert(sizeof_field(struct fleece_moment, name) == FLEECE_NAME_SIZE);
 
 /**
  * struct subject - the device that a call is about
@@ -121,9 +121,7 @@ static bool is_zero(const u64 *words, size_t count)
 	return true;
 }
 
-/*----------------------------------------------------------------
- * Maps
- *----------------------------------------------------------------*/
+/* ------------------------- Maps ------------------------- */
 
 /**
  * struct map - a map of a device
@@ -184,9 +182,7 @@ static int check_range(const struct map *map, u64 offset, u64 length, u64 unit)
 	return 0;
 }
 
-/*----------------------------------------------------------------
- * Calls
- *----------------------------------------------------------------*/
+/* ------------------------- Calls ------------------------- */
 
 static long get_version(void __user *arg)
 {

@@ -58,9 +58,7 @@ static struct bio *bio_of(struct live_write *write)
 	return dm_bio_from_per_bio_data(write, sizeof(struct live_write));
 }
 
-/*----------------------------------------------------------------
- * Admission
- *----------------------------------------------------------------*/
+/* ------------------------- Admission ------------------------- */
 
 /* The last write under way has completed while new ones are held back. */
 static void writes_drained(struct percpu_ref *ref)
@@ -148,9 +146,7 @@ void fleece_origin_release(struct fleece_origin *origin)
 	percpu_ref_switch_to_percpu(&origin->writes);
 }
 
-/*----------------------------------------------------------------
- * The way of a write
- *----------------------------------------------------------------*/
+/* ------------------------- The way of a write ------------------------- */
 
 enum verdict {
 	GO,
@@ -282,9 +278,7 @@ static void resubmit_held(struct work_struct *work)
 	fleece_origin_resume_writes(origin, &held);
 }
 
-/*----------------------------------------------------------------
- * Discards
- *----------------------------------------------------------------*/
+/* ------------------------- Discards ------------------------- */
 
 /*
  * Over clusters that the snapshot still needs a discard is completed without
@@ -360,9 +354,7 @@ static int origin_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *er
 	return DM_ENDIO_DONE;
 }
 
-/*----------------------------------------------------------------
- * The registry
- *----------------------------------------------------------------*/
+/* ------------------------- The registry ------------------------- */
 
 static void free_origin(struct kref *kref)
 {
@@ -514,9 +506,7 @@ static void leave_origin(struct fleece_origin *origin)
 		end_origin(origin);
 }
 
-/*----------------------------------------------------------------
- * Constructor and destructor
- *----------------------------------------------------------------*/
+/* ------------------------- Constructor and destructor ------------------------- */
 
 static int parse_granularity(struct dm_target *ti, const char *arg, unsigned int *sectors)
 {
@@ -591,7 +581,7 @@ static int origin_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	int ret;
 
 	if (argc < 3) {
-		ti->error = "Arguments: <origin_dev> <metadata_dev|-> <granularity> [<#features> ...]";
+		ti->error = "Arguments: <origin_dev> <metadata_dev|-> <granularity> [<#args> ...]";
 		return -EINVAL;
 	}
 	if (ti->begin) {
@@ -658,7 +648,7 @@ static void origin_resume(struct dm_target *ti)
 	struct fleece_table *table = ti->private;
 
 	rcu_assign_pointer(table->origin->ti, ti);
-	smp_store_release(&table->origin->is_suspended, false);
+	WRITE_ONCE(table->origin->is_suspended, false);
 }
 
 bool fleece_origin_is_watched(struct fleece_origin *origin)
@@ -674,9 +664,7 @@ bool fleece_origin_is_watched(struct fleece_origin *origin)
 	return is_watched;
 }
 
-/*----------------------------------------------------------------
- * Status and messages
- *----------------------------------------------------------------*/
+/* ------------------------- Status and messages ------------------------- */
 
 static void emit_origin_info(struct fleece_origin *origin, char *result, unsigned int maxlen)
 {

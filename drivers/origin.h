@@ -74,7 +74,7 @@ struct fleece_origin {
 	sector_t nr_sectors;
 	unsigned int granule_sectors;
 
-	struct mutex lock;
+	struct mutex lock;		/* tracker, snapshot, quiescing */
 	struct fleece_tracker tracker;
 	struct fleece_cbw __rcu *cbw;
 	bool is_ended;
@@ -84,7 +84,7 @@ struct fleece_origin {
 
 	struct percpu_ref writes;
 	struct completion drained;
-	spinlock_t held_lock;
+	spinlock_t held_lock;		/* is_quiescing, held */
 	bool is_quiescing;
 	struct list_head held;
 	struct workqueue_struct *wq;

@@ -70,9 +70,7 @@ static struct bio *bio_of(struct snapshot_read *read)
 	return dm_bio_from_per_bio_data(read, sizeof(struct snapshot_read));
 }
 
-/*----------------------------------------------------------------
- * Reads
- *----------------------------------------------------------------*/
+/* ------------------------- Reads ------------------------- */
 
 enum piece {
 	PIECE_REMAPPED,
@@ -207,9 +205,7 @@ static int snapshot_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *
 	return DM_ENDIO_INCOMPLETE;
 }
 
-/*----------------------------------------------------------------
- * Everything but reads
- *----------------------------------------------------------------*/
+/* ------------------------- Everything but reads ------------------------- */
 
 static void release_discarded(struct work_struct *work)
 {
@@ -238,9 +234,7 @@ static int snapshot_map(struct dm_target *ti, struct bio *bio)
 	return DM_MAPIO_KILL;
 }
 
-/*----------------------------------------------------------------
- * Taking the snapshot
- *----------------------------------------------------------------*/
+/* ------------------------- Taking the snapshot ------------------------- */
 
 static int write_header(struct block_device *cow)
 {
@@ -366,8 +360,10 @@ static int take_snapshot(struct fleece_snapshot *snap, struct block_device *cow)
 	}
 	memalloc_noio_restore(noio);
 	if (ret)
-		DMERR("%s: snapshot not taken: %s (errno %d)", dm_device_name(snap->md), error, -ret);
+		DMERR("%s: snapshot not taken: %s (errno %d)", dm_device_name(snap->md), error,
+		      -ret);
 	else
+		/* Whoever sees it sees the history: pairs with fleece_snapshot_find_md(). */
 		smp_store_release(&snap->is_taken, true);
 	return ret;
 }
@@ -410,9 +406,7 @@ static const struct fleece_cbw_methods engine_methods = {
 	.event = tell_event,
 };
 
-/*----------------------------------------------------------------
- * Feature arguments
- *----------------------------------------------------------------*/
+/* ------------------------- Feature arguments ------------------------- */
 
 static int parse_number(const char *value, unsigned int *number, char **error)
 {
@@ -584,9 +578,7 @@ static int parse_cluster(struct fleece_snapshot_options *options, const char *ar
 	return 0;
 }
 
-/*----------------------------------------------------------------
- * Devices of a table
- *----------------------------------------------------------------*/
+/* ------------------------- Devices of a table ------------------------- */
 
 static int open_devices(struct dm_target *ti, char **argv, struct snapshot_table *table)
 {
@@ -657,9 +649,7 @@ static int check_devices(struct dm_target *ti, struct snapshot_table *table)
 	return 0;
 }
 
-/*----------------------------------------------------------------
- * The registry
- *----------------------------------------------------------------*/
+/* ------------------------- The registry ------------------------- */
 
 static void free_snapshot(struct kref *kref)
 {
@@ -699,6 +689,7 @@ struct fleece_snapshot *fleece_snapshot_find_md(dev_t devt)
 
 	mutex_lock(&registry_lock);
 	snap = lookup_md(devt);
+	/* Pairs with take_snapshot(). */
 	if (snap && smp_load_acquire(&snap->is_taken))
 		kref_get(&snap->kref);
 	else
@@ -897,9 +888,7 @@ static void leave_snapshot(struct fleece_snapshot *snap)
 		end_snapshot(snap);
 }
 
-/*----------------------------------------------------------------
- * Constructor and destructor
- *----------------------------------------------------------------*/
+/* ------------------------- Constructor and destructor ------------------------- */
 
 /* The arguments as they were written, for the table status. */
 static char *join_arguments(unsigned int argc, char **argv)
@@ -936,7 +925,7 @@ static int snapshot_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	int ret;
 
 	if (argc < 3) {
-		ti->error = "Arguments: <origin_dev> <cow_dev> <cluster> [<#features> ...]";
+		ti->error = "Arguments: <origin_dev> <cow_dev> <cluster> [<#args> ...]";
 		return -EINVAL;
 	}
 	if (ti->begin) {
@@ -994,9 +983,7 @@ static void snapshot_dtr(struct dm_target *ti)
 	kfree(table);
 }
 
-/*----------------------------------------------------------------
- * Status and messages
- *----------------------------------------------------------------*/
+/* ------------------------- Status and messages ------------------------- */
 
 static void emit_snapshot_info(struct fleece_snapshot *snap, char *result, unsigned int maxlen)
 {

@@ -73,7 +73,7 @@ struct fleece_snapshot {
 	struct fleece_view since;
 	bool is_taken;
 
-	struct mutex ti_lock;
+	struct mutex ti_lock;		/* ti */
 	struct dm_target *ti;
 };
 

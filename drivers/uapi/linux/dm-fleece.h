@@ -96,9 +96,9 @@ struct fleece_info {
 };
 
 /* The checkpoint was made at the point in time of this very snapshot. */
-#define FLEECE_CHECKPOINT_HERE		(1U << 0)
+#define FLEECE_CHECKPOINT_HERE		0x1
 /* Tracking was interrupted since: the checkpoint cannot be used. */
-#define FLEECE_CHECKPOINT_INVALID	(1U << 1)
+#define FLEECE_CHECKPOINT_INVALID	0x2
 
 /**
  * struct fleece_checkpoint - one checkpoint

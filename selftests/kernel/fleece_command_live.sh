@@ -1,0 +1,111 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will convert a mounted logical volume under a writer with `fleece`,
+# take, map and remove snapshots of it, and convert it back.
+#
+#     ext4, writer                        ext4, writer
+#         |                                   |
+#     VG-data (linear)    attach -->      VG-data (fleece)    VG-data-snap
+#         |               <-- detach          |                |       |
+#       disk                         VG-data-lower (linear) <--+    COW space
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$here/../cli/lib.sh"
+
+load_fleece
+requires_program lvcreate mkfs.ext4 jq
+requires_fleece
+make_arena 256
+make_disk disk 409600
+make_group disk
+make_volume data 64
+mount_volume data
+
+type_of()
+{
+	dmsetup table "$1" | cut -d' ' -f3
+}
+
+stamp_of()
+{
+	stat -c '%d:%i %Y' "$SCRATCH/data/lost+found" "$SCRATCH/data/first"
+}
+
+echo first > "$SCRATCH/data/first"
+sync
+stamp_before=$(stamp_of)
+start_writer data
+
+#
+# Attach below the mount.
+#
+data=$(dm_name data)
+says "attach converts the mounted volume" "^$data attached" "$FLEECE" attach "/dev/$GROUP/data"
+is "its table is ours" "$(type_of "$data")" fleece
+is "its old table is on the lower device" "$(type_of "$data-lower")" linear
+succeeds "the writer goes on" writer_goes_on
+is "the mount is the same" "$(stamp_of)" "$stamp_before"
+exits "attach twice" 5 "$FLEECE" attach "$data"
+exits "attach of the lower device" 5 "$FLEECE" attach "$data-lower"
+
+#
+# A snapshot with a checkpoint, while the writer goes on.
+#
+says "snapshot of the mounted volume" "^frozen for" \
+	"$FLEECE" snapshot "$data" --cow-size 60M --checkpoint first
+is "its COW space is a logical volume beside it" \
+	"$("$FLEECE" status "$data-snap" --json | jq -r '.snapshots[0].cow_kind')" lvm
+succeeds "the writer goes on" writer_goes_on
+check_frozen_image data
+exits "a second snapshot" 5 "$FLEECE" snapshot "$data" --cow-size 60M
+exits "detach with a snapshot" 5 "$FLEECE" detach "$data"
+is "the whole snapshot can be read" "$("$FLEECE" map "$data-snap" | wc -l)" 1
+like "map of the snapshot is one row of nbdinfo's" "$("$FLEECE" map "$data-snap")" \
+	"^ +0 +67108864 +0  accessible$"
+says "remove the snapshot" "^$" "$FLEECE" remove "$data-snap"
+fails "its COW space is gone" "Failed to find" lvs "$GROUP/data-snap-cow"
+
+#
+# The second one knows what changed since the first.
+#
+succeeds "the writer goes on" writer_goes_on
+says "snapshot since the checkpoint" "^frozen for" \
+	"$FLEECE" snapshot "$data" --cow-size 60M --since first --checkpoint second
+changed=$("$FLEECE" map "$data-snap" --since first --json |
+	jq '[.[] | select(.type == 1) | .length] | add')
+at_least "something changed since the first" "$changed" 65536
+at_most "but not everything" "$changed" $((64 * 1024 * 1024 - 65536))
+is "the extents add up to the device" \
+	"$("$FLEECE" map "$data-snap" --since first --json | jq '[.[].length] | add')" 67108864
+is "a map that is asked for twice is the same" \
+	"$("$FLEECE" map "$data-snap" --since first | cksum)" \
+	"$("$FLEECE" map "$data-snap" --since first | cksum)"
+is "what can be read is what changed" \
+	"$("$FLEECE" map "$data-snap" | awk '{ print $1, $2, $3 }')" \
+	"$("$FLEECE" map "$data-snap" --since first | awk '{ print $1, $2, 1 - $3 }')"
+exits "an unknown checkpoint" 7 "$FLEECE" map "$data-snap" --since never
+is "both checkpoints are listed" \
+	"$("$FLEECE" checkpoint list "$data" --json | jq -r '[.checkpoints[].name] | join(" ")')" \
+	"first second"
+succeeds "a release of all" "$FLEECE" release "$data-snap" all
+is "nothing can be read any more" \
+	"$("$FLEECE" status "$data-snap" --json | jq '.snapshots[0].accessible_clusters')" 0
+says "remove the snapshot" "^$" "$FLEECE" remove "$data-snap"
+
+#
+# Back.
+#
+says "detach under the mount" "detached$" "$FLEECE" detach "$data"
+is "the old table is back" "$(type_of "$data")" linear
+fails "the lower device is gone" "does not exist" dmsetup table "$data-lower"
+succeeds "the writer goes on" writer_goes_on
+stop_writer
+is "the mount is the same" "$(stamp_of)" "$stamp_before"
+exits "detach twice" 4 "$FLEECE" detach "$data"
+unmount_volume data
+succeeds "the filesystem is clean" fsck.ext4 -fn "/dev/$GROUP/data"
+remove_group
+finish

@@ -1,0 +1,153 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will suspend the COW device, so that copies stall: snapshot reads go
+# on and return old data, live writes wait no longer than cbw_timeout, and with
+# staging they do not wait at all as long as there is room.
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+
+SECTORS=32768
+# Promptly, for a machine that takes a tenth of a second to start a program.
+PROMPT_MS=1500
+TIMEOUT_MS=4000
+load_fleece
+make_arena 64
+make_disk disk $SECTORS
+make_disk cow "$(cow_sectors 128 256)"
+make_origin origin disk
+or_bail pattern origin write 1 0 -
+
+stall()
+{
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-cow"
+}
+
+unstall()
+{
+	or_bail dmsetup resume "$PREFIX-cow"
+}
+
+# make_stallable FEATURES: a snapshot whose removal cannot hang on the stalled device.
+make_stallable()
+{
+	make_snapshot snap disk cow 128 "$1"
+	defer dmsetup resume "$PREFIX-cow"
+}
+
+# shellcheck disable=SC2317 # called by wait_until
+write_is_waiting()
+{
+	[ "$(snapshot_field snap waiting)" -gt 0 ]
+}
+
+# write_in_background OFFSET LENGTH
+write_in_background()
+{
+	pattern origin write 2 "$1" "$2" > "$SCRATCH/write" 2>&1 &
+	writer=$!
+}
+
+test_reads()
+{
+	make_stallable "4 staging 0 cbw_timeout 0"
+	stall
+	write_in_background 1M 64k
+	wait_until 20 write_is_waiting || bail "without staging the live write waits"
+	ok "without staging the live write waits"
+	at_most "a read of its cluster does not" "$(elapsed_ms pattern snap verify 1 1M 64k)" $PROMPT_MS
+	is "and returns the old data" "$(cat "$SCRATCH/output")" ok
+	at_most "nor does a read of others" "$(elapsed_ms pattern snap verify 1 0 1M)" $PROMPT_MS
+	is "which is old data too" "$(cat "$SCRATCH/output")" ok
+	at_most "nor a live read" "$(elapsed_ms pattern origin verify 1 2M 1M)" $PROMPT_MS
+	unstall
+	wait $writer
+	is "the write then succeeds" "$(cat "$SCRATCH/write")" ok
+	gets "the snapshot has the old data" ok snap verify 1 0 2M
+	gets "the origin the new" ok origin verify 2 1M 64k
+	is "one cluster was copied" "$(status_of snap)" "active 1/256 128 256/256 1 0 0 0 0 0 0"
+	or_bail dm_remove snap
+	or_bail pattern origin write 1 0 2M
+}
+
+# Two writes of one cluster that wait need one copy.
+test_two_writes()
+{
+	local second
+
+	make_stallable "4 staging 0 cbw_timeout 0"
+	stall
+	write_in_background 1M 4k
+	pattern origin write 2 $((1048576 + 32768)) 4k > "$SCRATCH/second" 2>&1 &
+	second=$!
+	wait_until 20 snapshot_field_is snap waiting 2 || bail "both writes of a cluster wait"
+	ok "both writes of a cluster wait"
+	unstall
+	wait $writer $second
+	is "both succeed" "$(cat "$SCRATCH/write" "$SCRATCH/second" | paste -sd' ')" "ok ok"
+	is "with one copy" "$(snapshot_field snap copied) $(snapshot_field snap used)" "1 1"
+	gets "of the old data" ok snap verify 1 1M 64k
+	or_bail dm_remove snap
+	or_bail pattern origin write 1 0 2M
+}
+
+test_timeout()
+{
+	local took
+
+	make_stallable "4 staging 0 cbw_timeout $TIMEOUT_MS"
+	or_bail pattern origin write 2 0 64k
+	stall
+	log_mark
+	took=$(elapsed_ms pattern origin write 2 1M 64k)
+	is "the live write succeeds" "$(cat "$SCRATCH/output")" ok
+	at_least "after its time" "$took" $((TIMEOUT_MS - 500))
+	at_most "and not much later" "$took" $((TIMEOUT_MS + 4000))
+	is "the snapshot is broken with ETIMEDOUT" \
+		"$(snapshot_field snap state) $(snapshot_field snap errno) $(snapshot_field snap sector)" \
+		"broken 110 2048"
+	expect_log "and the log says so" "broken"
+	at_most "later writes have no delay" "$(elapsed_ms pattern origin write 2 2M 1M)" $PROMPT_MS
+	is "and succeed" "$(cat "$SCRATCH/output")" ok
+	at_most "nor to the same cluster" "$(elapsed_ms pattern origin write 3 1M 64k)" $PROMPT_MS
+	gets "the snapshot cannot be read" EIO snap read 4M 4k
+	unstall
+	gets "nor later" EIO snap read 4M 4k
+	gets "the origin has the last data" ok origin verify 3 1M 64k
+	or_bail dm_remove snap
+	or_bail pattern origin write 1 0 4M
+}
+
+test_staging()
+{
+	local took
+
+	make_stallable "4 staging 512 cbw_timeout $TIMEOUT_MS"
+	stall
+	at_most "with staging the write does not wait" "$(elapsed_ms pattern origin write 2 1M 64k)" $PROMPT_MS
+	is "and succeeds" "$(cat "$SCRATCH/output")" ok
+	at_least "its old data is staged" "$(snapshot_field snap staged)" 65536
+	at_most "a read of it is from RAM" "$(elapsed_ms pattern snap verify 1 1M 64k)" $PROMPT_MS
+	is "and right" "$(cat "$SCRATCH/output")" ok
+	unstall
+	wait_copied snap
+	gets "after the copy it is the same" ok snap verify 1 1M 64k
+	stall
+	took=$(elapsed_ms pattern origin write 2 4M 1M)
+	is "a write larger than the staging succeeds" "$(cat "$SCRATCH/output")" ok
+	at_least "it waits for room" "$took" $((TIMEOUT_MS - 500))
+	at_most "and no longer than it may" "$took" $((TIMEOUT_MS + 4000))
+	is "then the snapshot is broken with ETIMEDOUT" \
+		"$(snapshot_field snap state) $(snapshot_field snap errno)" "broken 110"
+	unstall
+	wait_copied snap
+	is "in the end nothing is staged" "$(snapshot_field snap staged) $(snapshot_field snap waiting)" "0 0"
+	or_bail dm_remove snap
+}
+
+test_reads
+test_two_writes
+test_timeout
+test_staging
+finish

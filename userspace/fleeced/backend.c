@@ -60,8 +60,7 @@ static int open_control(const char *path, uint64_t device)
 	if (!is_device_mapper(device))
 		return -ENODEV;
 	if (control == -EPROTO)
-		log_error("%s: the dm-fleece module has another interface version than this fleeced",
-			  path);
+		log_error("%s: the module's interface version is not that of this fleeced", path);
 	else
 		log_error("%s: cannot open /dev/%s: %s", path, FLEECE_CONTROL_NAME,
 			  strerror(-control));

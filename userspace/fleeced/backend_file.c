@@ -93,7 +93,7 @@ static void find_name(struct backend *backend, const char *path, const struct st
 	    !backend_read_sysfs(status->st_rdev, "dm/name", name, sizeof(name)))
 		base = name;
 	if (strlen(base) < sizeof(backend->name) && text_is_export_name(base))
-		strcpy(backend->name, base);
+		snprintf(backend->name, sizeof(backend->name), "%s", base);
 }
 
 int backend_file_create(const char *path, int file, struct backend **backend)

@@ -72,7 +72,7 @@ static int snapshot_state(struct backend *backend, char *text, size_t size)
 		 info.error ? strerror(info.error) : "unknown cause",
 		 (unsigned long long)info.error_sector);
 	if (!atomic_exchange(&snapshot->is_break_logged, true))
-		log_error("%s: %s; everything read from it fails from now on", snapshot->path, text);
+		log_error("%s: %s; all that is read from it fails", snapshot->path, text);
 	return -EIO;
 }
 

@@ -28,7 +28,10 @@ struct daemon {
 	bool has_pid_file;
 };
 
-/* [NAME=]DEVICE: a path may have a '=' too, but only after a '/'. */
+/*
+ * [NAME=]DEVICE: a path may have a '=' too, but only after a '/'. A name that
+ * does not fit leaves @name empty, which no export can be called.
+ */
 static const char *split_device(const char *argument, char *name, size_t size)
 {
 	const char *equals = strchr(argument, '=');
@@ -37,8 +40,8 @@ static const char *split_device(const char *argument, char *name, size_t size)
 	*name = '\0';
 	if (!equals || (slash && slash < equals))
 		return argument;
-	/* A name that does not fit is not a name: the check of it will fail. */
-	snprintf(name, size, "%.*s", (int)(equals - argument), argument);
+	if ((size_t)(equals - argument) < size)
+		snprintf(name, size, "%.*s", (int)(equals - argument), argument);
 	return equals + 1;
 }
 
@@ -98,6 +101,18 @@ static int open_devices(struct daemon *daemon,
 		return -EINVAL;
 	}
 	return 0;
+}
+
+static void close_devices(struct daemon *daemon)
+{
+	struct backend *backend;
+
+	export_table_release(&daemon->exports);
+	while (daemon->backend_count) {
+		backend = daemon->backends[--daemon->backend_count];
+		backend->ops->close(backend);
+	}
+	free(daemon->backends);
 }
 
 static int open_sockets(struct daemon *daemon)
@@ -197,7 +212,8 @@ static int start(struct daemon *daemon,
 	return ret;
 }
 
-int daemon_main(int argc, char **argv, int (*open_backend)(const char *path, struct backend **backend))
+int daemon_main(int argc, char **argv,
+		int (*open_backend)(const char *path, struct backend **backend))
 {
 	struct daemon *daemon = calloc(1, sizeof(*daemon));
 	int status, ret;
@@ -215,11 +231,7 @@ int daemon_main(int argc, char **argv, int (*open_backend)(const char *path, str
 	/* Threads that could not be ended still use all of it. */
 	if (ret == -ETIMEDOUT)
 		_exit(EXIT_FAILURE);
-	export_table_release(&daemon->exports);
-	while (daemon->backend_count--)
-		daemon->backends[daemon->backend_count]->ops->close(
-			daemon->backends[daemon->backend_count]);
-	free(daemon->backends);
+	close_devices(daemon);
 	stop_release(&daemon->stop);
 	free(daemon);
 	return ret ? EXIT_FAILURE : EXIT_SUCCESS;

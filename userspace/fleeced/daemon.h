@@ -9,10 +9,11 @@
  * daemon_main() - the whole program
  * @argc: of main().
  * @argv: of main().
- * @open: how a device is opened: backend_open(), or a test's own.
+ * @open_backend: how a device is opened: backend_open(), or a test's own.
  *
  * Return: the exit status.
  */
-int daemon_main(int argc, char **argv, int (*open)(const char *path, struct backend **backend));
+int daemon_main(int argc, char **argv,
+		int (*open_backend)(const char *path, struct backend **backend));
 
 #endif

@@ -129,7 +129,7 @@ static int add_export(struct export_table *table, const char *name, const char *
 	table->exports = bigger;
 	export = &bigger[table->count++];
 	memset(export, 0, sizeof(*export));
-	strcpy(export->name, full);
+	memcpy(export->name, full, n + 1);
 	export->backend = backend;
 	export->can_release = can_release;
 	export->description = describe(backend, only, can_release);

@@ -78,7 +78,7 @@ int listen_unix(struct listener_set *set, const char *path)
 		log_error("more than %d listening sockets", LISTEN_MAX);
 		return -EMFILE;
 	}
-	strcpy(address.sun_path, path);
+	memcpy(address.sun_path, path, strlen(path));
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCKET_FLAGS, 0);
 	ret = fd < 0 ? -errno : bind_unix(fd, &address);
 	if (!ret && (listen(fd, BACKLOG) || stat(path, &status)))

@@ -57,6 +57,6 @@ const char *log_quote(char *target, size_t size, const void *text, size_t length
 		target[i] = bytes[i] > ' ' && bytes[i] < 0x7f ? bytes[i] : '?';
 	target[i] = '\0';
 	if (fits < length)
-		strcpy(target + fits, "...");
+		memcpy(target + fits, "...", sizeof("..."));
 	return target;
 }

@@ -166,7 +166,7 @@ int options_parse(struct options *options, int argc, char **argv)
 		if (code == -1)
 			break;
 		if (code == OPTION_LATER)
-			return fail("this version cannot do this yet; it serves Unix sockets and plain TCP, as the user who starts it",
+			return fail("this version cannot do this yet, a later one will",
 				    long_options[index].name);
 		/* getopt has said which. */
 		if (code == '?')

@@ -11,7 +11,8 @@
 /**
  * struct options - what the command line asks for
  * @socket_path: Unix socket, or NULL.
- * @listen: TCP addresses, @listen_count of them.
+ * @listen: TCP addresses.
+ * @listen_count: their number.
  * @allow_release: also serve NAME+release.
  * @read_once: release what a READ has delivered.
  * @insecure: listen on any address.
@@ -19,7 +20,8 @@
  * @max_connections: 0: no limit.
  * @handshake_seconds: 0: no limit.
  * @pid_file: or NULL.
- * @devices: [NAME=]DEVICE, @device_count of them.
+ * @devices: [NAME=]DEVICE.
+ * @device_count: their number.
  */
 struct options {
 	const char *socket_path;

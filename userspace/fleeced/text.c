@@ -58,8 +58,8 @@ bool text_is_utf8(const void *bytes, size_t length)
 
 bool text_is_export_name(const char *name)
 {
-	static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-				      "0123456789._@+-";
+	static const char allowed[] =
+		"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._@+-";
 
 	return *name && name[strspn(name, allowed)] == '\0';
 }

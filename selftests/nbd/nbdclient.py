@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A client of the NBD protocol that sends what it is told, right or wrong.
+
+Part of the tests of fleeced, together with what they share: a server of their
+own, and TAP. Knows nothing of what an answer should be.
+"""
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TESTSERVER = os.path.join(HERE, "build", "testserver")
+FLEECED = os.path.join(HERE, "build", "fleeced")
+
+NBDMAGIC = 0x4e42444d41474943
+IHAVEOPT = 0x49484156454f5054
+REPLY_MAGIC = 0x3e889045565a9
+REQUEST_MAGIC = 0x25609513
+SIMPLE_MAGIC = 0x67446698
+CHUNK_MAGIC = 0x668e33ef
+
+EXPORT_NAME, ABORT, LIST, PEEK, STARTTLS, INFO, GO = 1, 2, 3, 4, 5, 6, 7
+STRUCTURED, LIST_META, SET_META, EXTENDED = 8, 9, 10, 11
+
+ACK, SERVER, REP_INFO, META = 1, 2, 3, 4
+UNSUP, POLICY, INVALID, UNKNOWN, SHUTDOWN, TOO_BIG = (
+    (1 << 31) | n for n in (1, 2, 3, 6, 7, 9))
+
+READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, STATUS = range(8)
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+
+EPERM, EIO, EINVAL, EOVERFLOW, ESHUTDOWN = 1, 5, 22, 75, 108
+
+NONE, DATA, HOLE, BLOCK_STATUS, ERROR = 0, 1, 2, 5, 0x8001
+
+
+class Failed(Exception):
+    """A test's expectation that was not met."""
+
+
+def expect(condition, what):
+    """Fail the running test unless the condition holds."""
+    if not condition:
+        raise Failed(what)
+
+
+def equal(got, wanted, what):
+    """Fail the running test unless both are equal."""
+    if got != wanted:
+        raise Failed("%s: got %r, expected %r" % (what, got, wanted))
+
+
+def pattern(offset, length):
+    """Data of the memory backend."""
+    first = offset & ~7
+    words = b"".join(
+        struct.pack(">Q", (at * 0x9e3779b97f4a7c15) & (2 ** 64 - 1))
+        for at in range(first, offset + length, 8))
+    return words[offset - first:offset - first + length]
+
+
+class Server:
+    """A server with its own directory; stopped and checked by stop()."""
+
+    def __init__(self, *arguments, program=TESTSERVER, listen=False):
+        self.directory = tempfile.mkdtemp(prefix="fleeced-test-")
+        self.path = os.path.join(self.directory, "socket")
+        self.pid_file = os.path.join(self.directory, "pid")
+        self.log_path = os.path.join(self.directory, "log")
+        command = [program, "--socket", self.path, "--pid-file", self.pid_file]
+        if listen:
+            command += ["--listen", "127.0.0.1:0"]
+        environment = dict(os.environ)
+        environment["ASAN_OPTIONS"] = "quarantine_size_mb=8:abort_on_error=0"
+        with open(self.log_path, "w") as log:
+            self.process = subprocess.Popen(
+                command + list(arguments), stdin=subprocess.DEVNULL, stderr=log,
+                env=environment)
+        deadline = time.monotonic() + 20
+        while not os.path.exists(self.pid_file):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise Failed("the server does not start: " + self.log())
+            time.sleep(0.01)
+
+    def log(self):
+        """Everything that the server has said."""
+        with open(self.log_path, errors="replace") as log:
+            return log.read()
+
+    def port(self):
+        """TCP port of a server with listen=True."""
+        return int(self.log().split("listening on 127.0.0.1:")[1].split()[0])
+
+    def wait(self, seconds=20):
+        """Exit status of a server that was told to end."""
+        return self.process.wait(timeout=seconds)
+
+    def stop(self):
+        """End the server; whatever is wrong with its end fails the test."""
+        try:
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+            status = self.wait()
+            equal(status, 0, "exit status of the server, which said:\n" + self.log())
+            expect(not os.path.exists(self.path), "the socket file is left behind")
+            expect(not os.path.exists(self.pid_file), "the pid file is left behind")
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            shutil.rmtree(self.directory)
+
+
+class Client:
+    """One connection. Methods that read raise EOFError at the end."""
+
+    def __init__(self, server, flags=3, greet=True, tcp=False):
+        if tcp:
+            self.socket = socket.create_connection(("127.0.0.1", server.port()))
+        else:
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.connect(server.path)
+        self.socket.settimeout(20)
+        self.cookie = 1
+        self.structured = False
+        self.contexts = {}
+        if greet:
+            self.greeting = self.receive(18)
+            self.send(struct.pack(">I", flags))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def send(self, data):
+        """Send raw bytes."""
+        self.socket.sendall(data)
+
+    def receive(self, length):
+        """Read exactly so many bytes."""
+        data = b""
+        while len(data) < length:
+            try:
+                piece = self.socket.recv(length - len(data))
+            except ConnectionResetError:
+                piece = b""
+            if not piece:
+                raise EOFError("end after %d of %d bytes" % (len(data), length))
+            data += piece
+        return data
+
+    def expect_end(self):
+        """The server must disconnect, and say nothing before."""
+        try:
+            data = self.receive(1)
+        except EOFError:
+            return
+        raise Failed("expected a disconnect, got the byte %r" % data)
+
+    def send_option(self, option, data=b"", length=None):
+        """Send an option, possibly with a wrong length."""
+        self.send(struct.pack(">QII", IHAVEOPT, option, len(data) if length is None else length)
+                  + data)
+
+    def reply(self, option):
+        """One reply to an option: type and data."""
+        magic, code, kind, length = struct.unpack(">QIII", self.receive(20))
+        equal(magic, REPLY_MAGIC, "magic of an option reply")
+        equal(code, option, "option in a reply")
+        return kind, self.receive(length)
+
+    def option(self, option, data=b"", length=None):
+        """All replies to an option, the last one being ACK or an error."""
+        self.send_option(option, data, length)
+        replies = []
+        while not replies or (replies[-1][0] != ACK and not replies[-1][0] >> 31):
+            replies.append(self.reply(option))
+        return replies
+
+    def option_error(self, option, data=b"", length=None):
+        """The error that an option gets, and it alone; with text."""
+        replies = self.option(option, data, length)
+        equal(len(replies), 1, "number of replies")
+        kind, text = replies[0]
+        if kind >> 31:
+            text.decode("utf-8")
+            expect(0 < len(text) <= 4096, "an error has a text")
+        return kind
+
+    def go(self, name=b"", option=GO, requests=()):
+        """INFO or GO: the items by their type."""
+        replies = self.option(option, go_data(name, requests))
+        equal(replies[-1][0], ACK, "end of INFO or GO")
+        items = {}
+        for kind, data in replies[:-1]:
+            equal(kind, REP_INFO, "reply to INFO or GO")
+            items[struct.unpack(">H", data[:2])[0]] = data[2:]
+        return items
+
+    def negotiate_structured(self):
+        """Ask for structured replies."""
+        equal(self.option(STRUCTURED), [(ACK, b"")], "answer to STRUCTURED_REPLY")
+        self.structured = True
+
+    def meta(self, option, name, *queries):
+        """Names and ids of the contexts listed or set."""
+        replies = self.option(option, meta_data(name, queries))
+        equal(replies[-1][0], ACK, "end of LIST or SET_META_CONTEXT")
+        result = []
+        for kind, data in replies[:-1]:
+            equal(kind, META, "reply to LIST or SET_META_CONTEXT")
+            result.append((data[4:].decode(), struct.unpack(">I", data[:4])[0]))
+        if option == SET_META:
+            self.contexts = {number: name for name, number in result}
+        return result
+
+    def open(self, name=b"", structured=True, contexts=()):
+        """A whole handshake."""
+        if structured:
+            self.negotiate_structured()
+        if contexts:
+            equal(len(self.meta(SET_META, name, *contexts)), len(contexts), "contexts set")
+        self.items = self.go(name)
+        return self
+
+    def request(self, command, offset=0, length=0, flags=0, payload=b"", magic=REQUEST_MAGIC):
+        """Send a request, return its cookie."""
+        self.cookie += 1
+        self.send(struct.pack(">IHHQQI", magic, flags, command, self.cookie, offset, length)
+                  + payload)
+        return self.cookie
+
+    def answer(self, lengths=None):
+        """Next reply, complete: cookie, error, and data, extents or text.
+
+        A simple reply to a READ has data if its length is known: lengths maps
+        cookies to lengths.
+        """
+        result = {"error": 0, "data": b"", "text": "", "status": {}, "simple": False,
+                  "chunks": []}
+        while True:
+            magic, = struct.unpack(">I", self.receive(4))
+            if magic == SIMPLE_MAGIC:
+                result["simple"] = True
+                result["error"], result["cookie"] = struct.unpack(">IQ", self.receive(12))
+                if not result["error"] and lengths:
+                    result["data"] = self.receive(lengths.get(result["cookie"], 0))
+                return result
+            equal(magic, CHUNK_MAGIC, "magic of a reply")
+            flags, kind, cookie, length = struct.unpack(">HHQI", self.receive(16))
+            payload = self.receive(length)
+            result["cookie"] = cookie
+            result["chunks"].append((kind, payload))
+            self.take_chunk(result, kind, payload)
+            if flags & 1:
+                return result
+
+    def take_chunk(self, result, kind, payload):
+        """Add a chunk to an answer."""
+        if kind == ERROR:
+            result["error"], length = struct.unpack(">IH", payload[:6])
+            equal(len(payload), 6 + length, "length of an error chunk")
+            result["text"] = payload[6:].decode("utf-8")
+        elif kind == DATA:
+            result["offset"], = struct.unpack(">Q", payload[:8])
+            result["data"] += payload[8:]
+        elif kind == BLOCK_STATUS:
+            number, = struct.unpack(">I", payload[:4])
+            expect(number in self.contexts, "a context that was not selected")
+            expect(number not in result["status"], "two chunks of one context")
+            result["status"][self.contexts[number]] = [
+                extent for extent in struct.iter_unpack(">II", payload[4:])]
+        else:
+            equal((kind, payload), (NONE, b""), "chunk")
+
+    def ask(self, command, offset=0, length=0, flags=0, payload=b""):
+        """A request and its answer."""
+        cookie = self.request(command, offset, length, flags, payload)
+        lengths = {cookie: length} if command == READ else None
+        answer = self.answer(lengths)
+        equal(answer["cookie"], cookie, "cookie of the answer")
+        return answer
+
+    def error(self, command, offset=0, length=0, flags=0, payload=b""):
+        """The error that a request gets; structured ones with a text."""
+        answer = self.ask(command, offset, length, flags, payload)
+        if answer["error"] and self.structured:
+            expect(0 < len(answer["text"]) <= 4096, "an error has a text")
+        return answer["error"]
+
+    def read(self, offset, length, flags=0):
+        """Data that must be readable."""
+        answer = self.ask(READ, offset, length, flags)
+        equal(answer["error"], 0, "error of a READ: " + answer["text"])
+        return answer["data"]
+
+    def status(self, offset, length, flags=0):
+        """Extents of each context, after checking what holds for all answers."""
+        answer = self.ask(STATUS, offset, length, flags)
+        equal(answer["error"], 0, "error of a BLOCK_STATUS: " + answer["text"])
+        equal(len(answer["status"]), len(self.contexts), "contexts answered")
+        totals = {sum(length for length, _ in extents) for extents in answer["status"].values()}
+        equal(len(totals), 1, "C67 ranges covered by the contexts")
+        expect(0 < totals.copy().pop() <= length, "C67 the range covered is one asked for")
+        for extents in answer["status"].values():
+            expect(all(n for n, _ in extents), "C67 no extent is empty")
+            expect(all(a[1] != b[1] for a, b in zip(extents, extents[1:])),
+                   "C67 neighbours differ")
+            expect(not flags & REQ_ONE or len(extents) == 1, "C67 REQ_ONE gets one extent")
+        return answer["status"]
+
+
+def go_data(name, requests=()):
+    """Data of INFO and GO."""
+    return (struct.pack(">I", len(name)) + name + struct.pack(">H", len(requests))
+            + b"".join(struct.pack(">H", request) for request in requests))
+
+
+def meta_data(name, queries):
+    """Data of LIST and SET_META_CONTEXT."""
+    return (struct.pack(">I", len(name)) + name + struct.pack(">I", len(queries))
+            + b"".join(struct.pack(">I", len(query)) + query
+                       for query in (q if isinstance(q, bytes) else q.encode() for q in queries)))
+
+
+class Tap:
+    """Runs tests and prints TAP."""
+
+    def __init__(self):
+        self.count = 0
+        self.failed = 0
+
+    def run(self, title, function, *arguments):
+        """One test."""
+        self.count += 1
+        try:
+            function(*arguments)
+        except (Failed, EOFError, OSError, subprocess.SubprocessError, struct.error,
+                UnicodeDecodeError, AssertionError) as problem:
+            self.failed += 1
+            print("not ok %d - %s" % (self.count, title))
+            for line in ("%s: %s" % (type(problem).__name__, problem)).splitlines():
+                print("#   " + line)
+        else:
+            print("ok %d - %s" % (self.count, title))
+        sys.stdout.flush()
+
+    def skip(self, title, reason):
+        """A test that cannot run here."""
+        self.count += 1
+        print("ok %d - %s # SKIP %s" % (self.count, title, reason))
+
+    def finish(self):
+        """Print the plan; return the exit status."""
+        print("1..%d" % self.count)
+        return 1 if self.failed else 0

@@ -1,0 +1,751 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * nbd tests: the protocol core of fleeced, on a transport and a backend in
+ * memory. Prints TAP. What a sanitizer finds ends the program.
+ */
+#include <endian.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend_memory.h"
+#include "connection.h"
+#include "extents.h"
+#include "log.h"
+#include "reply.h"
+#include "text.h"
+
+#define RANDOM_SEED	20240807U
+#define RANDOM_SESSIONS	30000
+#define RANDOM_MAPS	300
+
+static int cases;
+static int failures;
+
+static void check(bool passed, const char *text)
+{
+	printf("%s %d - %s\n", passed ? "ok" : "not ok", ++cases, text);
+	if (!passed)
+		failures++;
+}
+
+/* The core's log would drown the output: see --wrap in the Makefile. */
+void __wrap_log_info(const char *format, ...)
+{
+	(void)format;
+}
+
+void __wrap_log_error(const char *format, ...)
+{
+	(void)format;
+}
+
+static uint32_t next_random(uint32_t *state)
+{
+	*state ^= *state << 13;
+	*state ^= *state >> 17;
+	*state ^= *state << 5;
+	return *state;
+}
+
+/* A stream whose input is known and whose output is kept. */
+struct memory_transport {
+	struct transport base;
+	const uint8_t *in;
+	size_t in_length;
+	uint8_t *out;
+	size_t out_length;
+	size_t out_limit;
+};
+
+static int memory_read(struct transport *transport, void *buffer, size_t length)
+{
+	struct memory_transport *memory = (struct memory_transport *)transport;
+
+	if (!length)
+		return 0;
+	if (!memory->in_length)
+		return TRANSPORT_END;
+	if (length > memory->in_length)
+		return -ECONNRESET;
+	memcpy(buffer, memory->in, length);
+	memory->in += length;
+	memory->in_length -= length;
+	return 0;
+}
+
+static int memory_write(struct transport *transport, struct iovec *vector, int count)
+{
+	struct memory_transport *memory = (struct memory_transport *)transport;
+	size_t n;
+
+	for (; count--; vector++) {
+		n = vector->iov_len;
+		if (n > memory->out_limit - memory->out_length)
+			n = memory->out_limit - memory->out_length;
+		memory->out = realloc(memory->out, memory->out_length + n + 1);
+		if (n)
+			memcpy(memory->out + memory->out_length, vector->iov_base, n);
+		memory->out_length += n;
+		if (n < vector->iov_len)
+			return -EPIPE;
+	}
+	return 0;
+}
+
+static void memory_set_deadline(struct transport *transport, int64_t deadline_ms)
+{
+	(void)transport;
+	(void)deadline_ms;
+}
+
+static void memory_set_readahead(struct transport *transport, bool on)
+{
+	(void)transport;
+	(void)on;
+}
+
+static void memory_nothing(struct transport *transport)
+{
+	(void)transport;
+}
+
+static const struct transport_ops memory_ops = {
+	.read = memory_read,
+	.write = memory_write,
+	.set_deadline = memory_set_deadline,
+	.set_readahead = memory_set_readahead,
+	.shutdown = memory_nothing,
+	.close = memory_nothing,
+};
+
+/* Bytes to send, or that have come. */
+struct bytes {
+	uint8_t data[8192];
+	size_t length;
+};
+
+static void put(struct bytes *bytes, const void *data, size_t length)
+{
+	if (length > sizeof(bytes->data) - bytes->length)
+		abort();
+	if (length)
+		memcpy(bytes->data + bytes->length, data, length);
+	bytes->length += length;
+}
+
+static void put16(struct bytes *bytes, uint16_t value)
+{
+	value = htobe16(value);
+	put(bytes, &value, sizeof(value));
+}
+
+static void put32(struct bytes *bytes, uint32_t value)
+{
+	value = htobe32(value);
+	put(bytes, &value, sizeof(value));
+}
+
+static void put64(struct bytes *bytes, uint64_t value)
+{
+	value = htobe64(value);
+	put(bytes, &value, sizeof(value));
+}
+
+static void put_string(struct bytes *bytes, const char *text)
+{
+	put32(bytes, strlen(text));
+	put(bytes, text, strlen(text));
+}
+
+static void put_option(struct bytes *bytes, uint32_t code, const struct bytes *data)
+{
+	put64(bytes, NBD_OPTION_MAGIC);
+	put32(bytes, code);
+	put32(bytes, data ? data->length : 0);
+	if (data)
+		put(bytes, data->data, data->length);
+}
+
+static void put_request(struct bytes *bytes, uint16_t command, uint16_t flags, uint64_t offset,
+			uint32_t length)
+{
+	put32(bytes, NBD_REQUEST_MAGIC);
+	put16(bytes, flags);
+	put16(bytes, command);
+	put64(bytes, 0x1122334455667788ULL);
+	put64(bytes, offset);
+	put32(bytes, length);
+}
+
+static void put_contexts(struct bytes *bytes, uint32_t option, const char *export, int count, ...)
+{
+	struct bytes data = { .length = 0 };
+	va_list names;
+
+	put_string(&data, export);
+	put32(&data, count);
+	va_start(names, count);
+	while (count--)
+		put_string(&data, va_arg(names, const char *));
+	va_end(names);
+	put_option(bytes, option, &data);
+}
+
+static void put_go(struct bytes *bytes, uint32_t option, const char *export)
+{
+	struct bytes data = { .length = 0 };
+
+	put_string(&data, export);
+	put16(&data, 3);
+	put16(&data, NBD_INFO_NAME);
+	put16(&data, NBD_INFO_DESCRIPTION);
+	put16(&data, NBD_INFO_BLOCK_SIZE);
+	put_option(bytes, option, &data);
+}
+
+#define SNAPSHOT \
+	"mem:size=1M,cluster=64K,cp=one/64K-128K/256K-300K,cp=two,since=one,denied=512K-576K," \
+	"lost=640K-641K"
+
+struct fixture {
+	struct stop stop;
+	struct backend *backend;
+	struct export_table table;
+	struct connection_rules rules;
+	uint8_t *out;
+	size_t out_length;
+};
+
+static void set_up(struct fixture *fixture, const char *text)
+{
+	memset(fixture, 0, sizeof(*fixture));
+	fixture->stop.fd = -1;
+	if (backend_memory_open(text, &fixture->backend) ||
+	    export_table_add(&fixture->table, "snap", fixture->backend, true))
+		abort();
+	fixture->rules.exports = &fixture->table;
+	fixture->rules.stop = &fixture->stop;
+	fixture->rules.workers = 1;
+}
+
+static void tear_down(struct fixture *fixture)
+{
+	free(fixture->out);
+	export_table_release(&fixture->table);
+	fixture->backend->ops->close(fixture->backend);
+}
+
+/* One connection; its output stays in the fixture until the next one. */
+static void run(struct fixture *fixture, const uint8_t *in, size_t length, size_t out_limit)
+{
+	struct memory_transport transport = {
+		.base = { .ops = &memory_ops, .peer = "unit" },
+		.in = in,
+		.in_length = length,
+		.out_limit = out_limit,
+	};
+	struct connection *connection = connection_create(&transport.base, &fixture->rules);
+
+	connection_serve(connection);
+	connection_destroy(connection);
+	free(fixture->out);
+	fixture->out = transport.out;
+	fixture->out_length = transport.out_length;
+}
+
+static void begin(struct bytes *session)
+{
+	session->length = 0;
+	put32(session, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+}
+
+static void begin_structured(struct bytes *session, const char *export)
+{
+	begin(session);
+	put_option(session, NBD_OPT_STRUCTURED_REPLY, NULL);
+	put_contexts(session, NBD_OPT_SET_META_CONTEXT, export, 3, "base:allocation",
+		     "qemu:dirty-bitmap:one", "fleece:access");
+	put_go(session, NBD_OPT_GO, export);
+}
+
+/* Something of everything. */
+static void full_session(struct bytes *session)
+{
+	struct bytes payload = { .length = 40 };
+
+	memset(payload.data, 0xee, payload.length);
+	begin(session);
+	put_option(session, NBD_OPT_LIST, NULL);
+	put_option(session, 12345, &payload);
+	put_option(session, NBD_OPT_STARTTLS, NULL);
+	put_go(session, NBD_OPT_INFO, "snap@one");
+	put_go(session, NBD_OPT_INFO, "nothing");
+	put_contexts(session, NBD_OPT_LIST_META_CONTEXT, "", 0);
+	put_contexts(session, NBD_OPT_LIST_META_CONTEXT, "snap", 2, "qemu:", "other:thing");
+	put_option(session, NBD_OPT_STRUCTURED_REPLY, NULL);
+	put_contexts(session, NBD_OPT_SET_META_CONTEXT, "snap+release", 4, "base:allocation",
+		     "qemu:dirty-bitmap:one", "fleece:clean:two", "fleece:access");
+	put_go(session, NBD_OPT_GO, "snap+release");
+	put_request(session, NBD_CMD_READ, 0, 0, 600);
+	put_request(session, NBD_CMD_READ, NBD_CMD_FLAG_DF, 512 << 10, 512);
+	put_request(session, NBD_CMD_READ, 0, 640 << 10, 512);
+	put_request(session, NBD_CMD_READ, 0, 0, 0);
+	put_request(session, NBD_CMD_WRITE, 0, 0, 40);
+	put(session, payload.data, payload.length);
+	put_request(session, NBD_CMD_BLOCK_STATUS, 0, 100, 1000000);
+	put_request(session, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 0, 1 << 20);
+	put_request(session, NBD_CMD_TRIM, 0, 0, 65536);
+	put_request(session, NBD_CMD_FLUSH, 0, 0, 0);
+	put_request(session, NBD_CMD_CACHE, 0, 0, 4096);
+	put_request(session, NBD_CMD_WRITE_ZEROES, 0, 0, 4096);
+	put_request(session, 99, 0, 0, 4096);
+	put_request(session, NBD_CMD_DISC, 0, 0, 0);
+}
+
+static void test_text(void)
+{
+	static const char *const bad[] = {
+		"\x80", "\xc0\xaf", "\xc1\xbf", "\xe0\x80\x80", "\xed\xa0\x80", "\xf0\x80\x80\x80",
+		"\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "a\xe2\x82", "\xff",
+	};
+	char quoted[12];
+	bool passed = true;
+	size_t i;
+
+	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		passed &= !text_is_utf8(bad[i], strlen(bad[i]));
+	check(passed, "C14 malformed UTF-8 is refused");
+	check(!text_is_utf8("a\0b", 3), "C14 NUL is refused");
+	check(text_is_utf8("", 0) && text_is_utf8("na\xc3\xafv\xe2\x82\xac\xf0\x9f\x98\x80", 12),
+	      "C14 well-formed UTF-8 is accepted");
+	check(text_is_export_name("a-b_c.d@e+f9") && !text_is_export_name("") &&
+	      !text_is_export_name("a b") && !text_is_export_name("a/b"),
+	      "export names need no quoting");
+	check(!strcmp(log_quote(quoted, sizeof(quoted), "a\n\x1b[b", 5), "a??[b") &&
+	      !strcmp(log_quote(quoted, sizeof(quoted), "0123456789abcdef", 16), "01234567..."),
+	      "C14 names are made harmless before they are logged");
+}
+
+static void test_errors(void)
+{
+	check(reply_error_of(EROFS) == NBD_EPERM && reply_error_of(EFBIG) == NBD_ENOSPC &&
+	      reply_error_of(EDQUOT) == NBD_ENOSPC && reply_error_of(EINVAL) == NBD_EINVAL &&
+	      reply_error_of(ESHUTDOWN) == NBD_ESHUTDOWN, "C48 errors that have a match keep it");
+	check(reply_error_of(ENODATA) == NBD_EIO && reply_error_of(ETIMEDOUT) == NBD_EIO &&
+	      reply_error_of(ENODEV) == NBD_EIO && reply_error_of(ENOENT) == NBD_EIO,
+	      "C48 others become EIO");
+}
+
+static void test_lists(void)
+{
+	struct extent_list list = { .limit = 3 };
+	bool passed;
+
+	passed = !extent_list_append(&list, 10, 0) && !extent_list_append(&list, 5, 0) &&
+		 !extent_list_append(&list, 7, 1) && !extent_list_append(&list, 1, 0);
+	check(passed && list.count == 3 && list.covered == 23 && list.extents[0].length == 15,
+	      "C67 neighbours of one status are joined");
+	check(extent_list_append(&list, 1, 1) == -ENOSPC && list.covered == 23 &&
+	      !extent_list_append(&list, 1, 0), "C67 the number of extents is limited");
+	extent_list_cut(&list, 16);
+	check(list.count == 2 && list.covered == 16 && list.extents[1].length == 1,
+	      "a list is cut inside an extent");
+	extent_list_cut(&list, 15);
+	check(list.count == 1 && list.covered == 15, "a list is cut between extents");
+	extent_list_release(&list);
+}
+
+/* What a context says of one byte, asked of the backend in the dullest way. */
+static uint32_t status_at(struct backend *backend, const struct context *context, uint64_t at)
+{
+	struct fleece_extent extent = { .value = 9 };
+	uint64_t covered;
+	bool is_access = context->kind == CONTEXT_ACCESS;
+
+	if (context->kind == CONTEXT_ALLOCATION)
+		return 0;
+	backend->ops->extents(backend, is_access ? FLEECE_MAP_ACCESSIBLE : FLEECE_MAP_CHANGED,
+			      context->checkpoint, at & ~511ULL, 512, &extent, 1, &covered);
+	return context->kind == CONTEXT_DIRTY ? extent.value : !extent.value;
+}
+
+static bool is_right(struct fixture *fixture, const struct context *context, uint64_t offset,
+		     const struct extent_list *list)
+{
+	uint64_t at = offset;
+	size_t i;
+
+	for (i = 0; i < list->count; i++) {
+		const struct extent *extent = &list->extents[i];
+
+		if (!extent->length || (i && list->extents[i - 1].flags == extent->flags) ||
+		    status_at(fixture->backend, context, at) != extent->flags ||
+		    status_at(fixture->backend, context, at + extent->length - 1) != extent->flags)
+			return false;
+		at += extent->length;
+	}
+	return at - offset == list->covered;
+}
+
+static bool gather_random(struct fixture *fixture, uint32_t *state)
+{
+	const struct export *export = &fixture->table.exports[0];
+	unsigned int ids[4] = { next_random(state) % 6, 0, 3, 5 };
+	struct extent_list lists[4];
+	uint64_t offset = next_random(state) % fixture->backend->size;
+	uint32_t length = 1 + next_random(state) % (fixture->backend->size - offset);
+	bool only_one = next_random(state) % 2;
+	bool passed;
+	int i;
+
+	memset(lists, 0, sizeof(lists));
+	passed = !extents_gather(export, ids, 4, offset, length, only_one, lists);
+	for (i = 0; i < 4; i++)
+		passed &= lists[i].covered == lists[0].covered && lists[i].covered &&
+			  lists[i].covered <= length && (!only_one || lists[i].count == 1) &&
+			  is_right(fixture, &export->contexts[ids[i]], offset, &lists[i]);
+	for (i = 0; i < 4; i++)
+		extent_list_release(&lists[i]);
+	return passed;
+}
+
+static void test_coverage(void)
+{
+	struct fixture fixture;
+	uint32_t state = RANDOM_SEED;
+	bool passed = true;
+	int i;
+
+	set_up(&fixture, SNAPSHOT);
+	for (i = 0; i < RANDOM_MAPS; i++)
+		passed &= gather_random(&fixture, &state);
+	tear_down(&fixture);
+	check(passed, "C67 all contexts cover the same range, at most the one asked for, and are right");
+}
+
+static void test_large(void)
+{
+	struct extent_list lists[2];
+	const struct export *export;
+	unsigned int ids[2] = { 0, 1 };
+	struct fixture fixture;
+	bool passed;
+
+	set_up(&fixture, "mem:size=20T,cp=five/1T-2T");
+	export = fixture.table.exports;
+	memset(lists, 0, sizeof(lists));
+	passed = !extents_gather(export, ids, 2, 1ULL << 40, 0xffffffffU, false, lists);
+	check(passed && lists[1].count == 1 && lists[1].covered == 0xfffffe00 &&
+	      lists[1].extents[0].flags == 1 && lists[0].covered == 0xfffffe00,
+	      "C68 a run of more than 4 GiB stays below 2^32 and ends at a sector");
+	extent_list_release(&lists[0]);
+	extent_list_release(&lists[1]);
+	passed = !extents_gather(export, ids, 2, (20ULL << 40) - 0xfffffe00U, 0xfffffe00U, false,
+				 lists);
+	check(passed && lists[1].covered == 0xfffffe00, "C68 up to the end beyond 16 TiB");
+	extent_list_release(&lists[0]);
+	extent_list_release(&lists[1]);
+	tear_down(&fixture);
+
+	set_up(&fixture, "mem:size=1G,stripes=all/512");
+	export = fixture.table.exports;
+	passed = !extents_gather(export, ids, 2, 0, 1U << 30, false, lists);
+	check(passed && lists[1].count == EXTENTS_MAX / 2 &&
+	      lists[1].covered == EXTENTS_MAX / 2 * 512 && lists[0].covered == lists[1].covered,
+	      "C67 a fragmented map is answered in parts");
+	extent_list_release(&lists[0]);
+	extent_list_release(&lists[1]);
+	tear_down(&fixture);
+}
+
+static int nonsense;
+
+static int nonsense_extents(struct backend *backend, enum fleece_map map, const char *checkpoint,
+			    uint64_t offset, uint64_t length, struct fleece_extent *extents,
+			    uint32_t capacity, uint64_t *covered)
+{
+	(void)backend;
+	(void)map;
+	(void)checkpoint;
+	memset(extents, 0, capacity * sizeof(*extents));
+	extents[0].offset = offset + (nonsense == 0 ? 512 : 0);
+	extents[0].length = nonsense == 1 ? 0 : nonsense == 2 ? length + 512 : 512;
+	extents[0].value = nonsense == 3 ? 2 : 0;
+	*covered = 512;
+	return nonsense == 4 ? 0 : nonsense == 5 ? (int)capacity + 1 : 1;
+}
+
+static int breaking_extents(struct backend *backend, enum fleece_map map, const char *checkpoint,
+			    uint64_t offset, uint64_t length, struct fleece_extent *extents,
+			    uint32_t capacity, uint64_t *covered)
+{
+	(void)backend;
+	(void)map;
+	(void)checkpoint;
+	(void)capacity;
+	memset(extents, 0, sizeof(*extents));
+	extents[0].offset = offset;
+	extents[0].length = length;
+	*covered = length;
+	backend_memory_break();
+	return 1;
+}
+
+static void test_nonsense(void)
+{
+	struct extent_list list = { .limit = 0 };
+	struct backend_ops ops;
+	struct fixture fixture;
+	unsigned int id = 1;
+	bool passed = true;
+
+	set_up(&fixture, SNAPSHOT);
+	ops = *fixture.backend->ops;
+	ops.extents = nonsense_extents;
+	fixture.backend->ops = &ops;
+	for (nonsense = 0; nonsense < 6; nonsense++) {
+		passed &= extents_gather(fixture.table.exports, &id, 1, 0, 8192, false, &list) ==
+			  -EIO;
+		extent_list_release(&list);
+	}
+	check(passed, "a backend whose map makes no sense is an error");
+	tear_down(&fixture);
+}
+
+/* The last reply of a structured session as its chunk type and error. */
+static bool ends_with_error(const struct fixture *fixture, uint32_t error, const char *text)
+{
+	size_t length = strlen(text);
+	size_t size = sizeof(struct nbd_chunk_header) + sizeof(struct nbd_chunk_error);
+	struct nbd_chunk_header header;
+	struct nbd_chunk_error chunk;
+	const uint8_t *at;
+
+	if (fixture->out_length < size + length)
+		return false;
+	at = fixture->out + fixture->out_length - length;
+	if (memcmp(at, text, length))
+		return false;
+	/* The whole text is longer than @text: find the header that fits. */
+	for (at -= size; at > fixture->out; at--) {
+		memcpy(&header, at, sizeof(header));
+		memcpy(&chunk, at + sizeof(header), sizeof(chunk));
+		if (header.magic == htobe32(NBD_CHUNK_MAGIC))
+			return header.type == htobe16(NBD_CHUNK_ERROR) &&
+			       header.flags == htobe16(NBD_CHUNK_FLAG_DONE) &&
+			       chunk.error == htobe32(error) &&
+			       at + size + be16toh(chunk.length) ==
+			       fixture->out + fixture->out_length;
+	}
+	return false;
+}
+
+static bool contains_pattern(const struct fixture *fixture, uint64_t offset)
+{
+	uint64_t word = htobe64(offset * 0x9e3779b97f4a7c15ULL);
+
+	return memmem(fixture->out, fixture->out_length, &word, sizeof(word));
+}
+
+static void test_failing_reads(void)
+{
+	struct fixture fixture;
+	struct bytes session;
+	size_t before;
+
+	set_up(&fixture, SNAPSHOT);
+	begin_structured(&session, "snap");
+	put_request(&session, NBD_CMD_READ, 0, 512 << 10, 4096);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(ends_with_error(&fixture, NBD_EPERM, "released") &&
+	      !contains_pattern(&fixture, (512 << 10) + 8),
+	      "C60 a denied read sends an error and none of the data");
+	begin_structured(&session, "snap");
+	put_request(&session, NBD_CMD_READ, 0, (640 << 10) - 512, 4096);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(ends_with_error(&fixture, NBD_EIO, "a lost cluster") &&
+	      !contains_pattern(&fixture, (640 << 10) - 8),
+	      "C60 a partly lost read sends an error and none of the data");
+	begin(&session);
+	put_go(&session, NBD_OPT_GO, "snap");
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	before = fixture.out_length;
+	put_request(&session, NBD_CMD_READ, 0, 512 << 10, 4096);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(fixture.out_length == before + sizeof(struct nbd_simple_reply),
+	      "C60 a failed simple reply has no data");
+	tear_down(&fixture);
+}
+
+static void test_breaking(void)
+{
+	struct backend_ops ops;
+	struct fixture fixture;
+	struct bytes session;
+
+	set_up(&fixture, SNAPSHOT);
+	ops = *fixture.backend->ops;
+	ops.extents = breaking_extents;
+	fixture.backend->ops = &ops;
+	begin_structured(&session, "snap");
+	put_request(&session, NBD_CMD_BLOCK_STATUS, 0, 0, 65536);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(ends_with_error(&fixture, NBD_EIO, "sector 4711"),
+	      "C69 a snapshot that breaks while its map is read gives no map");
+	backend_memory_mend();
+	tear_down(&fixture);
+}
+
+static void test_stopping(void)
+{
+	struct fixture fixture;
+	struct bytes session;
+
+	set_up(&fixture, SNAPSHOT);
+	atomic_store(&fixture.stop.since_ms, 1);
+	begin(&session);
+	put_option(&session, NBD_OPT_LIST, NULL);
+	put_option(&session, NBD_OPT_ABORT, NULL);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(fixture.out_length > 60 &&
+	      !memcmp(fixture.out + 18 + 12, "\x80\x00\x00\x07", 4) &&
+	      !memcmp(fixture.out + fixture.out_length - 8, "\0\0\0\1\0\0\0\0", 8),
+	      "C16 while stopping, options get ERR_SHUTDOWN and ABORT its ACK");
+	tear_down(&fixture);
+}
+
+/* Whatever byte a client dies at, what it was told until then is the same. */
+static void test_death(void)
+{
+	struct fixture fixture, whole;
+	struct bytes session;
+	bool passed = true;
+	size_t i;
+
+	full_session(&session);
+	set_up(&whole, SNAPSHOT);
+	run(&whole, session.data, session.length, SIZE_MAX);
+	for (i = 0; i < session.length; i++) {
+		set_up(&fixture, SNAPSHOT);
+		run(&fixture, session.data, i, SIZE_MAX);
+		passed &= fixture.out_length <= whole.out_length &&
+			  !memcmp(fixture.out, whole.out, fixture.out_length);
+		tear_down(&fixture);
+	}
+	check(passed, "client death at every byte of a session");
+	passed = true;
+	for (i = 0; i < whole.out_length; i += 1 + i / 64) {
+		set_up(&fixture, SNAPSHOT);
+		run(&fixture, session.data, session.length, i);
+		passed &= fixture.out_length == i;
+		tear_down(&fixture);
+	}
+	check(passed, "clients that stop listening in the middle of a reply");
+	tear_down(&whole);
+}
+
+static void test_read_once(void)
+{
+	struct fixture fixture;
+	struct bytes session;
+	size_t length;
+
+	set_up(&fixture, SNAPSHOT);
+	fixture.rules.read_once = true;
+	begin_structured(&session, "snap");
+	put_request(&session, NBD_CMD_READ, 0, 0, 65536);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	length = fixture.out_length;
+	tear_down(&fixture);
+
+	set_up(&fixture, SNAPSHOT);
+	fixture.rules.read_once = true;
+	run(&fixture, session.data, session.length, length - 1);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(fixture.out_length == length, "read-once keeps what was not sent in full");
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(ends_with_error(&fixture, NBD_EPERM, "released"),
+	      "read-once releases what was sent in full");
+	tear_down(&fixture);
+}
+
+static void test_descriptions(void)
+{
+	char text[4096] = "mem:size=1M";
+	struct fixture fixture;
+	size_t length;
+	int i;
+
+	for (i = 0; i < 70; i++) {
+		length = strlen(text);
+		snprintf(text + length, sizeof(text) - length,
+			 ",cp=a-name-that-is-long-enough-to-fill-its-room-%02d", i);
+	}
+	set_up(&fixture, text);
+	length = strlen(fixture.table.exports[0].description);
+	check(length <= NBD_MAX_STRING &&
+	      strstr(fixture.table.exports[0].description, "more checkpoints"),
+	      "C14 a long description stays within a protocol string, and says so");
+	check(strstr(fixture.table.exports[70].description, "room-69 00000000-"),
+	      "NAME@CHECKPOINT describes its checkpoint");
+	check(fixture.table.count == 72 && fixture.table.exports[0].context_count == 142 &&
+	      fixture.table.exports[70].context_count == 4,
+	      "70 checkpoints make 72 exports");
+	check(export_table_add(&fixture.table, "snap", fixture.backend, false) == -EEXIST,
+	      "a name can be used once");
+	tear_down(&fixture);
+}
+
+/* Sessions with some bytes changed, doubled or left out. */
+static void test_random(void)
+{
+	struct bytes session, changed;
+	struct fixture fixture;
+	uint32_t state = RANDOM_SEED;
+	bool passed = true;
+	uint32_t at;
+	int i, changes;
+
+	printf("# seed %u, %d sessions\n", RANDOM_SEED, RANDOM_SESSIONS);
+	full_session(&session);
+	for (i = 0; i < RANDOM_SESSIONS; i++) {
+		set_up(&fixture, SNAPSHOT);
+		changed = session;
+		for (changes = 1 + next_random(&state) % 4; changes--;) {
+			at = next_random(&state) % changed.length;
+			if (next_random(&state) % 8)
+				changed.data[at] ^= 1 << next_random(&state) % 8;
+			else
+				memmove(changed.data + at, changed.data + at + 1,
+					--changed.length - at);
+		}
+		run(&fixture, changed.data, changed.length, SIZE_MAX);
+		passed &= fixture.out_length >= sizeof(struct nbd_greeting) &&
+			  !memcmp(fixture.out, "NBDMAGICIHAVEOPT\0\3", 18);
+		tear_down(&fixture);
+	}
+	check(passed, "C11 mutated sessions are greeted, and end without harm");
+}
+
+int main(void)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	test_text();
+	test_errors();
+	test_lists();
+	test_coverage();
+	test_large();
+	test_nonsense();
+	test_failing_reads();
+	test_breaking();
+	test_stopping();
+	test_death();
+	test_read_once();
+	test_descriptions();
+	test_random();
+	printf("1..%d\n", cases);
+	return failures != 0;
+}

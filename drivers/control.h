@@ -5,7 +5,7 @@
 #ifndef FLEECE_CONTROL_H
 #define FLEECE_CONTROL_H
 
-#define FLEECE_MODULE_VERSION	"0.1.0"
+#define FLEECE_MODULE_VERSION	"0.1"
 
 /**
  * fleece_control_init() - make the node

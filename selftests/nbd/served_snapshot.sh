@@ -1,0 +1,157 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will serve real snapshots with fleeced: data, maps, what is not
+# accessible, releases, reading once, the kernel's NBD client, a snapshot that
+# is removed or breaks while it is served. It runs in a VM.
+#
+#     origin (fleece)      snap (fleece-snapshot) --- fleeced --- clients
+#           |              |          |
+#          disk  <---------+         cow          slices of one brd
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+
+SECTORS=32768
+CLUSTER=128
+FLEECED=$FLEECE_TREE/userspace/fleeced/fleeced
+server=
+
+# serve OPTION...: fleeced for the snapshot.
+serve()
+{
+	"$FLEECED" --socket "$SCRATCH/nbd" --pid-file "$SCRATCH/pid" "$@" "$(path_of snap)" \
+		2> "$SCRATCH/fleeced" &
+	server=$!
+	wait_until 20 test -S "$SCRATCH/nbd" -a -s "$SCRATCH/pid" ||
+		bail "fleeced starts" "$(cat "$SCRATCH/fleeced")"
+}
+
+# Leaves the exit status in $stopped.
+stop_server()
+{
+	stopped=0
+	kill "$server" 2> /dev/null
+	wait "$server" || stopped=$?
+	server=
+}
+
+# The server is a child of this shell, and of no subshell.
+ends_well()
+{
+	stop_server
+	is "$1: SIGTERM ends the server well" $stopped 0
+	is "$1: and leaves no socket" "$(find "$SCRATCH" -name nbd -o -name pid)" ""
+}
+
+# shellcheck disable=SC2317 # called at the end
+clean_up()
+{
+	[ ! -e /sys/block/nbd0/pid ] || nbd-client -d /dev/nbd0
+	[ -z "$server" ] || stop_server
+}
+defer clean_up
+
+# ask CASES
+ask()
+{
+	take_tap /usr/bin/python3 "$here/served_snapshot.py" "$1" "$SCRATCH/nbd" "$PREFIX-snap" \
+		"$SCRATCH/golden"
+}
+
+# copy SKIP COUNT: MiB of the snapshot into the golden image, at the same place.
+copy()
+{
+	or_bail dd if="$(path_of snap)" of="$SCRATCH/golden" bs=64k iflag=direct conv=notrunc \
+		skip="$1" seek="$1" count="$2" status=none
+}
+
+test_since()
+{
+	or_bail message origin checkpoint_create first
+	or_bail pattern origin write 2 1M 1M
+	or_bail pattern origin write 2 5M 64k
+	make_snapshot snap disk cow $CLUSTER "4 since first checkpoint second"
+	or_bail pattern origin write 3 0 -
+	wait_copied snap
+	copy 16 16
+	copy 80 1
+	serve --allow-release
+	ask healthy
+	is "the releases have reached the snapshot" "$(snapshot_field snap released)" 2
+	fails "a snapshot that is served cannot be removed" "busy" dmsetup remove "$PREFIX-snap"
+	ends_well "since"
+	is "none of that is an error in its log" "$(grep 'error:' "$SCRATCH/fleeced")" ""
+	succeeds "then it can be removed" dm_remove snap
+}
+
+test_read_once()
+{
+	make_snapshot snap disk cow $CLUSTER
+	rm -f "$SCRATCH/golden"
+	copy 0 256
+	or_bail pattern origin write 4 0 4M
+	wait_copied snap
+	serve --read-once
+	if command -v nbdcopy > /dev/null; then
+		succeeds "nbdcopy of a snapshot that is released as it is read" timeout 120 nbdcopy \
+			"nbd+unix:///?socket=$SCRATCH/nbd" "$SCRATCH/image"
+		succeeds "the copy is right" cmp "$SCRATCH/golden" "$SCRATCH/image"
+		is "nothing is left of the snapshot" \
+			"$(snapshot_field snap used) $(snapshot_field snap accessible)" "0 0"
+		ask gone
+	else
+		skip "nbdcopy of a snapshot that is released as it is read" "no nbdcopy here"
+	fi
+	ends_well "read once"
+	or_bail dm_remove snap
+}
+
+test_kernel_client()
+{
+	make_snapshot snap disk cow $CLUSTER
+	rm -f "$SCRATCH/golden"
+	copy 0 256
+	if ! command -v nbd-client > /dev/null || ! has_module nbd; then
+		skip "the kernel's NBD client" "nbd-client or the module nbd is missing"
+		or_bail dm_remove snap
+		return
+	fi
+	serve
+	or_bail pattern origin write 5 0 -
+	succeeds "nbd-client connects the kernel" nbd-client -unix "$SCRATCH/nbd" /dev/nbd0 \
+		-name "$PREFIX-snap" -readonly -C 2
+	is "the disk is read-only" "$(blockdev --getro /dev/nbd0)" 1
+	succeeds "it shows the snapshot" cmp "$SCRATCH/golden" /dev/nbd0
+	succeeds "nbd-client disconnects" nbd-client -d /dev/nbd0
+	ends_well "kernel client"
+	or_bail dm_remove snap
+	wait_until 10 modprobe -r nbd
+}
+
+test_broken()
+{
+	make_snapshot snap disk small $CLUSTER
+	serve --allow-release
+	or_bail pattern origin write 6 0 -
+	wait_until 20 snapshot_field_is snap state broken || bail "the snapshot breaks"
+	ask broken
+	is "the log says it once" "$(grep -c 'the snapshot is broken: No space' "$SCRATCH/fleeced")" 1
+	ends_well "broken"
+	or_bail dm_remove snap
+}
+
+load_fleece
+requires_program /usr/bin/python3
+[ -x "$FLEECED" ] || skip_all "fleeced is not built"
+make_arena 64
+make_disk disk $SECTORS
+make_disk cow "$(cow_sectors $CLUSTER 256)"
+make_disk small "$(cow_sectors $CLUSTER 4)"
+make_origin origin disk
+or_bail pattern origin write 1 0 -
+test_since
+test_read_once
+test_kernel_client
+test_broken
+finish

@@ -795,7 +795,7 @@ def port_probe():
 
 @own("C6 idle handshakes are ended in time and do not starve others")
 def idle_handshakes():
-    server = Server("--max-connections", "20", "--handshake-timeout", "1", DISK)
+    server = Server("--max-connections", "20", "--handshake-timeout", "2", DISK)
     idle = []
     try:
         for n in range(20):
@@ -804,10 +804,10 @@ def idle_handshakes():
         with Client(server) as client:
             client.open(b"disk")
             equal(client.read(0, 16), pattern(0, 16), "data")
-            expect(time.monotonic() - start < 10, "it took too long")
+            expect(time.monotonic() - start < 20, "it took too long")
             for one in idle[::2]:
                 one.expect_end()
-            time.sleep(1.2)
+            time.sleep(2.2)
             equal(client.read(0, 16), pattern(0, 16), "data after the handshake's time")
     finally:
         for one in idle:
@@ -922,13 +922,13 @@ def slow_reader():
 
 @own("C50 C16 SIGTERM: requests in work are answered, new ones get ESHUTDOWN, exit status 0")
 def shutdown():
-    server = Server("disk=mem:size=8M,delay=700,cp=one")
+    server = Server("disk=mem:size=8M,delay=2000,cp=one")
     try:
         with Client(server) as client, Client(server) as shaking:
             client.open(b"disk")
             shaking.option(LIST)
             cookies = {client.request(READ, n * 4096, 4096): n * 4096 for n in range(4)}
-            time.sleep(0.2)
+            time.sleep(0.8)
             server.process.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + 5
             while os.path.exists(server.path):
@@ -965,7 +965,7 @@ def shutdown_idle():
                 start = time.monotonic()
                 server.process.send_signal(number)
                 equal(server.wait(), 0, "exit status")
-                expect(time.monotonic() - start < 5, "it took too long")
+                expect(time.monotonic() - start < 10, "it took too long")
             finally:
                 for one in idle:
                     one.socket.close()
@@ -986,7 +986,7 @@ def shutdown_twice():
             start = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             equal(server.wait(), 0, "exit status")
-            expect(time.monotonic() - start < 5, "it took too long")
+            expect(time.monotonic() - start < 10, "it took too long")
     finally:
         server.stop()
 

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 /* After the stop: how long a client may still send, and still receive. */
-#define STOP_READ_MS	1000
+#define STOP_READ_MS	2000
 #define STOP_WRITE_MS	10000
 
 #define READAHEAD_BYTES	8192

@@ -37,7 +37,7 @@ note()
 
 	while IFS= read -r line; do
 		echo "# $line"
-	done <<< "$*"
+	done < <(printf '%s\n' "$@")
 }
 
 ok()
@@ -394,7 +394,13 @@ path_of()
 
 dm_create()
 {
-	dmsetup create "$PREFIX-$1" "${@:3}" --table "$2"
+	dmsetup create "$PREFIX-$1" "${@:3}" --table "$2" && make_nodes
+}
+
+# Where no udev makes the nodes in /dev/mapper, or removes those of devices gone.
+make_nodes()
+{
+	[ -e /run/udev/control ] || dmsetup mknodes
 }
 
 # udev may look at a device just made: removal waits for it.

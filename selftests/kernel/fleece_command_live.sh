@@ -8,7 +8,7 @@
 #         |                                   |
 #     VG-data (linear)    attach -->      VG-data (fleece)    VG-data-snap
 #         |               <-- detach          |                |       |
-#       disk                         VG-data-lower (linear) <--+    COW space
+#       brd                          VG-data-lower (linear) <--+    COW space
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -19,8 +19,7 @@ load_fleece
 requires_program lvcreate mkfs.ext4 jq
 requires_fleece
 make_arena 256
-make_disk disk 409600
-make_group disk
+make_group
 make_volume data 64
 mount_volume data
 
@@ -100,7 +99,7 @@ says "remove the snapshot" "^$" "$FLEECE" remove "$data-snap"
 #
 says "detach under the mount" "detached$" "$FLEECE" detach "$data"
 is "the old table is back" "$(type_of "$data")" linear
-fails "the lower device is gone" "does not exist" dmsetup table "$data-lower"
+fails "the lower device is gone" "No such device" dmsetup table "$data-lower"
 succeeds "the writer goes on" writer_goes_on
 stop_writer
 is "the mount is the same" "$(stamp_of)" "$stamp_before"

@@ -100,6 +100,8 @@ static struct {
 	_Atomic uint64_t releases;
 	_Atomic unsigned int slowest_ms;
 	unsigned int broken;
+	unsigned int groups;
+	unsigned int sinces;
 } oracle;
 
 static void violation(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
@@ -761,6 +763,8 @@ static void run_round(void)
 	atomic_store(&oracle.writers_stop, false);
 	atomic_store(&oracle.readers_stop, false);
 	start_threads(writers, WRITERS, writer_main);
+	oracle.groups += oracle.choices.is_group;
+	oracle.sinces += oracle.choices.has_since;
 	pass_ms(oracle.choices.before_ms);
 	if (oracle.choices.has_since)
 		make_marks();
@@ -805,10 +809,11 @@ static void prepare(unsigned int devices, uint64_t sectors)
 
 static void report(void)
 {
-	printf("# oracle: seed %" PRIu64 ": %u rounds, %" PRIu64 " MiB written, %" PRIu64
+	printf("# oracle: seed %" PRIu64 ": %u rounds, %u of groups, %u since a checkpoint, %" PRIu64 " MiB written, %" PRIu64
 	       " MiB judged, %" PRIu64 " releases, %" PRIu64 " reads denied, %" PRIu64
 	       " failed, %u snapshots broken, slowest live write %u ms, 0 violations\n",
-	       oracle.seed, oracle.round, atomic_load(&oracle.written_sectors) / 2048,
+	       oracle.seed, oracle.round, oracle.groups, oracle.sinces,
+	       atomic_load(&oracle.written_sectors) / 2048,
 	       atomic_load(&oracle.judged_sectors) / 2048, atomic_load(&oracle.releases),
 	       atomic_load(&oracle.denied_reads), atomic_load(&oracle.failed_reads),
 	       oracle.broken, atomic_load(&oracle.slowest_ms));

@@ -135,9 +135,9 @@ test_later_features()
 {
 	local table="0 $SECTORS fleece-snapshot $disk $cow 128"
 
-	refuses "on_cbw_error break_write" "$INVALID|not supported" "break_write" \
+	refuses "on_cbw_error break_write" "$INVALID|not supported" "on_cbw_error.*supported" \
 		"$table 2 on_cbw_error break_write"
-	refuses "on_cbw_error break_cluster" "$INVALID|not supported" "break_cluster" \
+	refuses "on_cbw_error break_cluster" "$INVALID|not supported" "on_cbw_error.*supported" \
 		"$table 2 on_cbw_error break_cluster"
 	refuses "on_cow_full wait" "$INVALID|not supported" "on_cow_full|wait" \
 		"$table 2 on_cow_full wait"

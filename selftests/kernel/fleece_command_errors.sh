@@ -1,0 +1,208 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will use the command `fleece` on plain devices, wrongly and rightly:
+# exit statuses, messages, nothing left behind, waiting, serving.
+#
+#     NAME (fleece)     NAME-snap (fleece-snapshot)
+#         |               |          |
+#       disk  <-----------+         cow          slices of one brd
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$here/../cli/lib.sh"
+
+SECTORS=32768
+
+load_fleece
+requires_program mkfs.ext4 jq losetup
+requires_fleece
+truncate -s $((SECTORS * 512)) "$SCRATCH/disk" "$SCRATCH/other"
+disk=$(losetup -f --show "$SCRATCH/disk") || skip_all "no loop devices"
+defer losetup -d "$disk"
+make_arena 64
+make_disk cow "$(cow_sectors 128 64)"
+make_disk tiny 2048
+make_disk used 32768
+name=$PREFIX-plain
+
+detach_deferred()
+{
+	dmsetup info "$name" > /dev/null 2>&1 || return 0
+	"$FLEECE" remove "$name-snap" > /dev/null 2>&1
+	"$FLEECE" detach "$name"
+}
+
+nothing_attached()
+{
+	is "$1: nothing is attached" "$(dmsetup ls --target fleece | grep -v "No devices")" ""
+}
+
+#
+# Attach.
+#
+exits "attach of what does not exist" 4 "$FLEECE" attach /dev/none
+exits "attach of a file" 4 "$FLEECE" attach "$SCRATCH/disk"
+exits "attach of a character device" 4 "$FLEECE" attach /dev/null
+exits "attach with a slash in the name" 2 "$FLEECE" attach "$disk" --name a/b
+or_bail mkfs.ext4 -q "$disk"
+mkdir "$SCRATCH/mnt"
+or_bail mount "$disk" "$SCRATCH/mnt"
+exits "attach of a mounted plain device" 5 "$FLEECE" attach "$disk"
+like "it says where" "$("$FLEECE" attach "$disk" 2>&1)" "is mounted on $SCRATCH/mnt"
+or_bail wait_until 20 umount "$SCRATCH/mnt"
+or_bail dmsetup create "$PREFIX-holder" --table "0 $SECTORS linear $disk 0"
+exits "attach of a device that another one uses" 5 "$FLEECE" attach "$disk"
+exits "attach with a name in use" 5 "$FLEECE" attach "$disk" --name "$PREFIX-holder"
+or_bail dm_remove holder
+nothing_attached "refusals"
+exits "status of what is not attached" 4 "$FLEECE" status "$name"
+exits "snapshot of what is not attached" 4 "$FLEECE" snapshot "$name" --cow "$(path_of cow)"
+
+says "attach of a plain device" "use /dev/mapper/$name" "$FLEECE" attach "$disk" --name "$name" \
+	--granularity 4K
+defer detach_deferred
+is "its node exists" "$(stat -L -c %F "$MAPPER/$name")" "block special file"
+like "its uuid is ours" "$(dmsetup info -c --noheadings -o uuid "$name")" "^FLEECE-origin-"
+is "its granularity is what was asked for" \
+	"$("$FLEECE" status "$name" --json | jq '.origins[0].granularity_bytes')" 4096
+exits "attach of the same device again" 5 "$FLEECE" attach "$disk" --name "$PREFIX-again"
+exits "attach of the origin itself" 5 "$FLEECE" attach "$name"
+
+#
+# Checkpoints.
+#
+succeeds "checkpoint create" "$FLEECE" checkpoint create "$name" one
+exits "checkpoint create of one that exists" 5 "$FLEECE" checkpoint create "$name" one
+exits "checkpoint delete of an unknown one" 7 "$FLEECE" checkpoint delete "$name" two
+exits "checkpoint of an unknown device" 4 "$FLEECE" checkpoint list none
+or_bail pattern plain write 1 64k 8k
+is "map of the origin since its newest checkpoint" "$("$FLEECE" map "$name" | tr -s ' ' | paste -sd,)" \
+	" 0 65536 0 clean, 65536 8192 1 dirty, 73728 16703488 0 clean"
+succeeds "checkpoint delete" "$FLEECE" checkpoint delete "$name" one
+exits "map without any checkpoint" 7 "$FLEECE" map "$name"
+like "list without checkpoints" "$("$FLEECE" list)" "$name +origin +tracking +16.0M +- "
+
+#
+# COW devices.
+#
+# shellcheck disable=SC2317 # it is called by exits and says
+snapshot()
+{
+	"$FLEECE" snapshot "$name" "$@"
+}
+
+no_snapshot()
+{
+	is "$1: no snapshot" \
+		"$(dmsetup ls --target fleece-snapshot | grep -v "No devices")$("$FLEECE" \
+			status "$name" --json | jq '.origins[0].snapshots')" 0
+}
+
+exits "COW device that does not exist" 4 snapshot --cow /dev/none
+exits "COW device that is a file" 4 snapshot --cow "$SCRATCH/other"
+exits "COW device that is the origin" 5 snapshot --cow "$MAPPER/$name"
+exits "COW device that is the origin's lower device" 5 snapshot --cow "$disk"
+exits "COW device of 1 MiB" 1 snapshot --cow "$(path_of tiny)"
+or_bail mkfs.ext4 -q "$(path_of used)"
+or_bail mount "$(path_of used)" "$SCRATCH/mnt"
+exits "COW device that is mounted" 5 snapshot --cow "$(path_of used)"
+or_bail wait_until 20 umount "$SCRATCH/mnt"
+or_bail mkfs.ext4 -q "$MAPPER/$name"
+or_bail mount "$MAPPER/$name" "$SCRATCH/mnt"
+exits "COW space on the origin's own filesystem" 1 snapshot --cow-size 4M --cow-dir "$SCRATCH/mnt"
+exits "COW space in a directory that does not exist" 4 \
+	snapshot --cow-size 4M --cow-dir "$SCRATCH/none"
+exits "COW space on LVM for an origin that is not" 1 snapshot --cow-size 4M --cow-kind lvm
+exits "detach of a mounted device" 5 "$FLEECE" detach "$name"
+or_bail wait_until 20 umount "$SCRATCH/mnt"
+no_snapshot "refusals"
+
+#
+# A snapshot that fills up and breaks.
+#
+exits "wait for what is no snapshot" 4 "$FLEECE" wait "$name" --for broken
+says "snapshot on a COW device" "^frozen for" snapshot --cow "$(path_of cow)" --checkpoint two
+is "the snapshot is read-only" "$(blockdev --getro "$MAPPER/$name-snap")" 1
+exits "wait that takes too long" 1 "$FLEECE" wait "$name-snap" --for broken --timeout 1
+exits "release beyond the end" 2 "$FLEECE" release "$name-snap" 1G:64K
+exits "release of half a sector" 2 "$FLEECE" release "$name-snap" 0:100
+succeeds "release of a range" "$FLEECE" release "$name-snap" 1M:128K
+like "map shows it" "$("$FLEECE" map "$name-snap")" "1048576 +131072 +1  inaccessible"
+"$FLEECE" wait "$name-snap" --for full=50% > "$SCRATCH/wait" 2>&1 &
+waiter=$!
+or_bail pattern plain write 3 2M 3M
+wait "$waiter"
+is "wait for a COW device half full" $? 0
+"$FLEECE" wait "$name-snap" --for full=100% --for broken > "$SCRATCH/wait" 2>&1 &
+waiter=$!
+or_bail pattern plain write 4 6M 8M
+wait "$waiter"
+is "wait for a broken snapshot" $? 0
+wait_until 20 snapshot_field_is plain-snap state broken
+is "status of a broken snapshot shows it" "$("$FLEECE" status "$name-snap" --json |
+	jq -r '.snapshots[0].state')" broken
+"$FLEECE" status "$name-snap" > "$SCRATCH/status"
+is "and its exit status is 6" $? 6
+exits "map of a broken snapshot" 6 "$FLEECE" map "$name-snap"
+exits "serve of a broken snapshot" 6 "$FLEECE" serve "$name-snap"
+exits "release of a broken snapshot" 6 "$FLEECE" release "$name-snap" all
+exits "wait for a broken snapshot to fill" 6 "$FLEECE" wait "$name-snap" --for full=100%
+says "check tells of it" "$name-snap: is broken" sh -c "$FLEECE check || :"
+succeeds "remove of a broken snapshot" "$FLEECE" remove "$name-snap"
+is "the COW device of the user is left" "$(dmsetup info "$PREFIX-cow" | grep -c ACTIVE)" 1
+
+#
+# Policies, and what comes later.
+#
+says "snapshot with every policy" "^frozen for" snapshot --cow "$(path_of cow)" --cluster 4K \
+	--since two --checkpoint three --cbw-timeout 1000 --low-water 3 --staging 1M \
+	--on-cbw-error break_snapshot --on-cow-full break --release-on-discard
+like "its table has them" "$(dmsetup table "$name-snap")" \
+	"^0 $SECTORS fleece-snapshot [0-9]+:[0-9]+ [0-9]+:[0-9]+ 8 [0-9]+ .*since two.*checkpoint three"
+succeeds "a discard releases" blkdiscard -f "$MAPPER/$name-snap"
+is "nothing can be read" "$("$FLEECE" status "$name-snap" --json |
+	jq '.snapshots[0].accessible_clusters')" 0
+succeeds "remove" "$FLEECE" remove "$name-snap"
+exits "since an unknown checkpoint" 7 snapshot --cow "$(path_of cow)" --since never
+exits "a checkpoint that exists" 5 snapshot --cow "$(path_of cow)" --checkpoint three
+no_snapshot "policies"
+
+#
+# Serve.
+#
+stop_server()
+{
+	[ ! -s "$SCRATCH/pid" ] || pkill -F "$SCRATCH/pid" || :
+}
+
+test_serve()
+{
+	local socket=$SCRATCH/nbd pid=$SCRATCH/pid uri
+
+	if [ ! -x "$FLEECE_TREE/userspace/fleeced/fleeced" ]; then
+		skip "serve" "fleeced is not built"
+		return
+	elif ! command -v nbdinfo > /dev/null; then
+		skip "serve" "nbdinfo is not installed"
+		return
+	fi
+	or_bail snapshot --cow "$(path_of cow)"
+	uri="nbd+unix:///$name-snap?socket=$socket"
+	says "serve in the background prints the URI" "^nbd\+unix:///$name-snap\?socket=$socket$" \
+		"$FLEECE" serve "$name-snap" --background --socket "$socket" --pid-file "$pid" \
+		--log-file "$SCRATCH/log"
+	defer stop_server
+	is "nbdinfo sees the size" "$(nbdinfo --size "$uri")" $((SECTORS * 512))
+	exits "serve on the same socket" 5 "$FLEECE" serve "$name-snap" --socket "$socket"
+	exits "remove of a served snapshot" 5 "$FLEECE" remove "$name-snap"
+	stop_server
+	wait_until 20 "$FLEECE" remove "$name-snap" || not_ok "remove after serving"
+	no_snapshot "served"
+}
+test_serve
+
+says "detach" "detached" "$FLEECE" detach "$name"
+nothing_attached "the end"
+finish

@@ -1,0 +1,190 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will take snapshots of two mounted volumes at one moment, under a
+# writer that writes to both in turns, with each kind of COW space, and have a
+# freeze that cannot succeed given up.
+#
+#     ext4, writer   ext4, writer
+#         |              |
+#     VG-one (fleece) VG-two (fleece)    VG-one-snap    VG-two-snap
+#         |              |                |     |        |     |
+#     VG-one-lower   VG-two-lower  <------+    COW  <----+    COW
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$here/../cli/lib.sh"
+
+load_fleece
+requires_program lvcreate mkfs.ext4 jq losetup
+requires_fleece
+make_arena 400
+make_group
+make_volume one 64
+make_volume two 64
+mount_volume one
+mount_volume two
+one=$(dm_name one)
+two=$(dm_name two)
+or_bail "$FLEECE" attach "$one"
+or_bail "$FLEECE" attach "$two"
+start_writer one two
+or_bail writer_goes_on
+
+# Records of one and two in the images: the same number, or one more in one.
+check_one_moment()
+{
+	local first second
+
+	or_bail mount_snapshot one
+	or_bail mount_snapshot two
+	first=$(records_of one)
+	second=$(records_of two)
+	or_bail wait_until 20 umount "$SCRATCH/one-snap"
+	or_bail wait_until 20 umount "$SCRATCH/two-snap"
+	like "all records of one are right: $first" "$first" " right$"
+	like "all records of two are right: $second" "$second" " right$"
+	at_least "two has no record that one has not" "${first% *}" "${second% *}"
+	at_most "two lacks the last record at most" "${first% *}" "$((${second% *} + 1))"
+}
+
+kind_of()
+{
+	"$FLEECE" status "$1-snap" --json | jq -r '.snapshots[0].cow_kind'
+}
+
+# take_group DESCRIPTION KIND OPTION...
+take_group()
+{
+	log_mark
+	says "$1" "^frozen for" "$FLEECE" snapshot "$one" "$two" --cow-size 60M "${@:3}" || return
+	is "the COW space is $2" "$(kind_of "$one") $(kind_of "$two")" "$2 $2"
+	check_one_moment
+	says "remove both" "^$" "$FLEECE" remove "$one-snap" "$two-snap"
+	succeeds "the writer goes on" writer_goes_on
+}
+
+take_group "a group on logical volumes" lvm --checkpoint first
+take_group "a group on files" file --cow-dir "$SCRATCH"
+is "no loop device is left" "$(losetup -a)" ""
+if has_module zram; then
+	zram=$(find /sys/block -name 'zram*' | wc -l)
+	take_group "a group in compressed RAM" zram --cow-kind zram
+	is "no zram device is left" "$(find /sys/block -name 'zram*' | wc -l)" "$zram"
+else
+	skip "a group in compressed RAM" "needs the module zram"
+fi
+
+#
+# A group that fails leaves nothing.
+#
+nothing_is_left()
+{
+	fails "$1: no snapshot of one" "does not exist" dmsetup info -c "$one-snap"
+	is "$1: no COW space" "$(lvs --noheadings -o lv_name "$GROUP" 2>&1 | grep -c cow)" 0
+	is "$1: nobody is suspended" "$(dmsetup info "$one" "$two" | grep -c SUSPENDED)" 0
+	succeeds "$1: the writer goes on" writer_goes_on
+}
+
+or_bail dmsetup create "$two-snap" --notable
+exits "a group of which one snapshot's name is in use" 5 \
+	"$FLEECE" snapshot "$one" "$two" --cow-size 60M
+or_bail dmsetup remove "$two-snap"
+nothing_is_left "name in use"
+
+exits "a group for which there is no room" 1 \
+	"$FLEECE" snapshot "$one" "$two" --cow-size 200M --cow-kind lvm
+nothing_is_left "no room"
+
+exits "a checkpoint of which one exists" 5 \
+	"$FLEECE" snapshot "$two" "$one" --cow-size 60M --checkpoint first
+
+#
+# The third origin's filesystem lies in a file on one: frozen after one it would
+# wait for ever.
+#
+take_down_inner()
+{
+	losetup "$inner" > /dev/null 2>&1 || return 0
+	umount "$SCRATCH/inner" && "$FLEECE" detach "$PREFIX-inner" && losetup -d "$inner"
+}
+
+or_bail truncate -s 16M "$SCRATCH/one/inner"
+or_bail mkfs.ext4 -q "$SCRATCH/one/inner"
+inner=$(losetup -f --show "$SCRATCH/one/inner")
+or_bail "$FLEECE" attach "$inner" --name "$PREFIX-inner"
+mkdir "$SCRATCH/inner"
+defer take_down_inner
+or_bail mount "$MAPPER/$PREFIX-inner" "$SCRATCH/inner"
+
+# Something to write when freezing, whatever was flushed before.
+dirty_inner()
+{
+	while [ ! -e "$SCRATCH/inner-stop" ]; do
+		dd if=/dev/zero of="$SCRATCH/inner/file" bs=64k count=40 conv=notrunc status=none
+	done
+}
+dirty_inner &
+dirty=$!
+exits "a freeze that waits for itself is given up" 1 \
+	"$FLEECE" snapshot "$one" "$PREFIX-inner" --cow-size 20M --cow-kind file --freeze-timeout 3
+nothing_is_left "given up"
+is "given up: the inner one is not suspended" \
+	"$(dmsetup info "$PREFIX-inner" | grep -c SUSPENDED)" 0
+touch "$SCRATCH/inner-stop"
+wait "$dirty"
+succeeds "the inner one can be taken down" take_down_inner
+
+#
+# Killed in the window: the guardian resumes. The window is held open by an origin
+# that cannot be suspended, as its lower device holds a read back.
+#
+stop_writer
+unmount_volume two
+or_bail dmsetup suspend "$two-lower"
+dd if="$MAPPER/$two" of=/dev/null bs=4k count=1 iflag=direct status=none &
+late=$!
+"$FLEECE" snapshot "$one" "$two" --cow-size 20M --cow-kind file --freeze-timeout 600 \
+	> "$SCRATCH/killed" 2>&1 &
+killed=$!
+
+# shellcheck disable=SC2317 # it is called by wait_until
+is_suspended()
+{
+	dmsetup info "$1" | grep -q 'SUSPENDED'
+}
+
+# shellcheck disable=SC2317 # likewise
+nobody_is_suspended()
+{
+	! is_suspended "$one" && ! is_suspended "$two"
+}
+
+if wait_until 60 is_suspended "$one"; then
+	kill -9 "$killed"
+	wait "$killed"
+	succeeds "killed in the window: the guardian resumes" wait_until 30 nobody_is_suspended
+else
+	not_ok "killed in the window" "one was not suspended" "$(cat "$SCRATCH/killed")"
+fi
+or_bail dmsetup resume "$two-lower"
+wait "$late"
+or_bail mount "/dev/$GROUP/two" "$SCRATCH/two"
+for name in "$one-snap" "$two-snap"; do
+	dmsetup info "$name" > /dev/null 2>&1 || continue
+	fails "check finds what was left: $name" "was never started" "$FLEECE" check
+	succeeds "remove removes it" "$FLEECE" remove "$name"
+done
+
+start_writer one two
+succeeds "the writer goes on" writer_goes_on
+stop_writer
+says "detach one" "detached" "$FLEECE" detach "$one"
+says "detach two" "detached" "$FLEECE" detach "$two"
+unmount_volume one
+unmount_volume two
+succeeds "the filesystem of one is clean" fsck.ext4 -fn "/dev/$GROUP/one"
+succeeds "the filesystem of two is clean" fsck.ext4 -fn "/dev/$GROUP/two"
+remove_group > /dev/null 2>&1
+finish

@@ -202,9 +202,8 @@ bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 	return fleece_cbw_needs(cbw, first, last, &length) || length <= last - first;
 }
 
-static void merge_late(struct work_struct *work)
+static void merge_late(struct fleece_cbw *cbw)
 {
-	struct fleece_cbw *cbw = container_of(work, struct fleece_cbw, merge);
 	struct fleece_view *late = cbw->late;
 	unsigned int shift = cbw->late_granule_shift;
 	u64 granule;
@@ -238,9 +237,21 @@ static void merge_late(struct work_struct *work)
 	smp_store_release(&cbw->late, NULL);
 }
 
-void fleece_cbw_wait_merged(struct fleece_cbw *cbw)
+/*
+ * Who needs the result does the work himself, if nobody has: a copy that waited
+ * for another work item of the same queue could wait for ever when memory is
+ * short and one thread serves them all.
+ */
+void fleece_cbw_finish_merge(struct fleece_cbw *cbw)
 {
-	flush_work(&cbw->merge);
+	mutex_lock(&cbw->merge_lock);
+	merge_late(cbw);
+	mutex_unlock(&cbw->merge_lock);
+}
+
+static void merge_in_background(struct work_struct *work)
+{
+	fleece_cbw_finish_merge(container_of(work, struct fleece_cbw, merge));
 }
 
 /* ------------------------- Waiting writes ------------------------- */
@@ -588,7 +599,7 @@ static void rescue_clusters(struct fleece_copy *copy)
 	cluster_t c;
 	int ret;
 
-	fleece_cbw_wait_merged(cbw);
+	fleece_cbw_finish_merge(cbw);
 	for (c = copy->run.first; c <= copy->run.last && fleece_cbw_is_active(cbw); c++) {
 		ret = reread_cluster(copy, c);
 		if (ret)
@@ -1185,7 +1196,7 @@ void fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sec
 
 	if (!nr_sectors || !fleece_cbw_is_active(cbw))
 		return;
-	fleece_cbw_wait_merged(cbw);
+	fleece_cbw_finish_merge(cbw);
 	mutex_lock(&cbw->release_lock);
 	if (sector < whole)
 		release_part(cbw, sector, min(end, whole));
@@ -1273,13 +1284,14 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 	xa_init(&cbw->lost);
 	xa_init(&cbw->partial);
 	spin_lock_init(&cbw->lock);
+	mutex_init(&cbw->merge_lock);
 	mutex_init(&cbw->release_lock);
 	mutex_init(&cbw->memory_lock);
 	fleece_inflight_init(&cbw->inflight, ilog2(copy_sectors) - cbw->cluster_shift);
 	INIT_LIST_HEAD(&cbw->unserved);
 	init_waitqueue_head(&cbw->idle);
 	INIT_WORK(&cbw->serve, serve_unserved);
-	INIT_WORK(&cbw->merge, merge_late);
+	INIT_WORK(&cbw->merge, merge_in_background);
 	INIT_DELAYED_WORK(&cbw->watchdog, watch_waiters);
 }
 
@@ -1337,7 +1349,7 @@ void fleece_cbw_activate(struct fleece_cbw *cbw, struct fleece_view *changed,
 
 void fleece_cbw_get_status(struct fleece_cbw *cbw, struct fleece_cbw_status *status)
 {
-	fleece_cbw_wait_merged(cbw);
+	fleece_cbw_finish_merge(cbw);
 	spin_lock(&cbw->lock);
 	status->state = cbw->state;
 	status->slots_used = cbw->store.used;

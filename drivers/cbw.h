@@ -181,6 +181,7 @@ struct fleece_cbw {
 	sector_t error_sector;
 	bool low_water_told;
 
+	struct mutex merge_lock;	/* the right to clear late */
 	struct mutex release_lock;	/* partial, nr_partial */
 	struct xarray partial;
 	unsigned int nr_partial;
@@ -430,12 +431,14 @@ bool fleece_cbw_still_there(struct fleece_cbw *cbw, enum fleece_place_kind kind,
 void fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors);
 
 /**
- * fleece_cbw_wait_merged() - wait until the access map is final
+ * fleece_cbw_finish_merge() - make sure that the access map is complete
  * @cbw: the engine.
  *
- * Context: Process, sleeps at most for one pass over the map.
+ * Afterwards bits of the map only fall.
+ *
+ * Context: Process, takes at most one pass over the map.
  */
-void fleece_cbw_wait_merged(struct fleece_cbw *cbw);
+void fleece_cbw_finish_merge(struct fleece_cbw *cbw);
 
 /**
  * fleece_cbw_get_status() - the numbers now

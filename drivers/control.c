@@ -80,6 +80,7 @@ static int get_subject(struct subject *subject, int fd)
 {
 	dev_t devt;
 	int ret;
+	unsigned int noio;
 
 	memset(subject, 0, sizeof(*subject));
 	ret = device_of_fd(fd, &devt);
@@ -93,9 +94,9 @@ static int get_subject(struct subject *subject, int fd)
 	subject->origin = fleece_origin_find_md(devt);
 	if (!subject->origin)
 		return -ENODEV;
-	mutex_lock(&subject->origin->lock);
+	noio = fleece_origin_lock(subject->origin);
 	ret = fleece_history_get(&subject->held, &subject->origin->tracker);
-	mutex_unlock(&subject->origin->lock);
+	fleece_origin_unlock(subject->origin, noio);
 	subject->history = &subject->held;
 	if (ret)
 		put_subject(subject);
@@ -145,7 +146,7 @@ static int get_clusters(struct subject *subject, unsigned long **bits, struct ma
 {
 	struct fleece_cbw *cbw = subject->snap->cbw;
 
-	fleece_cbw_wait_merged(cbw);
+	fleece_cbw_finish_merge(cbw);
 	map->shift = cbw->cluster_shift + SECTOR_SHIFT;
 	map->view.maps = bits;
 	map->view.nr_maps = 1;

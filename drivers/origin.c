@@ -7,7 +7,6 @@
  */
 #include <linux/delay.h>
 #include <linux/module.h>
-#include <linux/sched/mm.h>
 #include <linux/slab.h>
 
 #include "compat.h"
@@ -481,13 +480,14 @@ static struct fleece_origin *join_origin(struct dm_target *ti, struct block_devi
 static void end_origin(struct fleece_origin *origin)
 {
 	struct fleece_cbw *cbw;
+	unsigned int noio;
 
-	mutex_lock(&origin->lock);
+	noio = fleece_origin_lock(origin);
 	origin->is_ended = true;
 	cbw = rcu_dereference_protected(origin->cbw, lockdep_is_held(&origin->lock));
 	if (cbw)
 		fleece_cbw_break(cbw, ENODEV, 0, "the origin's device was removed or replaced");
-	mutex_unlock(&origin->lock);
+	fleece_origin_unlock(origin, noio);
 	/* No write is left, but the work of the last release may still be queued. */
 	flush_workqueue(origin->wq);
 	fleece_origin_put(origin);
@@ -671,14 +671,15 @@ static void emit_origin_info(struct fleece_origin *origin, char *result, unsigne
 	const struct fleece_moment *newest;
 	unsigned int sz = 0;
 	u64 changed;
+	unsigned int noio;
 
-	mutex_lock(&origin->lock);
+	noio = fleece_origin_lock(origin);
 	newest = fleece_tracker_newest(&origin->tracker, &changed);
 	DMEMIT("%u %llu %llu none %u %u %s", origin->granule_sectors,
 	       origin->tracker.nr_granules, changed,
 	       rcu_access_pointer(origin->cbw) ? 1 : 0, origin->tracker.nr_checkpoints,
 	       newest ? newest->name : "-");
-	mutex_unlock(&origin->lock);
+	fleece_origin_unlock(origin, noio);
 }
 
 static void origin_status(struct dm_target *ti, status_type_t type, unsigned int flags,
@@ -706,11 +707,12 @@ static int create_checkpoint(struct fleece_origin *origin, const char *name)
 {
 	struct fleece_segment *segment;
 	int ret;
+	unsigned int noio;
 
 	segment = fleece_segment_alloc(origin->tracker.nr_granules);
 	if (!segment)
 		return -ENOMEM;
-	mutex_lock(&origin->lock);
+	noio = fleece_origin_lock(origin);
 	ret = fleece_tracker_check_new(&origin->tracker, name);
 	if (!ret)
 		ret = fleece_origin_quiesce(origin);
@@ -720,7 +722,7 @@ static int create_checkpoint(struct fleece_origin *origin, const char *name)
 		fleece_tracker_compact(&origin->tracker);
 		segment = NULL;
 	}
-	mutex_unlock(&origin->lock);
+	fleece_origin_unlock(origin, noio);
 	fleece_segment_put(segment);
 	return ret;
 }
@@ -728,12 +730,13 @@ static int create_checkpoint(struct fleece_origin *origin, const char *name)
 static int delete_checkpoint(struct fleece_origin *origin, const char *name)
 {
 	int ret;
+	unsigned int noio;
 
 	if (fleece_checkpoint_name_error(name))
 		return -EINVAL;
-	mutex_lock(&origin->lock);
+	noio = fleece_origin_lock(origin);
 	ret = fleece_tracker_delete(&origin->tracker, name);
-	mutex_unlock(&origin->lock);
+	fleece_origin_unlock(origin, noio);
 	return ret;
 }
 
@@ -759,10 +762,11 @@ static int list_checkpoints(struct fleece_origin *origin, char *result, unsigned
 {
 	struct fleece_history history;
 	int ret;
+	unsigned int noio;
 
-	mutex_lock(&origin->lock);
+	noio = fleece_origin_lock(origin);
 	ret = fleece_history_get(&history, &origin->tracker);
-	mutex_unlock(&origin->lock);
+	fleece_origin_unlock(origin, noio);
 	if (ret)
 		return ret;
 	ret = emit_checkpoints(&history, result, maxlen);

@@ -33,6 +33,7 @@
 #include <linux/mutex.h>
 #include <linux/percpu-refcount.h>
 #include <linux/rcupdate.h>
+#include <linux/sched/mm.h>
 #include <linux/spinlock.h>
 #include <linux/workqueue.h>
 
@@ -116,6 +117,35 @@ struct fleece_origin *fleece_origin_find_md(dev_t devt);
  * Context: Process, may sleep.
  */
 void fleece_origin_put(struct fleece_origin *origin);
+
+/**
+ * fleece_origin_lock() - take origin->lock
+ * @origin: the origin.
+ *
+ * The resume of a snapshot takes this lock while origins may be suspended. So
+ * whoever holds it must not wait for memory that is to be had by writing to them.
+ *
+ * Context: Process, may sleep.
+ * Return: to be handed to fleece_origin_unlock().
+ */
+static inline unsigned int fleece_origin_lock(struct fleece_origin *origin)
+{
+	unsigned int noio = memalloc_noio_save();
+
+	mutex_lock(&origin->lock);
+	return noio;
+}
+
+/**
+ * fleece_origin_unlock() - release origin->lock
+ * @origin: the origin.
+ * @noio: from fleece_origin_lock().
+ */
+static inline void fleece_origin_unlock(struct fleece_origin *origin, unsigned int noio)
+{
+	mutex_unlock(&origin->lock);
+	memalloc_noio_restore(noio);
+}
 
 /**
  * fleece_origin_quiesce() - no write is on the device, none gets there

@@ -5,7 +5,6 @@
  * engine's work.
  */
 #include <linux/module.h>
-#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 
@@ -350,15 +349,12 @@ static int take_snapshot(struct fleece_snapshot *snap, struct block_device *cow)
 	unsigned int noio;
 	int ret;
 
-	/* The origin may be suspended: memory must not be waited for by writing to it. */
-	noio = memalloc_noio_save();
 	ret = write_header(cow);
 	if (!ret) {
-		mutex_lock(&snap->origin->lock);
+		noio = fleece_origin_lock(snap->origin);
 		ret = take_locked(snap, &error);
-		mutex_unlock(&snap->origin->lock);
+		fleece_origin_unlock(snap->origin, noio);
 	}
-	memalloc_noio_restore(noio);
 	if (ret)
 		DMERR("%s: snapshot not taken: %s (errno %d)", dm_device_name(snap->md), error,
 		      -ret);
@@ -654,12 +650,13 @@ static int check_devices(struct dm_target *ti, struct snapshot_table *table)
 static void free_snapshot(struct kref *kref)
 {
 	struct fleece_snapshot *snap = container_of(kref, struct fleece_snapshot, kref);
+	unsigned int noio;
 
 	fleece_cbw_destroy(snap->cbw);
-	mutex_lock(&snap->origin->lock);
+	noio = fleece_origin_lock(snap->origin);
 	fleece_history_put(&snap->history);
 	fleece_tracker_compact(&snap->origin->tracker);
-	mutex_unlock(&snap->origin->lock);
+	fleece_origin_unlock(snap->origin, noio);
 	fleece_segment_put(snap->spare);
 	destroy_workqueue(snap->wq);
 	fleece_origin_put(snap->origin);
@@ -795,6 +792,7 @@ static int check_new(struct dm_target *ti, struct snapshot_table *table,
 		     const struct fleece_snapshot_options *options, struct fleece_origin *origin)
 {
 	int ret = check_others(ti, table, origin);
+	unsigned int noio;
 
 	if (ret)
 		return ret;
@@ -802,9 +800,9 @@ static int check_new(struct dm_target *ti, struct snapshot_table *table,
 		ti->error = "Length differs from the origin's";
 		return -EINVAL;
 	}
-	mutex_lock(&origin->lock);
+	noio = fleece_origin_lock(origin);
 	ret = check_checkpoints(origin, options, &ti->error);
-	mutex_unlock(&origin->lock);
+	fleece_origin_unlock(origin, noio);
 	return ret;
 }
 
@@ -863,11 +861,12 @@ static struct fleece_snapshot *find_or_make(struct dm_target *ti, struct snapsho
 static void end_snapshot(struct fleece_snapshot *snap)
 {
 	struct fleece_origin *origin = snap->origin;
+	unsigned int noio;
 
-	mutex_lock(&origin->lock);
+	noio = fleece_origin_lock(origin);
 	if (rcu_access_pointer(origin->cbw) == snap->cbw)
 		RCU_INIT_POINTER(origin->cbw, NULL);
-	mutex_unlock(&origin->lock);
+	fleece_origin_unlock(origin, noio);
 	fleece_cbw_stop(snap->cbw);
 	synchronize_rcu();
 	fleece_cbw_drain(snap->cbw);

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * vmalloc: large memory, see memory.h.
+ */
+#ifndef UNIT_LINUX_VMALLOC_H
+#define UNIT_LINUX_VMALLOC_H
+
+#include <linux/gfp.h>
+
+static inline void *vzalloc(unsigned long bytes)
+{
+	return unit_alloc(MEMORY_VIRTUAL, bytes, true, GFP_KERNEL);
+}
+
+static inline void vfree(const void *memory)
+{
+	unit_free(MEMORY_VIRTUAL, memory);
+}
+
+#endif

@@ -27,6 +27,7 @@ make_disk tiny 2048
 make_disk used 32768
 name=$PREFIX-plain
 
+# shellcheck disable=SC2317 # it is called at the end
 detach_deferred()
 {
 	dmsetup info "$name" > /dev/null 2>&1 || return 0

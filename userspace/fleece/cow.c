@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -24,6 +25,7 @@
 #define DEFAULT_DIR		"/var/tmp"
 #define LVM_SUFFIX		"-snap-cow"
 #define LOOP_ATTEMPTS		16
+#define LOOP_TRIAL_BYTES	4096
 
 static const char *const kind_names[] = {
 	[COW_AUTO] = "auto",
@@ -311,6 +313,38 @@ static bool is_dir_on_origin(const char *dir, char *origin, int depth)
 	return !stat(source, &st) && S_ISBLK(st.st_mode) && device_on_origin(st.st_rdev, origin);
 }
 
+/* Whether a write gets through to the file. */
+static int try_loop(const char *path)
+{
+	int fd = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+	void *block = NULL;
+	int ret = 0;
+
+	if (fd < 0)
+		return -errno;
+	if (posix_memalign(&block, LOOP_TRIAL_BYTES, LOOP_TRIAL_BYTES)) {
+		close(fd);
+		return -ENOMEM;
+	}
+	memset(block, 0, LOOP_TRIAL_BYTES);
+	if (pwrite(fd, block, LOOP_TRIAL_BYTES, 0) != LOOP_TRIAL_BYTES)
+		ret = errno ? -errno : -EIO;
+	free(block);
+	close(fd);
+	return ret;
+}
+
+/*
+ * Direct I/O saves a second copy in the page cache. Some stacked filesystems
+ * offer it and then fail every request, so it has to prove itself.
+ */
+static int set_up_loop(int fd, const char *path)
+{
+	if (!ioctl(fd, LOOP_SET_DIRECT_IO, 1UL) && try_loop(path))
+		ioctl(fd, LOOP_SET_DIRECT_IO, 0UL);
+	return try_loop(path);
+}
+
 /* A free loop device on @file that ends with its last user; returns it open, or -errno. */
 static int attach_loop(int file, struct cow *cow)
 {
@@ -324,8 +358,8 @@ static int attach_loop(int file, struct cow *cow)
 	}
 	if (control < 0)
 		return -errno;
-	config.info.lo_flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
-	for (attempt = 0; attempt < LOOP_ATTEMPTS; attempt++) {
+	config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
+	for (attempt = 0; attempt < LOOP_ATTEMPTS && ret == -EBUSY; attempt++) {
 		number = ioctl(control, LOOP_CTL_GET_FREE);
 		if (number < 0) {
 			ret = -errno;
@@ -337,19 +371,13 @@ static int attach_loop(int file, struct cow *cow)
 			ret = -errno;
 			break;
 		}
-		if (!ioctl(fd, LOOP_CONFIGURE, &config)) {
-			ret = fd;
-			break;
-		}
-		ret = -errno;
-		close(fd);
-		if (ret == -EINVAL && (config.info.lo_flags & LO_FLAGS_DIRECT_IO))
-			config.info.lo_flags &= ~LO_FLAGS_DIRECT_IO;
-		else if (ret != -EBUSY)
-			break;
+		/* Somebody else may have been faster. */
+		ret = ioctl(fd, LOOP_CONFIGURE, &config) ? -errno : set_up_loop(fd, cow->path);
+		if (ret)
+			close(fd);
 	}
 	close(control);
-	return ret;
+	return ret ? ret : fd;
 }
 
 static enum status make_file(const struct cow_request *request, const char *snapshot,
@@ -421,6 +449,13 @@ static enum status use_device(const struct cow_request *request, const struct or
 	return DONE;
 }
 
+static bool has_room(const char *dir, uint64_t bytes)
+{
+	struct statvfs fs;
+
+	return !statvfs(dir, &fs) && (uint64_t)fs.f_bavail * fs.f_frsize > bytes;
+}
+
 /* Half of the memory that is available: a backup is no reason to swap. */
 static bool fits_memory(uint64_t bytes)
 {
@@ -439,20 +474,22 @@ static bool fits_memory(uint64_t bytes)
 	return bytes <= kib * 1024 / 2;
 }
 
+/*
+ * zram comes last: its blocks of 4096 bytes become those of the snapshot, from
+ * which a filesystem with smaller blocks cannot be mounted then.
+ */
 static enum cow_kind choose_kind(const struct cow_request *request, const struct origin *origin)
 {
-	char group[DM_NAME_LEN], volume[DM_NAME_LEN];
+	char group[DM_NAME_LEN], volume[DM_NAME_LEN], name[DM_NAME_LEN];
 
 	if (request->dir)
 		return COW_FILE;
 	if (is_lvm(origin) && !cow_lvm_split(origin->dm.name, group, volume) &&
 	    free_in_group(group) >= request->bytes)
 		return COW_LVM;
-	if (!fits_memory(request->bytes))
+	if (!is_dir_on_origin(DEFAULT_DIR, name, 0) && has_room(DEFAULT_DIR, request->bytes))
 		return COW_FILE;
-	if (access("/sys/class/zram-control/hot_add", F_OK))
-		load_module("zram");
-	return access("/sys/class/zram-control/hot_add", F_OK) ? COW_FILE : COW_ZRAM;
+	return fits_memory(request->bytes) ? COW_ZRAM : COW_FILE;
 }
 
 enum status cow_make(const struct cow_request *request, const struct origin *origin,

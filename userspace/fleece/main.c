@@ -29,7 +29,7 @@ static const struct verb verbs[] = {
 	{ "snapshot", verb_snapshot, "NAME... [OPTION...]",
 	  "Takes snapshots of all the named origins at one moment, filesystems frozen.\n"
 	  "  --cow DEV           COW device; once for each NAME, in their order\n"
-	  "  --cow-size SIZE|N%  make COW space: LVM if the origin is there, else zram or a file\n"
+	  "  --cow-size SIZE|N%  make COW space: LVM if the origin is there, else a file or zram\n"
 	  "                      (default 20%)\n"
 	  "  --cow-kind KIND     lvm, zram or file instead of choosing\n"
 	  "  --cow-dir DIR       where the file goes (default /var/tmp)\n"

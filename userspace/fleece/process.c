@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -110,6 +111,8 @@ int process_run(const char *const argv[], char *output, size_t size)
 	int out[2], err[2], failure[2], error = 0, ret;
 	pid_t pid;
 
+	/* What our caller left open is no news. */
+	setenv("LVM_SUPPRESS_FD_WARNINGS", "1", 1);
 	if (pipe2(out, O_CLOEXEC))
 		return -errno;
 	if (pipe2(err, O_CLOEXEC)) {

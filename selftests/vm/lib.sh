@@ -64,11 +64,16 @@ scratch_cleanup()
 }
 
 # in_namespace COMMAND...: runs it where its mounts and its processes are
-# private; both end with it, and it ends with this process.
+# private; both end with it, and it ends with this process. In a plain chroot,
+# where / is no mount point, propagation cannot be turned off: COMMAND has to
+# unmount what it mounts.
 in_namespace()
 {
-	setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --mount-proc \
-		--propagation private -- "$@"
+	local propagation=private
+
+	unshare --mount --propagation private true 2>/dev/null || propagation=unchanged
+	setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child \
+		--propagation $propagation -- "$@"
 }
 
 # interruptible COMMAND...: a trap runs only between commands, so that a long

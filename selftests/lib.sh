@@ -469,6 +469,31 @@ make_disk()
 	ARENA_USED=$(((ARENA_USED + $2 + 2047) / 2048 * 2048))
 }
 
+# has_jitter: can make_jittery work here?
+has_jitter()
+{
+	has_module dm-delay && has_module dm-multipath && has_module dm-round-robin
+}
+
+# make_jittery NAME DISK MS: a device on DISK that lets every other read wait for
+# some milliseconds, so that I/O that comes later overtakes it.
+#
+#     NAME (multipath, round robin)
+#      |       |
+#      |   NAME-slow (delay of reads)
+#      DISK ---+
+make_jittery()
+{
+	local sectors disk
+
+	disk=$(path_of "$2")
+	sectors=$(blockdev --getsz "$disk")
+	or_bail dm_create "$1-slow" "0 $sectors delay $disk 0 $3 $disk 0 0"
+	defer dm_remove_deferred "$1-slow"
+	or_bail dm_create "$1" "0 $sectors multipath 2 queue_mode bio 0 1 1 round-robin 0 2 1 $disk 1 $(path_of "$1-slow") 1"
+	defer dm_remove_deferred "$1"
+}
+
 # slice_table NAME: the table a disk was made with, to give it back later.
 slice_table()
 {

@@ -546,8 +546,8 @@ static void choose(struct choices *choices, uint64_t *random)
 	choices->slots = (sectors + choices->cluster - 1) / choices->cluster;
 	if (choices->is_small && choices->slots > 4)
 		choices->slots = 2 + random_below(random, choices->slots / 2);
-	choices->before_ms = (unsigned int)(100 + random_below(random, 400)) * oracle.pace / 100;
-	choices->after_ms = (unsigned int)(500 + random_below(random, 1500)) * oracle.pace / 100;
+	choices->before_ms = (unsigned int)(50 + random_below(random, 250)) * oracle.pace / 100;
+	choices->after_ms = (unsigned int)(200 + random_below(random, 1000)) * oracle.pace / 100;
 }
 
 /* A checkpoint on each origin, while the writers run. */
@@ -809,8 +809,8 @@ static void prepare(unsigned int devices, uint64_t sectors)
 
 static void report(void)
 {
-	printf("# oracle: seed %" PRIu64 ": %u rounds, %u of groups, %u since a checkpoint, %" PRIu64 " MiB written, %" PRIu64
-	       " MiB judged, %" PRIu64 " releases, %" PRIu64 " reads denied, %" PRIu64
+	printf("# oracle: seed %" PRIu64 ": %u rounds, %u of groups, %u since a checkpoint, %"
+	       PRIu64 " MiB written, %" PRIu64 " MiB judged, %" PRIu64 " releases, %" PRIu64 " reads denied, %" PRIu64
 	       " failed, %u snapshots broken, slowest live write %u ms, 0 violations\n",
 	       oracle.seed, oracle.round, oracle.groups, oracle.sinces,
 	       atomic_load(&oracle.written_sectors) / 2048,
@@ -847,7 +847,7 @@ static void run_trial(const struct trial *trial, int output)
 {
 	if (output >= 0)
 		dup2(output, STDERR_FILENO);
-	oracle.pace = 10;
+	oracle.pace = 20;
 	oracle.granularity = 128;
 	oracle.backend = backend_fake_open(MAX_DEVICES, FAKE_SECTORS, trial->fault);
 	if (!oracle.backend)

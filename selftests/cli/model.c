@@ -112,8 +112,8 @@ static int read_info(const struct model_device *device, struct fleece_dm_info *i
 	memset(info, 0, sizeof(*info));
 	if (!device)
 		return -ENXIO;
-	strcpy(info->name, device->name);
-	strcpy(info->uuid, device->uuid);
+	snprintf(info->name, sizeof(info->name), "%s", device->name);
+	snprintf(info->uuid, sizeof(info->uuid), "%s", device->uuid);
 	info->devno = makedev(MODEL_MAJOR, device->number);
 	info->open_count = device->is_open;
 	info->is_suspended = device->is_suspended;
@@ -168,7 +168,7 @@ static int make_table(const struct model_table *from, const char *params,
 	table->targets = calloc(1, sizeof(*table->targets));
 	table->count = 1;
 	table->targets[0].length = from->sectors;
-	strcpy(table->targets[0].type, from->type);
+	snprintf(table->targets[0].type, sizeof(table->targets[0].type), "%s", from->type);
 	table->targets[0].params = strdup(params);
 	return 0;
 }
@@ -190,7 +190,7 @@ int fleece_dm_status(const char *name, struct fleece_dm_table *table)
 	if (!strcmp(device->live.type, "fleece"))
 		snprintf(text, sizeof(text), "128 16384 0 none %u 0 -", device->snapshots);
 	else
-		strcpy(text, "active 0/1 128 1/1 0 0 0 0 0 0 0");
+		snprintf(text, sizeof(text), "active 0/1 128 1/1 0 0 0 0 0 0 0");
 	return make_table(&device->live, text, table);
 }
 
@@ -218,7 +218,8 @@ int fleece_dm_load(const char *name, const struct fleece_dm_table *table)
 
 	if (ret)
 		return ret;
-	strcpy(device->inactive.type, table->targets[0].type);
+	snprintf(device->inactive.type, sizeof(device->inactive.type), "%s",
+		 table->targets[0].type);
 	snprintf(device->inactive.params, MODEL_TEXT, "%s", table->targets[0].params);
 	device->inactive.sectors = table->targets[0].length;
 	return 0;

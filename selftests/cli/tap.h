@@ -10,7 +10,8 @@
 static unsigned int tap_count;
 static unsigned int tap_failures;
 
-static inline void __attribute__((format(printf, 2, 3))) tap_ok(bool passed, const char *format, ...)
+static inline void __attribute__((format(printf, 2, 3)))
+tap_ok(bool passed, const char *format, ...)
 {
 	va_list args;
 

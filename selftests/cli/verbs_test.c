@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "main.h"
 #include "model.h"
 #include "report.h"
 #include "tap.h"
@@ -21,8 +22,6 @@
 #define ARGUMENTS_MAX	16
 /* Every verb here makes fewer changes. */
 #define CHANGES_MAX	64
-
-int fleece_main(int argc, char **argv);
 
 /* Run a command line of words without quotes; what it prints is dropped. */
 static int run(const char *line)
@@ -52,6 +51,13 @@ static int run(const char *line)
 	close(null);
 	return status;
 }
+
+static const char attach_order[] =
+	"create:vg-lv-lower load:vg-lv-lower resume:vg-lv-lower load:vg-lv hold:vg-lv go:vg-lv";
+static const char snapshot_order[] =
+	"cow:a-snap cow:b-snap create:a-snap load:a-snap create:b-snap load:b-snap freeze:a freeze:b go:a-snap go:b-snap go:a go:b";
+
+#define set_text(room, text)	snprintf(room, sizeof(room), "%s", text)
 
 static bool is_table(const char *name, const char *type)
 {
@@ -96,7 +102,7 @@ static void test_attach(void)
 	       "the lower device has the old table");
 	tap_ok(!strncmp(model_find("vg-lv-lower")->uuid, "FLEECE-lower-", 13),
 	       "the lower device's uuid is ours");
-	tap_ok(!strcmp(model->log, "create:vg-lv-lower load:vg-lv-lower resume:vg-lv-lower load:vg-lv hold:vg-lv go:vg-lv"),
+	tap_ok(!strcmp(model->log, attach_order),
 	       "attach does it in this order: %s", model->log);
 	tap_ok(run("fleece attach vg-lv") == BUSY, "attach twice is refused");
 	tap_ok(run("fleece attach vg-lv-lower") == BUSY, "attach of a lower device is refused");
@@ -120,7 +126,7 @@ static void test_attach(void)
 static void test_attach_refusals(void)
 {
 	set_up_live();
-	strcpy(model_find("vg-lv")->live.type, "cache");
+	set_text(model_find("vg-lv")->live.type, "cache");
 	tap_ok(run("fleece attach vg-lv") == FAILED && !model->changes,
 	       "attach refuses a target with state of its own");
 	set_up_live();
@@ -194,7 +200,7 @@ static void test_snapshot(void)
 	tap_ok(status == DONE && is_table("a-snap", "fleece-snapshot") &&
 	       is_table("b-snap", "fleece-snapshot") && is_table("a", "fleece") &&
 	       is_table("b", "fleece") && model->cows == 2, "snapshot of two origins");
-	tap_ok(!strcmp(model->log, "cow:a-snap cow:b-snap create:a-snap load:a-snap create:b-snap load:b-snap freeze:a freeze:b go:a-snap go:b-snap go:a go:b"),
+	tap_ok(!strcmp(model->log, snapshot_order),
 	       "all is prepared, both are frozen, both snapshots start, both are resumed: %s",
 	       model->log);
 	tap_ok(!strcmp(model_find("a-snap")->live.params,
@@ -225,12 +231,12 @@ static void test_snapshot(void)
 static void test_checkpoints(void)
 {
 	set_up_origins();
-	strcpy(model->checkpoints, "old u1 1 0 valid\nlost u2 2 0 invalid\n");
+	set_text(model->checkpoints, "old u1 1 0 valid\nlost u2 2 0 invalid\n");
 	tap_ok(run("fleece snapshot a --since old --checkpoint new") == DONE &&
 	       !strcmp(model_find("a-snap")->live.params, "8:1 7:0 128 4 since old checkpoint new"),
 	       "since and checkpoint are passed on");
 	set_up_origins();
-	strcpy(model->checkpoints, "old u1 1 0 valid\nlost u2 2 0 invalid\n");
+	set_text(model->checkpoints, "old u1 1 0 valid\nlost u2 2 0 invalid\n");
 	tap_ok(run("fleece snapshot a --since none") == NO_CHECKPOINT && !model->changes,
 	       "an unknown checkpoint: nothing is touched, exit status 7");
 	tap_ok(run("fleece snapshot a --since lost") == NO_CHECKPOINT && !model->changes,
@@ -272,7 +278,7 @@ static void test_stuck_freeze(void)
 	int status;
 
 	set_up_origins();
-	strcpy(model->stick_on, "b");
+	set_text(model->stick_on, "b");
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	status = run("fleece snapshot a b --freeze-timeout 1");
 	clock_gettime(CLOCK_MONOTONIC, &end);

@@ -67,7 +67,7 @@ static int make_table(struct fleece_dm_table *table, struct fleece_dm_target *ta
 
 	memset(target, 0, sizeof(*target));
 	target->length = sectors;
-	strcpy(target->type, ORIGIN_TARGET);
+	snprintf(target->type, sizeof(target->type), "%s", ORIGIN_TARGET);
 	table->targets = target;
 	table->count = 1;
 	if (asprintf(&target->params, "%s - %llu", device_devno_text(devno, lower),
@@ -137,7 +137,8 @@ static enum status swap_table(const char *name, bool to_origin, unsigned int lim
 	return window_report(ret, &result, &name, NULL);
 }
 
-static enum status check_live(const struct fleece_dm_info *info, const struct fleece_dm_table *table)
+static enum status check_live(const struct fleece_dm_info *info,
+			      const struct fleece_dm_table *table)
 {
 	size_t i;
 
@@ -162,7 +163,8 @@ static enum status check_live(const struct fleece_dm_info *info, const struct fl
 }
 
 /* Make NAME-lower with the table of NAME. */
-static enum status make_lower(const struct fleece_dm_info *info, const struct fleece_dm_table *table,
+static enum status make_lower(const struct fleece_dm_info *info,
+			      const struct fleece_dm_table *table,
 			      struct fleece_dm_info *lower)
 {
 	char name[DM_NAME_LEN + sizeof(LOWER_SUFFIX)], uuid[DM_UUID_LEN];
@@ -194,7 +196,8 @@ static enum status make_lower(const struct fleece_dm_info *info, const struct fl
 	return DONE;
 }
 
-static enum status attach_over_lower(const struct attach *attach, const struct fleece_dm_info *info,
+static enum status attach_over_lower(const struct attach *attach,
+				     const struct fleece_dm_info *info,
 				     const struct fleece_dm_table *table,
 				     const struct fleece_dm_info *lower)
 {
@@ -264,11 +267,13 @@ static enum status check_plain(const struct attach *attach, const char *name, ui
 
 	if (!*name || strchr(name, '/') || !fleece_name_is_valid(name) ||
 	    strlen(name) + sizeof(SNAPSHOT_SUFFIX) > DM_NAME_LEN)
-		return verb_usage("'%s' cannot be the name of a device; choose one with --name", name);
+		return verb_usage("'%s' cannot be the name of a device; choose one with --name",
+				  name);
 	if (!size)
 		return report(FAILED, attach->device, "has no size");
 	if (!fleece_dm_info(name, &info))
-		return report(BUSY, attach->device, "there is a device /dev/mapper/%s already; choose another --name",
+		return report(BUSY, attach->device,
+			      "there is a device /dev/mapper/%s already; choose another --name",
 			      name);
 	return DONE;
 }
@@ -375,7 +380,8 @@ static enum status detach_plain(const struct origin *origin)
 	int ret;
 
 	if (device_mountpoint(origin->dm.devno, mountpoint, sizeof(mountpoint)))
-		return report(BUSY, origin->dm.name, "is mounted on %s; unmount it first", mountpoint);
+		return report(BUSY, origin->dm.name, "is mounted on %s; unmount it first",
+			      mountpoint);
 	ret = fleece_dm_remove(origin->dm.name);
 	if (ret == -EBUSY)
 		return report(BUSY, origin->dm.name, "is in use; stop its users first");
@@ -406,7 +412,8 @@ static enum status detach_live(const struct origin *origin, const struct fleece_
 	}
 	ret = fleece_dm_remove(lower->name);
 	if (ret)
-		return report_dm(ret, lower->name, "detached, but this device is left over: cannot remove it");
+		return report_dm(ret, lower->name,
+				 "the origin is detached, but this device cannot be removed");
 	printf("%s detached\n", origin->dm.name);
 	return DONE;
 }
@@ -425,7 +432,8 @@ static enum status detach(const char *name, unsigned int limit_ms)
 			      origin.status.snapshots == 1 ? "it" : "them");
 	if (origin.dm.is_suspended || origin.dm.has_inactive)
 		return report(BUSY, name, "is being changed by somebody else; try again later");
-	if (!fleece_dm_info_devno(origin.lower, &lower) && device_has_prefix(lower.uuid, LOWER_UUID))
+	if (!fleece_dm_info_devno(origin.lower, &lower) &&
+	    device_has_prefix(lower.uuid, LOWER_UUID))
 		return detach_live(&origin, &lower, limit_ms);
 	return detach_plain(&origin);
 }

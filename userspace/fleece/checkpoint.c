@@ -15,7 +15,8 @@
 #include "size.h"
 #include "verbs.h"
 
-int checkpoint_list(const struct origin *origin, struct fleece_checkpoint_line **list, size_t *count)
+int checkpoint_list(const struct origin *origin, struct fleece_checkpoint_line **list,
+		    size_t *count)
 {
 	char *reply;
 	int ret = fleece_dm_message(origin->dm.name, "checkpoint_list", &reply);
@@ -31,7 +32,8 @@ enum status checkpoint_report(int error, const char *name, const char *checkpoin
 {
 	switch (error) {
 	case -ENOENT:
-		return report(NO_CHECKPOINT, name, "has no checkpoint '%s'; make a full backup", checkpoint);
+		return report(NO_CHECKPOINT, name, "has no checkpoint '%s'; make a full backup",
+			      checkpoint);
 	case -ESTALE:
 		return report(NO_CHECKPOINT, name,
 			      "its checkpoint '%s' is invalid, as tracking was interrupted; make a full backup",

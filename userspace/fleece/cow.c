@@ -349,7 +349,7 @@ static int set_up_loop(int fd, const char *path)
 static int attach_loop(int file, struct cow *cow)
 {
 	struct loop_config config = { .fd = (__u32)file };
-	int control, fd, number, attempt, ret = -EBUSY;
+	int control, fd = -1, number, attempt, ret = -EBUSY;
 
 	control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 	if (control < 0 && (errno == ENOENT || errno == ENODEV)) {

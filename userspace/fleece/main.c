@@ -44,7 +44,8 @@ static const struct verb verbs[] = {
 	  "  --release-on-discard  a discard of the snapshot device releases\n"
 	  "  --freeze-timeout S  give up when freezing takes longer (default 10)\n"
 	  "  --json              for programs\n" },
-	{ "remove", verb_remove, "SNAPSHOT...", "Removes snapshots and COW space made for them.\n" },
+	{ "remove", verb_remove, "SNAPSHOT...",
+	  "Removes snapshots and COW space made for them.\n" },
 	{ "grow", verb_later, "SNAPSHOT SIZE", "Comes with a later version.\n" },
 	{ "release", verb_release, "SNAPSHOT OFFSET:LENGTH|all",
 	  "Gives up a range of a snapshot; it is not copied any more and cannot be read.\n" },
@@ -67,17 +68,20 @@ static const struct verb verbs[] = {
 	  "  --pid-file FILE     with --background (default /run/fleece/SNAPSHOT.pid)\n"
 	  "  --log-file FILE     with --background (default /run/fleece/SNAPSHOT.log)\n" },
 	{ "pull", verb_later, "URI TARGET [--since CP]", "Comes with a later version.\n" },
-	{ "check", verb_check, "", "Checks module, server and command, and looks for leftovers.\n" },
+	{ "check", verb_check, "",
+	  "Checks module, server and command, and looks for leftovers.\n" },
 };
 
 static const struct verb *current;
 
 static enum status verb_later(int argc, char **argv)
 {
+	const char *hint = "use nbdcopy or qemu-img with what 'fleece serve' prints";
+
 	(void)argc;
-	return report(FAILED, NULL, "comes with a later version of dm-fleece; %s",
-		      strcmp(argv[0], "grow") ? "use nbdcopy or qemu-img with what 'fleece serve' prints" :
-		      "remove the snapshot and take one with more --cow-size");
+	if (!strcmp(argv[0], "grow"))
+		hint = "remove the snapshot and take one with more --cow-size";
+	return report(FAILED, NULL, "comes with a later version of dm-fleece; %s", hint);
 }
 
 static void print_help(FILE *out)

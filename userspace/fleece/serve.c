@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,12 +43,13 @@ struct serve {
 	char checkpoint[FLEECE_NAME_SIZE];
 };
 
-static volatile sig_atomic_t server_pid;
+/* Atomic, as a signal handler reads it. */
+static atomic_int server_pid;
 
 static void forward_signal(int number)
 {
 	if (server_pid > 0)
-		kill((pid_t)server_pid, number);
+		kill(server_pid, number);
 }
 
 static int connect_socket(const char *path)
@@ -69,7 +71,8 @@ static void add_word(char **argv, size_t *count, const char *word)
 	argv[(*count)++] = (char *)word;
 }
 
-static char **make_arguments(const struct serve *serve, const char *server, char (*devices)[PATH_MAX])
+static char **make_arguments(const struct serve *serve, const char *server,
+			     char (*devices)[PATH_MAX])
 {
 	size_t more = 0, count = 0, i;
 	char **argv;
@@ -140,8 +143,9 @@ static enum status wait_until_ready(const struct serve *serve, pid_t pid)
 
 	for (waited = 0; waited < READY_MS; waited += READY_STEP_MS) {
 		if (waitpid(pid, &status, WNOHANG) == pid) {
-			ended(serve, status);
-			return WIFEXITED(status) && WEXITSTATUS(status) == NO_MODULE ? NO_MODULE : FAILED;
+			enum status end = ended(serve, status);
+
+			return end == DONE ? FAILED : end;
 		}
 		if (!connect_socket(serve->socket))
 			return DONE;
@@ -164,7 +168,8 @@ static void print_commands(const struct serve *serve, pid_t pid)
 		printf("%s\n", uri);
 		printf("  nbdinfo '%s'\n", uri);
 		if (i == 0 && serve->checkpoint[0])
-			printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n", serve->checkpoint, uri);
+			printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n",
+			       serve->checkpoint, uri);
 		printf("  nbdcopy -p '%s' %s.raw\n", uri, name);
 		printf("  qemu-img convert -p -O qcow2 '%s' %s.qcow2\n", uri, name);
 		printf("  nbd-client -unix %s /dev/nbd0 -N %s -readonly\n", serve->socket, name);
@@ -220,7 +225,8 @@ static void find_checkpoint(struct serve *serve, const struct snapshot *snapshot
 		return;
 	if (!fleece_control_checkpoints(control, device, &list, &count)) {
 		if (count)
-			strcpy(serve->checkpoint, list[0].name);
+			snprintf(serve->checkpoint, sizeof(serve->checkpoint), "%s",
+				 list[0].name);
 		free(list);
 	}
 	close(device);
@@ -259,11 +265,14 @@ static enum status choose_files(struct serve *serve)
 		return report(FAILED, serve->names[0],
 			      "its name is too long for a socket's path; choose one with --socket");
 	if (!serve->pid_file[0])
-		snprintf(serve->pid_file, sizeof(serve->pid_file), RUN_DIR "/%s.pid", serve->names[0]);
+		snprintf(serve->pid_file, sizeof(serve->pid_file), RUN_DIR "/%s.pid",
+			 serve->names[0]);
 	if (!serve->log_file[0])
-		snprintf(serve->log_file, sizeof(serve->log_file), RUN_DIR "/%s.log", serve->names[0]);
+		snprintf(serve->log_file, sizeof(serve->log_file), RUN_DIR "/%s.log",
+			 serve->names[0]);
 	if (!connect_socket(serve->socket))
-		return report(BUSY, serve->names[0], "somebody serves on %s already", serve->socket);
+		return report(BUSY, serve->names[0], "somebody serves on %s already",
+			      serve->socket);
 	return DONE;
 }
 

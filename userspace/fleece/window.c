@@ -66,11 +66,9 @@ static void ignore_signal(int number)
 /* Make the pages that the stack may need later exist now. */
 static void __attribute__((noinline)) touch_stack(void)
 {
-	volatile char room[STACK_BYTES];
-	size_t i;
+	char room[STACK_BYTES];
 
-	for (i = 0; i < sizeof(room); i += 1024)
-		room[i] = 0;
+	explicit_bzero(room, sizeof(room));
 }
 
 static int lock_memory(void)

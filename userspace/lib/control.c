@@ -95,7 +95,7 @@ int fleece_control_extents(int control, int device, uint32_t map,
 	if (checkpoint) {
 		if (strlen(checkpoint) >= sizeof(request.checkpoint))
 			return -ENOENT;
-		strcpy(request.checkpoint, checkpoint);
+		memcpy(request.checkpoint, checkpoint, strlen(checkpoint));
 	}
 	ret = call(control, FLEECE_IOC_EXTENTS, &request);
 	if (ret)

@@ -256,9 +256,13 @@ static int copy_names(struct dm_names *list, char ***names, size_t *count)
 
 	while (list && list->dev) {
 		grown = reallocarray(copy, used + 1, sizeof(*copy));
-		if (grown)
-			copy = grown;
-		if (!grown || !(copy[used] = strdup(list->name))) {
+		if (!grown) {
+			fleece_dm_list_free(copy, used);
+			return -ENOMEM;
+		}
+		copy = grown;
+		copy[used] = strdup(list->name);
+		if (!copy[used]) {
 			fleece_dm_list_free(copy, used);
 			return -ENOMEM;
 		}

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define SECTOR_SIZE	512
+#define WORD_ENDS	"\n "
 
 /* A line being read field by field; the first error sticks. */
 struct line {
@@ -78,7 +79,7 @@ static unsigned int read_count(struct line *line)
 
 static void read_word(struct line *line, char *word, size_t size)
 {
-	size_t length = strcspn(line->at, " \n");
+	size_t length = strcspn(line->at, WORD_ENDS);
 
 	if (!length || length >= size) {
 		line->has_error = true;

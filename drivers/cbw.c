@@ -13,10 +13,14 @@
  *
  * Memory: all buffers together stay below buffer_limit_bytes. The first attempt
  * to start a copy is made by the writer itself and does not sleep; what it cannot
- * get is left to the workqueue, which draws on reserves that only copies in
- * flight hold and give back by themselves.
+ * get is left to the work item serve, which may wait for memory, and draws on
+ * reserves that only copies in flight hold. They give it back by work items of
+ * their own, which never wait for memory and do not share a queue with serve.
+ * There is one serve only: of two that each hold half of a reserve, neither would
+ * ever get on.
  */
 #include <linux/bitmap.h>
+#include <linux/blk-cgroup.h>
 #include <linux/err.h>
 #include <linux/log2.h>
 #include <linux/sched.h>
@@ -39,14 +43,13 @@
 #define RESERVED_COPIES		16
 #define RESERVED_BIOS		32
 
-/* Clusters that may be partly released at a time; more are simply not remembered. */
+/* Clusters that may be partly released at a time. */
 #define PARTIAL_MAX		4096
 
 /* Clusters released before the lock is given up once. */
 #define RELEASE_BATCH		64
 
 enum copy_phase {
-	COPY_ALLOCATE,
 	COPY_READ,
 	COPY_WRITE,
 };
@@ -409,7 +412,7 @@ static void put_copy(struct fleece_copy *copy)
 	spin_lock(&cbw->lock);
 	cbw->buffered_bytes -= bytes;
 	if (!list_empty(&cbw->unserved))
-		queue_work(cbw->wq, &cbw->serve);
+		queue_work(cbw->memory_wq, &cbw->serve);
 	/* Under the lock: whoever waits for idle takes it before it frees the engine. */
 	if (!--cbw->nr_copies)
 		wake_up(&cbw->idle);
@@ -435,6 +438,8 @@ static bool alloc_bio(struct fleece_copy *copy, u64 bytes, bool may_sleep)
 	bio = fleece_bio_alloc(cbw->config.origin, nr_pages, REQ_OP_READ, gfp, &cbw->bios);
 	if (!bio)
 		return false;
+	/* A writer with a limit on its I/O must not slow down what others wait for. */
+	bio_associate_blkg_from_css(bio, blkcg_root_css);
 	copy->bios[copy->nr_bios++] = bio;
 	for (; bytes; bytes -= min_t(u64, bytes, PAGE_SIZE)) {
 		page = alloc_buffer_page(cbw, may_sleep);
@@ -504,20 +509,19 @@ static void submit_reads(struct bio_list *reads)
 		submit_bio_noacct(bio);
 }
 
-static void submit_writes(struct fleece_copy *copy)
+/*
+ * Turn the bios round. Before the copy is staged: a reader of staged data finds
+ * the pages through the bios, and these are not whole while they are reset.
+ */
+static void prepare_writes(struct fleece_copy *copy)
 {
 	sector_t sector = slot_to_sector(copy->cbw, copy->slot);
-	unsigned int nr_bios = copy->nr_bios;
 	u64 left = copy_bytes(copy);
 	unsigned short nr_vecs;
 	struct bio *bio;
 	unsigned int i;
 
-	copy->phase = COPY_WRITE;
-	copy->status = BLK_STS_OK;
-	atomic_set(&copy->pending, nr_bios);
-	/* After the last one is submitted the copy may be gone. */
-	for (i = 0; i < nr_bios; i++, sector += BIO_SECTORS) {
+	for (i = 0; i < copy->nr_bios; i++, sector += BIO_SECTORS) {
 		bio = copy->bios[i];
 		nr_vecs = bio->bi_vcnt;
 		fleece_bio_reset(bio, copy->cbw->config.cow, REQ_OP_WRITE);
@@ -526,6 +530,17 @@ static void submit_writes(struct fleece_copy *copy)
 		left -= bio->bi_iter.bi_size;
 		prepare_bio(copy, bio, sector);
 	}
+}
+
+static void submit_writes(struct fleece_copy *copy)
+{
+	unsigned int nr_bios = copy->nr_bios;
+	unsigned int i;
+
+	copy->phase = COPY_WRITE;
+	copy->status = BLK_STS_OK;
+	atomic_set(&copy->pending, nr_bios);
+	/* After the last one is submitted the copy may be gone. */
 	for (i = 0; i < nr_bios; i++)
 		submit_bio_noacct(copy->bios[i]);
 }
@@ -568,6 +583,7 @@ static int reread_cluster(struct fleece_copy *copy, cluster_t cluster)
 static void lose_cluster(struct fleece_cbw *cbw, cluster_t cluster, int error)
 {
 	sector_t sector = cluster_to_sector(cbw, cluster);
+	bool is_lost = false;
 
 	if (xa_err(xa_store(&cbw->lost, cluster, xa_mk_value(error), GFP_NOIO))) {
 		fleece_cbw_break(cbw, error, sector, "cannot note a lost cluster");
@@ -581,8 +597,14 @@ static void lose_cluster(struct fleece_cbw *cbw, cluster_t cluster, int error)
 			cbw->error = error;
 			cbw->error_sector = sector;
 		}
+		is_lost = true;
 	}
 	spin_unlock(&cbw->lock);
+	if (!is_lost) {
+		/* It was released a moment before. */
+		xa_erase(&cbw->lost, cluster);
+		return;
+	}
 	DMERR_LIMIT("%s: old data of cluster %llu (sector %llu of %pg) cannot be read (errno %d): cluster lost",
 		    cbw->config.name, cluster, (unsigned long long)sector, cbw->config.origin,
 		    error);
@@ -601,6 +623,9 @@ static void rescue_clusters(struct fleece_copy *copy)
 
 	fleece_cbw_finish_merge(cbw);
 	for (c = copy->run.first; c <= copy->run.last && fleece_cbw_is_active(cbw); c++) {
+		/* Released meanwhile: nobody wants it. */
+		if (!is_accessible(cbw, c))
+			continue;
 		ret = reread_cluster(copy, c);
 		if (ret)
 			lose_cluster(cbw, c, -ret);
@@ -693,6 +718,7 @@ static void read_done(struct fleece_copy *copy)
 
 	if (copy->status)
 		rescue_clusters(copy);
+	prepare_writes(copy);
 
 	spin_lock(&cbw->lock);
 	if (fleece_cbw_is_active(cbw) &&
@@ -724,20 +750,10 @@ static void write_done(struct fleece_copy *copy)
 static void copy_step(struct work_struct *work)
 {
 	struct fleece_copy *copy = container_of(work, struct fleece_copy, work);
-	struct fleece_cbw *cbw = copy->cbw;
-	struct bio_list reads = BIO_EMPTY_LIST;
 
 	switch (copy->phase) {
-	case COPY_ALLOCATE:
-		/* One at a time: two that each hold half of the reserve would wait for ever. */
-		mutex_lock(&cbw->memory_lock);
-		alloc_bios(copy, true);
-		mutex_unlock(&cbw->memory_lock);
-		prepare_reads(copy, &reads);
-		submit_reads(&reads);
-		break;
 	case COPY_READ:
-		tell_low_water(cbw);
+		tell_low_water(copy->cbw);
 		read_done(copy);
 		break;
 	case COPY_WRITE:
@@ -798,6 +814,23 @@ static void init_copy(struct fleece_copy *copy, struct fleece_cbw *cbw)
 	INIT_LIST_HEAD(&copy->waiters);
 }
 
+/* No memory for a copy that was just entered: who waits for it must be served. */
+static void unclaim_run(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	u32 slot = copy->slot;
+	cluster_t c;
+
+	spin_lock(&cbw->lock);
+	for (c = copy->run.first; c <= copy->run.last; c++, slot++)
+		fleece_store_free(&cbw->store, slot);
+	fleece_inflight_remove(&copy->run);
+	/* They are still waiting, so they are still counted. */
+	list_splice_tail_init(&copy->waiters, &cbw->unserved);
+	spin_unlock(&cbw->lock);
+	put_copy(copy);
+}
+
 /* Start one copy at @first; returns what claim_run() returns. */
 static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last, bool may_sleep,
 		      struct bio_list *reads)
@@ -811,7 +844,8 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last, b
 	if (!copy)
 		return -ENOMEM;
 	init_copy(copy, cbw);
-	page = fleece_store_refill(&cbw->store, gfp);
+	/* May fail: there are others in reserve, and waiting for it could last for ever. */
+	page = fleece_store_refill(&cbw->store, gfp | __GFP_NORETRY | __GFP_NOWARN);
 
 	spin_lock(&cbw->lock);
 	fleece_store_add_spare(&cbw->store, page);
@@ -822,12 +856,14 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last, b
 		mempool_free(copy, &cbw->copies);
 		return ret;
 	}
-	if (alloc_bios(copy, false)) {
-		prepare_reads(copy, reads);
-	} else {
-		copy->phase = COPY_ALLOCATE;
-		queue_work(cbw->wq, &copy->work);
+	if (!alloc_bios(copy, may_sleep)) {
+		unclaim_run(copy);
+		return -ENOMEM;
 	}
+	prepare_reads(copy, reads);
+	/* Whoever may sleep may next wait for what this very copy is going to give back. */
+	if (may_sleep)
+		submit_reads(reads);
 	return ret;
 }
 
@@ -911,7 +947,7 @@ bool fleece_cbw_park(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
 	if (list)
 		add_waiter(cbw, waiter, list);
 	if (list == &cbw->unserved)
-		queue_work(cbw->wq, &cbw->serve);
+		queue_work(cbw->memory_wq, &cbw->serve);
 	spin_unlock(&cbw->lock);
 	return list;
 }
@@ -948,14 +984,13 @@ static void serve_unserved(struct work_struct *work)
 	int ret;
 
 	while ((waiter = first_unserved(cbw, &first, &last))) {
-		do {
-			ret = start_missing(cbw, first, last, true, &reads);
-			submit_reads(&reads);
-			/* Another writer may have used up the page that was made for us. */
-		} while (ret == -ENOMEM);
+		ret = start_missing(cbw, first, last, true, &reads);
 		if (ret == -ENOSPC)
 			fleece_cbw_break(cbw, ENOSPC, cluster_to_sector(cbw, first),
 					 "the COW device is full");
+		else if (ret == -ENOMEM)
+			fleece_cbw_break(cbw, ENOMEM, cluster_to_sector(cbw, first),
+					 "no memory to note where old data is");
 		/* -EBUSY: the copies in flight queue this work when they give back memory. */
 		if (ret)
 			return;
@@ -989,27 +1024,28 @@ static cluster_t locate_copied(struct fleece_cbw *cbw, cluster_t cluster, cluste
 
 	spin_lock(&cbw->lock);
 	run = fleece_inflight_find(&cbw->inflight, cluster);
-	if (run) {
+	slot = run ? FLEECE_SLOT_NONE : fleece_store_lookup(&cbw->store, cluster);
+	if (!is_accessible(cbw, cluster)) {
+		/* It fell after the caller looked: what a copy has of it may be no data. */
+		locate_denied(cbw, cluster, place);
+	} else if (run) {
 		place->kind = FLEECE_PLACE_STAGED;
 		place->copy = copy_of(run);
 		refcount_inc(&place->copy->refs);
 		last = min(last, run->last);
 		while (c < last && is_accessible(cbw, c + 1))
 			c++;
-	} else {
-		slot = fleece_store_lookup(&cbw->store, cluster);
+	} else if (slot != FLEECE_SLOT_NONE) {
 		place->kind = FLEECE_PLACE_SLOT;
 		place->sector = slot_to_sector(cbw, slot);
-		if (slot == FLEECE_SLOT_NONE)
-			place->kind = FLEECE_PLACE_LOST;
-		else
-			while (c < last && fleece_store_lookup(&cbw->store, c + 1) == slot + 1) {
-				c++;
-				slot++;
-			}
+		while (c < last && fleece_store_lookup(&cbw->store, c + 1) == slot + 1) {
+			c++;
+			slot++;
+		}
+	} else {
+		/* The snapshot broke before the copy was stored. */
+		place->kind = FLEECE_PLACE_LOST;
 	}
-	if (!is_accessible(cbw, cluster) && place->kind == FLEECE_PLACE_LOST)
-		locate_denied(cbw, cluster, place);
 	spin_unlock(&cbw->lock);
 	return c;
 }
@@ -1140,26 +1176,45 @@ static void forget_partial(struct fleece_cbw *cbw, cluster_t cluster)
 	kfree(partial);
 }
 
-/* The released sectors of a cluster, a bit for each; NULL if they cannot be noted. */
+/* Forget the clusters that cannot be read any more anyway. */
+static void drop_useless_partials(struct fleece_cbw *cbw)
+{
+	unsigned long index;
+	void *entry;
+
+	xa_for_each(&cbw->partial, index, entry) {
+		if (!test_bit(index, cbw->access))
+			forget_partial(cbw, index);
+	}
+}
+
+/* The released sectors of a cluster, a bit for each, or an ERR_PTR. */
 static unsigned long *get_partial(struct fleece_cbw *cbw, cluster_t cluster)
 {
 	unsigned long *partial = xa_load(&cbw->partial, cluster);
 	size_t longs = BITS_TO_LONGS(1UL << cbw->cluster_shift);
+	int ret;
 
-	if (partial || cbw->nr_partial >= PARTIAL_MAX)
-		return partial;
-	partial = kcalloc(longs, sizeof(unsigned long), GFP_NOIO);
-	if (partial && xa_err(xa_store(&cbw->partial, cluster, partial, GFP_NOIO))) {
-		kfree(partial);
-		return NULL;
-	}
 	if (partial)
-		cbw->nr_partial++;
+		return partial;
+	if (cbw->nr_partial >= PARTIAL_MAX)
+		drop_useless_partials(cbw);
+	if (cbw->nr_partial >= PARTIAL_MAX)
+		return ERR_PTR(-ENOSPC);
+	partial = kcalloc(longs, sizeof(unsigned long), GFP_NOIO);
+	if (!partial)
+		return ERR_PTR(-ENOMEM);
+	ret = xa_err(xa_store(&cbw->partial, cluster, partial, GFP_NOIO));
+	if (ret) {
+		kfree(partial);
+		return ERR_PTR(ret);
+	}
+	cbw->nr_partial++;
 	return partial;
 }
 
 /* Release the sectors from @sector to before @end, which are part of one cluster. */
-static void release_part(struct fleece_cbw *cbw, sector_t sector, sector_t end)
+static int release_part(struct fleece_cbw *cbw, sector_t sector, sector_t end)
 {
 	cluster_t cluster = fleece_cbw_cluster(cbw, sector);
 	unsigned int offset = sector - cluster_to_sector(cbw, cluster);
@@ -1167,49 +1222,51 @@ static void release_part(struct fleece_cbw *cbw, sector_t sector, sector_t end)
 
 	lockdep_assert_held(&cbw->release_lock);
 	if (!test_bit(cluster, cbw->access))
-		return;
+		return 0;
 	partial = get_partial(cbw, cluster);
-	if (!partial)
-		return;
+	if (IS_ERR(partial))
+		return PTR_ERR(partial);
 	bitmap_set(partial, offset, end - sector);
 	if (bitmap_full(partial, clusters_sectors(cbw, cluster, cluster))) {
 		forget_partial(cbw, cluster);
 		release_whole(cbw, cluster, cluster);
 	}
+	return 0;
 }
 
-static void forget_partials(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
+static void release_clusters(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
 {
 	unsigned long index;
 	void *entry;
 
+	lockdep_assert_held(&cbw->release_lock);
 	xa_for_each_range(&cbw->partial, index, entry, first, last)
 		forget_partial(cbw, index);
+	release_whole(cbw, first, last);
 }
 
-void fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors)
+int fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors)
 {
 	sector_t mask = (1ULL << cbw->cluster_shift) - 1;
 	sector_t end = sector + nr_sectors;
 	sector_t whole = (sector + mask) & ~mask;
 	sector_t whole_end = end == cbw->config.nr_sectors ? end : end & ~mask;
+	int head = 0;
+	int tail = 0;
 
 	if (!nr_sectors || !fleece_cbw_is_active(cbw))
-		return;
+		return 0;
 	fleece_cbw_finish_merge(cbw);
 	mutex_lock(&cbw->release_lock);
 	if (sector < whole)
-		release_part(cbw, sector, min(end, whole));
-	if (whole < whole_end) {
-		cluster_t first = fleece_cbw_cluster(cbw, whole);
-		cluster_t last = fleece_cbw_cluster(cbw, whole_end - 1);
-
-		forget_partials(cbw, first, last);
-		release_whole(cbw, first, last);
-	}
+		head = release_part(cbw, sector, min(end, whole));
+	if (whole < whole_end)
+		release_clusters(cbw, fleece_cbw_cluster(cbw, whole),
+				 fleece_cbw_cluster(cbw, whole_end - 1));
 	if (whole_end < end && whole <= whole_end)
-		release_part(cbw, whole_end, end);
+		tail = release_part(cbw, whole_end, end);
 	mutex_unlock(&cbw->release_lock);
+	return head ?: tail;
 }
 
 /* ------------------------- Life of the engine ------------------------- */
@@ -1249,9 +1306,23 @@ static int init_pools(struct fleece_cbw *cbw)
 	       bioset_init(&cbw->rescue_bios, 1, 0, BIOSET_NEED_BVECS);
 }
 
+/* Pages for the store to begin with, which writers replace as they are used. */
+static int fill_spares(struct fleece_cbw *cbw)
+{
+	void *page;
+
+	while ((page = fleece_store_refill(&cbw->store, GFP_KERNEL)))
+		fleece_store_add_spare(&cbw->store, page);
+	return cbw->store.nr_spares ? 0 : -ENOMEM;
+}
+
 static void free_partials(struct fleece_cbw *cbw)
 {
-	forget_partials(cbw, 0, ULONG_MAX);
+	unsigned long index;
+	void *entry;
+
+	xa_for_each(&cbw->partial, index, entry)
+		forget_partial(cbw, index);
 	xa_destroy(&cbw->partial);
 }
 
@@ -1259,6 +1330,8 @@ static void free_engine(struct fleece_cbw *cbw)
 {
 	if (cbw->wq)
 		destroy_workqueue(cbw->wq);
+	if (cbw->memory_wq)
+		destroy_workqueue(cbw->memory_wq);
 	free_partials(cbw);
 	xa_destroy(&cbw->lost);
 	bioset_exit(&cbw->rescue_bios);
@@ -1286,7 +1359,6 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 	spin_lock_init(&cbw->lock);
 	mutex_init(&cbw->merge_lock);
 	mutex_init(&cbw->release_lock);
-	mutex_init(&cbw->memory_lock);
 	fleece_inflight_init(&cbw->inflight, ilog2(copy_sectors) - cbw->cluster_shift);
 	INIT_LIST_HEAD(&cbw->unserved);
 	init_waitqueue_head(&cbw->idle);
@@ -1311,8 +1383,9 @@ struct fleece_cbw *fleece_cbw_create(const struct fleece_cbw_config *config, cha
 	init_engine(cbw, config);
 	cbw->wq = alloc_workqueue("fleece/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_PERCPU, 0,
 				  config->name);
-	if (!cbw->wq || init_maps(cbw) || fleece_store_init(&cbw->store, nr_slots) ||
-	    init_pools(cbw)) {
+	cbw->memory_wq = alloc_ordered_workqueue("fleece-mem/%s", WQ_MEM_RECLAIM, config->name);
+	if (!cbw->wq || !cbw->memory_wq || init_maps(cbw) ||
+	    fleece_store_init(&cbw->store, nr_slots) || init_pools(cbw) || fill_spares(cbw)) {
 		free_engine(cbw);
 		return ERR_PTR(-ENOMEM);
 	}
@@ -1362,5 +1435,7 @@ void fleece_cbw_get_status(struct fleece_cbw *cbw, struct fleece_cbw_status *sta
 	status->waiting = cbw->nr_waiting;
 	status->error = cbw->error;
 	status->error_sector = cbw->error_sector;
+	if (cbw->state == FLEECE_CBW_NEW)
+		status->error = EAGAIN;
 	spin_unlock(&cbw->lock);
 }

@@ -149,7 +149,8 @@ struct fleece_cbw_config {
  * go), the counters, @error and @error_sector.
  *
  * Protected by @release_lock: @partial (clusters released in part).
- * @memory_lock: held by who draws on the reserve of @pages.
+ * @wq: runs the steps of copies, @merge and @watchdog.
+ * @memory_wq: runs @serve, which may wait for memory.
  */
 struct fleece_cbw {
 	struct fleece_cbw_config config;
@@ -186,13 +187,13 @@ struct fleece_cbw {
 	struct xarray partial;
 	unsigned int nr_partial;
 
-	struct mutex memory_lock;	/* the reserve of pages */
 	mempool_t copies;
 	mempool_t pages;
 	struct bio_set bios;
 	struct bio_set rescue_bios;
 	wait_queue_head_t idle;
 	struct workqueue_struct *wq;
+	struct workqueue_struct *memory_wq;
 	struct work_struct serve;
 	struct work_struct merge;
 	struct delayed_work watchdog;
@@ -200,6 +201,8 @@ struct fleece_cbw {
 
 /**
  * struct fleece_cbw_status - numbers for a status line
+ *
+ * Before the snapshot is taken the error is EAGAIN.
  */
 struct fleece_cbw_status {
 	enum fleece_cbw_state state;
@@ -427,8 +430,10 @@ bool fleece_cbw_still_there(struct fleece_cbw *cbw, enum fleece_place_kind kind,
  * remembered; a cluster is released when its parts add up.
  *
  * Context: Process, may sleep.
+ * Return: 0; -ENOSPC or -ENOMEM when a part cannot be remembered, the whole
+ * clusters of the range are released nevertheless.
  */
-void fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors);
+int fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors);
 
 /**
  * fleece_cbw_finish_merge() - make sure that the access map is complete

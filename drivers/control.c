@@ -298,30 +298,53 @@ static void find_extent(const struct map *map, u64 offset, u64 end, struct fleec
 	extent->value = value;
 }
 
-/* Fill the caller's array; returns the number of extents or an errno. */
+/*
+ * Fill a buffer; returns the number of extents, and moves *offset. Bits may change
+ * between two looks at them: neighbours that have become equal are joined.
+ */
+static u32 find_extents(const struct map *map, u64 *offset, u64 end, struct fleece_extent *buffer,
+			u32 capacity)
+{
+	struct fleece_extent extent;
+	u32 n = 0;
+
+	while (*offset < end) {
+		find_extent(map, *offset, end, &extent);
+		if (n && buffer[n - 1].value == extent.value)
+			buffer[n - 1].length += extent.length;
+		else if (n < capacity)
+			buffer[n++] = extent;
+		else
+			break;
+		*offset += extent.length;
+	}
+	return n;
+}
+
+/* Fill the caller's array; returns 0 or an errno. */
 static long put_extents(const struct map *map, struct fleece_extents *request,
 			struct fleece_extent *buffer)
 {
 	struct fleece_extent __user *to = u64_to_user_ptr(request->extents);
 	u64 end = request->offset + request->length;
 	u64 offset = request->offset;
-	u32 total = 0;
 	u32 n;
 
-	while (offset < end && total < request->capacity) {
-		for (n = 0; n < EXTENTS_PER_TURN && total + n < request->capacity && offset < end;
-		     n++) {
-			find_extent(map, offset, end, &buffer[n]);
-			offset += buffer[n].length;
+	while (offset < end && request->count < request->capacity) {
+		n = min_t(u32, request->capacity - request->count, EXTENTS_PER_TURN);
+		n = find_extents(map, &offset, end, buffer, n);
+		if (n == EXTENTS_PER_TURN && offset < end) {
+			/* Kept back, so that the next turn can join it with its first. */
+			n--;
+			offset = buffer[n].offset;
 		}
-		if (copy_to_user(to + total, buffer, n * sizeof(*buffer)))
+		if (copy_to_user(to + request->count, buffer, n * sizeof(*buffer)))
 			return -EFAULT;
-		total += n;
+		request->count += n;
 		cond_resched();
 		if (fatal_signal_pending(current))
 			return -EINTR;
 	}
-	request->count = total;
 	request->covered = offset - request->offset;
 	return 0;
 }

@@ -19,18 +19,16 @@
  *   3. snap->ti_lock  (snapshot.c; mutex)    the table that hears of events
  *   4. cbw->release_lock (cbw.c; mutex)      partly released clusters
  *   5. cbw->merge_lock (cbw.c; mutex)        completing the access map
- *   6. cbw->memory_lock (cbw.c; mutex)       the right to draw on the page reserve
- *   7. origin->held_lock (origin.c; spin)     writes held back while quiescing
- *   8. cbw->lock (cbw.c; spin)              copies in flight, slots, waiting writes, and
+ *   6. origin->held_lock (origin.c; spin)     writes held back while quiescing
+ *   7. cbw->lock (cbw.c; spin)              copies in flight, slots, waiting writes, and
  *                                            every change of the state and the done map
  *
  * The spin locks are not taken in interrupts: completions of copies are handed
  * to a workqueue, and the recheck of a read is lock-free.
  *
- * No lock is held across I/O, with two exceptions: memory_lock is held while
- * waiting for pages that copies in flight give back by themselves, and
- * release_lock while the writes that a release lets go are submitted; neither is
- * ever taken on the way of a live write.
+ * No lock is held across I/O, with one exception: release_lock is held while the
+ * writes that a release lets go are submitted; it is not taken on the way of a
+ * live write.
  */
 #ifndef DM_FLEECE_H
 #define DM_FLEECE_H

@@ -14,11 +14,18 @@
 
 #define DM_MSG_PREFIX		"fleece origin"
 
-#define QUIESCE_TIMEOUT_MS	10000
+/*
+ * Writes are held back for no longer than this. If those under way take longer,
+ * there are some more attempts, with a pause for the writes held back.
+ */
+#define QUIESCE_TIMEOUT_MS	1000
+#define QUIESCE_PAUSE_MS	200
+#define QUIESCE_ATTEMPTS	10
 
 /*
- * A write that must wait for copies is cut to this length, so that none waits
- * for the copying of gigabytes (a write of zeroes can be that long).
+ * A write that must wait, for copies or for the end of quiescing, is cut to this
+ * length, so that none waits for the copying of gigabytes (a write of zeroes can
+ * be that long).
  */
 #define WAIT_SECTORS_MAX	8192U
 
@@ -26,10 +33,12 @@
  * struct live_write - per-bio data
  * @waiter: while it waits, or is held back.
  * @is_admitted: it holds a reference on origin->writes.
+ * @is_advice: a discard, not worth any copying.
  */
 struct live_write {
 	struct fleece_waiter waiter;
 	bool is_admitted;
+	bool is_advice;
 };
 
 /**
@@ -46,6 +55,7 @@ struct fleece_table {
 
 static DEFINE_MUTEX(registry_lock);
 static LIST_HEAD(origins);
+static LIST_HEAD(cow_claims);
 
 static struct live_write *write_of(struct bio *bio)
 {
@@ -57,6 +67,19 @@ static struct bio *bio_of(struct live_write *write)
 	return dm_bio_from_per_bio_data(write, sizeof(struct live_write));
 }
 
+/*
+ * What becomes of a bio on its way to the device: it may go; it waits, and is not
+ * ours any more; it is to be completed at once; it is to be refused, because it
+ * must not wait; what it would have to wait for has gone, so try again.
+ */
+enum verdict {
+	GO,
+	WAITS,
+	ENDS,
+	REFUSED,
+	AGAIN,
+};
+
 /* ------------------------- Admission ------------------------- */
 
 /* The last write under way has completed while new ones are held back. */
@@ -67,16 +90,18 @@ static void writes_drained(struct percpu_ref *ref)
 	complete(&origin->drained);
 }
 
-enum admission {
-	ADMITTED,
-	HELD,
-	REFUSED,
-};
-
-static enum admission admit_write(struct fleece_origin *origin, struct live_write *write,
-				  bool may_wait)
+/* Only while a bio is being mapped; the rest of it is mapped again. */
+static void cut_waiting(struct bio *bio)
 {
-	enum admission admission = HELD;
+	if (bio_sectors(bio) > WAIT_SECTORS_MAX)
+		dm_accept_partial_bio(bio, WAIT_SECTORS_MAX);
+}
+
+static enum verdict admit_write(struct fleece_origin *origin, struct bio *bio, bool is_mapping)
+{
+	bool may_wait = !is_mapping || !(bio->bi_opf & REQ_NOWAIT);
+	struct live_write *write = write_of(bio);
+	enum verdict verdict = REFUSED;
 
 	for (;;) {
 		if (likely(percpu_ref_tryget_live(&origin->writes))) {
@@ -86,16 +111,18 @@ static enum admission admit_write(struct fleece_origin *origin, struct live_writ
 			 */
 			smp_rmb();
 			write->is_admitted = true;
-			return ADMITTED;
+			return GO;
 		}
 		spin_lock(&origin->held_lock);
 		if (origin->is_quiescing) {
-			if (may_wait)
+			if (may_wait) {
+				if (is_mapping)
+					cut_waiting(bio);
 				list_add_tail(&write->waiter.node, &origin->held);
-			else
-				admission = REFUSED;
+				verdict = WAITS;
+			}
 			spin_unlock(&origin->held_lock);
-			return admission;
+			return verdict;
 		}
 		/* Released between the two: try again. */
 		spin_unlock(&origin->held_lock);
@@ -109,10 +136,8 @@ static void dismiss_write(struct fleece_origin *origin, struct live_write *write
 	percpu_ref_put(&origin->writes);
 }
 
-int fleece_origin_quiesce(struct fleece_origin *origin)
+static int try_quiesce(struct fleece_origin *origin)
 {
-	lockdep_assert_held(&origin->lock);
-
 	/* Takes a while, but holds nobody back. */
 	percpu_ref_switch_to_atomic_sync(&origin->writes);
 
@@ -122,13 +147,26 @@ int fleece_origin_quiesce(struct fleece_origin *origin)
 	spin_unlock(&origin->held_lock);
 	percpu_ref_kill(&origin->writes);
 
-	if (!wait_for_completion_timeout(&origin->drained, msecs_to_jiffies(QUIESCE_TIMEOUT_MS))) {
-		DMERR("%pg: writes under way have not completed within %u ms", origin->lower,
-		      QUIESCE_TIMEOUT_MS);
-		fleece_origin_release(origin);
-		return -ETIMEDOUT;
+	if (wait_for_completion_timeout(&origin->drained, msecs_to_jiffies(QUIESCE_TIMEOUT_MS)))
+		return 0;
+	fleece_origin_release(origin);
+	return -ETIMEDOUT;
+}
+
+int fleece_origin_quiesce(struct fleece_origin *origin)
+{
+	unsigned int attempt;
+
+	lockdep_assert_held(&origin->lock);
+	for (attempt = 0; attempt < QUIESCE_ATTEMPTS; attempt++) {
+		if (attempt)
+			msleep(QUIESCE_PAUSE_MS);
+		if (!try_quiesce(origin))
+			return 0;
 	}
-	return 0;
+	DMERR("%pg: writes under way have not completed within %u ms, in %u attempts",
+	      origin->lower, QUIESCE_TIMEOUT_MS, QUIESCE_ATTEMPTS);
+	return -ETIMEDOUT;
 }
 
 void fleece_origin_release(struct fleece_origin *origin)
@@ -147,48 +185,70 @@ void fleece_origin_release(struct fleece_origin *origin)
 
 /* ------------------------- The way of a write ------------------------- */
 
-enum verdict {
-	GO,
-	WAITS,
-	WOULD_WAIT,
-};
-
 static void set_waiter(struct fleece_waiter *waiter, struct fleece_cbw *cbw, struct bio *bio)
 {
-	sector_t sector = bio->bi_iter.bi_sector;
-
-	waiter->first = fleece_cbw_cluster(cbw, sector);
-	waiter->last = fleece_cbw_cluster(cbw, sector + bio_sectors(bio) - 1);
+	waiter->first = fleece_cbw_cluster(cbw, bio->bi_iter.bi_sector);
+	waiter->last = fleece_cbw_cluster(cbw, bio_end_sector(bio) - 1);
 }
 
-/* Must an admitted write wait for copies? If so, let it. */
-static enum verdict cover_write(struct fleece_origin *origin, struct bio *bio, bool may_wait,
-				bool may_cut, struct bio_list *reads)
+/* Let an admitted write wait for its copies. */
+static enum verdict park_write(struct fleece_origin *origin, struct fleece_cbw *cbw,
+			       struct bio *bio, bool is_mapping, struct bio_list *reads)
 {
 	struct live_write *write = write_of(bio);
+
+	if (is_mapping && bio->bi_opf & REQ_NOWAIT)
+		return REFUSED;
+	if (is_mapping)
+		cut_waiting(bio);
+	set_waiter(&write->waiter, cbw, bio);
+	/*
+	 * It leaves the device's writes before it waits: once parked, it may be
+	 * admitted again and complete at any time.
+	 */
+	dismiss_write(origin, write);
+	return fleece_cbw_park(cbw, &write->waiter, reads) ? WAITS : AGAIN;
+}
+
+/*
+ * Over clusters that the snapshot still needs a discard is completed without
+ * being passed down: it is advice, and not worth the copying. While the bio is
+ * being mapped it can be cut to the part with the same answer.
+ */
+static enum verdict cover_discard(struct fleece_cbw *cbw, struct bio *bio, bool is_mapping)
+{
+	cluster_t first = fleece_cbw_cluster(cbw, bio->bi_iter.bi_sector);
+	cluster_t last = fleece_cbw_cluster(cbw, bio_end_sector(bio) - 1);
+	bool swallow;
+	sector_t end;
+	u64 length;
+
+	swallow = fleece_cbw_needs(cbw, first, last, &length);
+	end = (sector_t)(first + length) << cbw->cluster_shift;
+	if (end < bio_end_sector(bio)) {
+		if (is_mapping)
+			dm_accept_partial_bio(bio, end - bio->bi_iter.bi_sector);
+		else
+			swallow = true;
+	}
+	return swallow ? ENDS : GO;
+}
+
+/* Does a snapshot stand in the way of an admitted bio? */
+static enum verdict cover_write(struct fleece_origin *origin, struct bio *bio, bool is_mapping,
+				struct bio_list *reads)
+{
 	enum verdict verdict = GO;
 	struct fleece_cbw *cbw;
 
 	rcu_read_lock();
 	cbw = rcu_dereference(origin->cbw);
-	if (!cbw || !fleece_cbw_blocks(cbw, bio->bi_iter.bi_sector, bio_sectors(bio)))
-		goto out;
-
-	verdict = WOULD_WAIT;
-	if (may_wait) {
-		if (may_cut && bio_sectors(bio) > WAIT_SECTORS_MAX)
-			dm_accept_partial_bio(bio, WAIT_SECTORS_MAX);
-		set_waiter(&write->waiter, cbw, bio);
-		/*
-		 * It leaves the device's writes before it waits: once parked, it may
-		 * be admitted again and complete at any time.
-		 */
-		dismiss_write(origin, write);
-		verdict = WAITS;
-		if (!fleece_cbw_park(cbw, &write->waiter, reads))
-			verdict = WOULD_WAIT;
-	}
-out:
+	if (!cbw)
+		verdict = GO;
+	else if (write_of(bio)->is_advice)
+		verdict = cover_discard(cbw, bio, is_mapping);
+	else if (fleece_cbw_blocks(cbw, bio->bi_iter.bi_sector, bio_sectors(bio)))
+		verdict = park_write(origin, cbw, bio, is_mapping, reads);
 	rcu_read_unlock();
 	return verdict;
 }
@@ -201,55 +261,33 @@ static void submit_all(struct bio_list *bios)
 		submit_bio_noacct(bio);
 }
 
-/*
- * One attempt of a write to get to the device. Returns WOULD_WAIT when there was
- * something to wait for and the write may not, or when it has gone meanwhile.
- */
-static enum verdict try_write(struct fleece_origin *origin, struct bio *bio, bool may_wait,
-			      bool may_cut)
+static enum verdict try_write(struct fleece_origin *origin, struct bio *bio, bool is_mapping)
 {
 	struct bio_list reads = BIO_EMPTY_LIST;
-	struct live_write *write = write_of(bio);
 	enum verdict verdict;
 
-	switch (admit_write(origin, write, may_wait)) {
-	case HELD:
-		return WAITS;
-	case REFUSED:
-		return WOULD_WAIT;
-	case ADMITTED:
-		break;
-	}
-	verdict = cover_write(origin, bio, may_wait, may_cut, &reads);
+	verdict = admit_write(origin, bio, is_mapping);
+	if (verdict == GO)
+		verdict = cover_write(origin, bio, is_mapping, &reads);
 	if (verdict == GO)
 		fleece_tracker_mark(&origin->tracker, bio->bi_iter.bi_sector, bio_sectors(bio));
 	submit_all(&reads);
 	return verdict;
 }
 
-static enum verdict start_write(struct fleece_origin *origin, struct bio *bio, bool may_cut)
+/* Returns true if the bio may go to the device, else it is no longer ours. */
+static bool start_write(struct fleece_origin *origin, struct bio *bio, bool is_mapping)
 {
 	enum verdict verdict;
 
-	/* What was to be waited for may be gone by the time of parking: again then. */
 	do {
-		verdict = try_write(origin, bio, true, may_cut);
-	} while (verdict == WOULD_WAIT);
-	return verdict;
-}
-
-static int map_write(struct fleece_origin *origin, struct bio *bio)
-{
-	struct live_write *write = write_of(bio);
-
-	write->waiter.since = jiffies;
-	if (bio->bi_opf & REQ_NOWAIT) {
-		if (try_write(origin, bio, false, false) == GO)
-			return DM_MAPIO_REMAPPED;
+		verdict = try_write(origin, bio, is_mapping);
+	} while (verdict == AGAIN);
+	if (verdict == ENDS)
+		bio_endio(bio);
+	else if (verdict == REFUSED)
 		bio_wouldblock_error(bio);
-		return DM_MAPIO_SUBMITTED;
-	}
-	return start_write(origin, bio, true) == GO ? DM_MAPIO_REMAPPED : DM_MAPIO_SUBMITTED;
+	return verdict == GO;
 }
 
 void fleece_origin_resume_writes(void *context, struct list_head *waiters)
@@ -261,7 +299,7 @@ void fleece_origin_resume_writes(void *context, struct list_head *waiters)
 
 	list_for_each_entry_safe(write, next, waiters, waiter.node) {
 		bio = bio_of(write);
-		if (start_write(origin, bio, false) == GO)
+		if (start_write(origin, bio, false))
 			submit_bio_noacct(bio);
 	}
 }
@@ -277,70 +315,19 @@ static void resubmit_held(struct work_struct *work)
 	fleece_origin_resume_writes(origin, &held);
 }
 
-/* ------------------------- Discards ------------------------- */
-
-/*
- * Over clusters that the snapshot still needs a discard is completed without
- * being passed down: it is advice, and not worth the copying. The bio is cut to
- * the part with the same answer. Returns true for such a part.
- */
-static bool swallow_discard(struct fleece_origin *origin, struct bio *bio)
-{
-	sector_t sector = bio->bi_iter.bi_sector;
-	struct fleece_cbw *cbw;
-	bool swallow = false;
-	cluster_t first;
-	cluster_t last;
-	sector_t end;
-	u64 length;
-
-	rcu_read_lock();
-	cbw = rcu_dereference(origin->cbw);
-	if (cbw) {
-		first = fleece_cbw_cluster(cbw, sector);
-		last = fleece_cbw_cluster(cbw, bio_end_sector(bio) - 1);
-		swallow = fleece_cbw_needs(cbw, first, last, &length);
-		end = (sector_t)(first + length) << cbw->cluster_shift;
-		if (end < bio_end_sector(bio))
-			dm_accept_partial_bio(bio, end - sector);
-	}
-	rcu_read_unlock();
-	return swallow;
-}
-
-static int map_discard(struct fleece_origin *origin, struct bio *bio)
-{
-	struct live_write *write = write_of(bio);
-
-	switch (admit_write(origin, write, !(bio->bi_opf & REQ_NOWAIT))) {
-	case HELD:
-		return DM_MAPIO_SUBMITTED;
-	case REFUSED:
-		bio_wouldblock_error(bio);
-		return DM_MAPIO_SUBMITTED;
-	case ADMITTED:
-		break;
-	}
-	if (swallow_discard(origin, bio)) {
-		bio_endio(bio);
-		return DM_MAPIO_SUBMITTED;
-	}
-	fleece_tracker_mark(&origin->tracker, bio->bi_iter.bi_sector, bio_sectors(bio));
-	return DM_MAPIO_REMAPPED;
-}
-
 static int origin_map(struct dm_target *ti, struct bio *bio)
 {
 	struct fleece_table *table = ti->private;
+	struct live_write *write = write_of(bio);
 
-	write_of(bio)->is_admitted = false;
+	write->is_admitted = false;
 	bio_set_dev(bio, table->lower->bdev);
 	/* A flush has no sectors: the device's own, like a read. */
 	if (!op_is_write(bio_op(bio)) || !bio_sectors(bio))
 		return DM_MAPIO_REMAPPED;
-	if (bio_op(bio) == REQ_OP_DISCARD && !table->copies_discards)
-		return map_discard(table->origin, bio);
-	return map_write(table->origin, bio);
+	write->is_advice = bio_op(bio) == REQ_OP_DISCARD && !table->copies_discards;
+	write->waiter.since = jiffies;
+	return start_write(table->origin, bio, true) ? DM_MAPIO_REMAPPED : DM_MAPIO_SUBMITTED;
 }
 
 static int origin_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
@@ -354,6 +341,16 @@ static int origin_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *er
 }
 
 /* ------------------------- The registry ------------------------- */
+
+static void compact_tracker(struct work_struct *work)
+{
+	struct fleece_origin *origin = container_of(work, struct fleece_origin, compact);
+	unsigned int noio;
+
+	noio = fleece_origin_lock(origin);
+	fleece_tracker_compact(&origin->tracker);
+	fleece_origin_unlock(origin, noio);
+}
 
 static void free_origin(struct kref *kref)
 {
@@ -397,6 +394,7 @@ static struct fleece_origin *make_origin(struct dm_target *ti, struct block_devi
 	spin_lock_init(&origin->held_lock);
 	INIT_LIST_HEAD(&origin->held);
 	INIT_WORK(&origin->resubmit, resubmit_held);
+	INIT_WORK(&origin->compact, compact_tracker);
 	return origin;
 
 err_exit_ref:
@@ -447,6 +445,49 @@ struct fleece_origin *fleece_origin_find_md(dev_t devt)
 	return found;
 }
 
+static bool is_claimed(dev_t devt)
+{
+	struct fleece_cow_claim *claim;
+
+	lockdep_assert_held(&registry_lock);
+	list_for_each_entry(claim, &cow_claims, node) {
+		if (claim->devt == devt)
+			return true;
+	}
+	return false;
+}
+
+int fleece_origin_claim_cow(struct fleece_cow_claim *claim, struct block_device *cow, char **error)
+{
+	struct fleece_origin *origin;
+	int ret = 0;
+
+	mutex_lock(&registry_lock);
+	list_for_each_entry(origin, &origins, node) {
+		if (origin->lower->bd_dev == cow->bd_dev || origin->md_devt == cow->bd_dev) {
+			*error = "COW device is itself an origin";
+			ret = -EBUSY;
+		}
+	}
+	if (is_claimed(cow->bd_dev)) {
+		*error = "COW device already belongs to another snapshot";
+		ret = -EBUSY;
+	}
+	if (!ret) {
+		claim->devt = cow->bd_dev;
+		list_add(&claim->node, &cow_claims);
+	}
+	mutex_unlock(&registry_lock);
+	return ret;
+}
+
+void fleece_origin_unclaim_cow(struct fleece_cow_claim *claim)
+{
+	mutex_lock(&registry_lock);
+	list_del(&claim->node);
+	mutex_unlock(&registry_lock);
+}
+
 /*
  * The origin of a new table: the one that another table of the same device
  * already has, or a new one.
@@ -458,7 +499,10 @@ static struct fleece_origin *join_origin(struct dm_target *ti, struct block_devi
 
 	mutex_lock(&registry_lock);
 	origin = lookup_lower(lower);
-	if (!origin) {
+	if (is_claimed(lower->bd_dev)) {
+		ti->error = "Origin device is the COW device of a snapshot";
+		origin = ERR_PTR(-EBUSY);
+	} else if (!origin) {
 		ti->error = "Out of memory";
 		origin = make_origin(ti, lower, granule_sectors) ?: ERR_PTR(-ENOMEM);
 		if (!IS_ERR(origin))
@@ -476,17 +520,26 @@ static struct fleece_origin *join_origin(struct dm_target *ti, struct block_devi
 	return origin;
 }
 
-/* The last table is gone: writes can no longer be seen. */
-static void end_origin(struct fleece_origin *origin)
+/* Writes can no longer be seen: the live table has gone without a successor. */
+static void stop_watching(struct fleece_origin *origin)
 {
 	struct fleece_cbw *cbw;
 	unsigned int noio;
 
 	noio = fleece_origin_lock(origin);
-	origin->is_ended = true;
 	cbw = rcu_dereference_protected(origin->cbw, lockdep_is_held(&origin->lock));
 	if (cbw)
 		fleece_cbw_break(cbw, ENODEV, 0, "the origin's device was removed or replaced");
+	fleece_tracker_forget(&origin->tracker);
+	fleece_origin_unlock(origin, noio);
+}
+
+static void end_origin(struct fleece_origin *origin)
+{
+	unsigned int noio;
+
+	noio = fleece_origin_lock(origin);
+	origin->is_ended = true;
 	fleece_origin_unlock(origin, noio);
 	/* No write is left, but the work of the last release may still be queued. */
 	flush_workqueue(origin->wq);
@@ -627,8 +680,10 @@ static void origin_dtr(struct dm_target *ti)
 	struct fleece_table *table = ti->private;
 	struct fleece_origin *origin = table->origin;
 
-	if (rcu_access_pointer(origin->ti) == ti)
+	if (rcu_access_pointer(origin->ti) == ti) {
 		RCU_INIT_POINTER(origin->ti, NULL);
+		stop_watching(origin);
+	}
 	/* fleece_origin_is_watched() may be looking at this table. */
 	synchronize_rcu();
 	leave_origin(origin);
@@ -660,6 +715,14 @@ bool fleece_origin_is_watched(struct fleece_origin *origin)
 	ti = rcu_dereference(origin->ti);
 	/* Not suspended any more, and we have not been resumed: somebody else was. */
 	is_watched = ti && (!READ_ONCE(origin->is_suspended) || dm_suspended(ti));
+	if (ti && !is_watched) {
+		/*
+		 * Our own resume between the two looks like that too. It clears
+		 * is_suspended before device-mapper ends the suspended state.
+		 */
+		smp_rmb();
+		is_watched = !READ_ONCE(origin->is_suspended);
+	}
 	rcu_read_unlock();
 	return is_watched;
 }

@@ -62,7 +62,8 @@
  *
  * Protected by @held_lock: @is_quiescing, @held (writes held back).
  *
- * @wq: runs @resubmit.
+ * @wq: runs @resubmit and @compact (joining segments, which takes a pass over the
+ * device and so is not done while the origin may be suspended).
  */
 struct fleece_origin {
 	struct kref kref;
@@ -90,6 +91,17 @@ struct fleece_origin {
 	struct list_head held;
 	struct workqueue_struct *wq;
 	struct work_struct resubmit;
+	struct work_struct compact;
+};
+
+/**
+ * struct fleece_cow_claim - a COW device that is in use
+ * @node: in the list of claims.
+ * @devt: the device.
+ */
+struct fleece_cow_claim {
+	struct list_head node;
+	dev_t devt;
 };
 
 /**
@@ -109,6 +121,28 @@ struct fleece_origin *fleece_origin_find(struct block_device *lower);
  * Return: a reference, or NULL.
  */
 struct fleece_origin *fleece_origin_find_md(dev_t devt);
+
+/**
+ * fleece_origin_claim_cow() - note that a device is used as COW device
+ * @claim: to be filled in; belongs to the list until fleece_origin_unclaim_cow().
+ * @cow: the device.
+ * @error: set to a message on failure.
+ *
+ * As long as it is, it can neither be an origin nor belong to a second snapshot.
+ *
+ * Context: Process, takes the registry lock.
+ * Return: 0, or -EBUSY.
+ */
+int fleece_origin_claim_cow(struct fleece_cow_claim *claim, struct block_device *cow,
+			    char **error);
+
+/**
+ * fleece_origin_unclaim_cow() - the device is free again
+ * @claim: from fleece_origin_claim_cow().
+ *
+ * Context: Process, takes the registry lock.
+ */
+void fleece_origin_unclaim_cow(struct fleece_cow_claim *claim);
 
 /**
  * fleece_origin_put() - drop a reference
@@ -153,8 +187,8 @@ static inline void fleece_origin_unlock(struct fleece_origin *origin, unsigned i
  *
  * Reads go on. Writes are held back until fleece_origin_release().
  *
- * Context: Process, holds origin->lock. Waits for writes under way, at most ten
- * seconds.
+ * Context: Process, holds origin->lock. Waits for writes under way; holds others
+ * back for one second at the most, and tries ten times.
  * Return: 0, or -ETIMEDOUT; then writes go on.
  */
 int fleece_origin_quiesce(struct fleece_origin *origin);

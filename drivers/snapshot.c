@@ -18,7 +18,7 @@
 
 /* At the start of the COW device, so that its content is not taken for something else. */
 #define HEADER_MAGIC		"dm-fleece COW device\n"
-#define HEADER_BYTES		4096U
+#define HEADER_BYTES_MIN	4096U
 
 /**
  * struct snapshot_read - per-bio data
@@ -210,8 +210,9 @@ static void release_discarded(struct work_struct *work)
 {
 	struct snapshot_read *read = container_of(work, struct snapshot_read, work);
 	struct bio *bio = bio_of(read);
+	int ret = fleece_cbw_release(read->snap->cbw, bio->bi_iter.bi_sector, bio_sectors(bio));
 
-	fleece_cbw_release(read->snap->cbw, bio->bi_iter.bi_sector, bio_sectors(bio));
+	bio->bi_status = errno_to_blk_status(ret);
 	bio_endio(bio);
 }
 
@@ -237,6 +238,7 @@ static int snapshot_map(struct dm_target *ti, struct bio *bio)
 
 static int write_header(struct block_device *cow)
 {
+	unsigned int bytes = max(HEADER_BYTES_MIN, bdev_logical_block_size(cow));
 	struct page *page;
 	struct bio *bio;
 	int ret;
@@ -244,15 +246,15 @@ static int write_header(struct block_device *cow)
 	ret = blkdev_issue_zeroout(cow, 0, FLEECE_HEADER_SECTORS, GFP_NOIO, 0);
 	if (ret)
 		return ret;
-	page = alloc_page(GFP_NOIO | __GFP_ZERO);
+	page = alloc_pages(GFP_NOIO | __GFP_ZERO, get_order(bytes));
 	if (!page)
 		return -ENOMEM;
-	strscpy(page_address(page), HEADER_MAGIC, HEADER_BYTES);
+	strscpy(page_address(page), HEADER_MAGIC, bytes);
 	bio = fleece_bio_alloc(cow, 1, REQ_OP_WRITE | REQ_SYNC, GFP_NOIO, &fs_bio_set);
-	__bio_add_page(bio, page, HEADER_BYTES, 0);
+	__bio_add_page(bio, page, bytes, 0);
 	ret = submit_bio_wait(bio);
 	bio_put(bio);
-	__free_page(page);
+	__free_pages(page, get_order(bytes));
 	return ret;
 }
 
@@ -339,22 +341,19 @@ static int take_locked(struct fleece_snapshot *snap, char **error)
 		fleece_history_put(&snap->history);
 	if (snap->options.checkpoint[0])
 		fleece_history_end_here(&snap->history, &origin->tracker);
-	fleece_tracker_compact(&origin->tracker);
+	queue_work(origin->wq, &origin->compact);
 	return 0;
 }
 
-static int take_snapshot(struct fleece_snapshot *snap, struct block_device *cow)
+static int take_snapshot(struct fleece_snapshot *snap)
 {
-	char *error = "cannot write the header of the COW device";
 	unsigned int noio;
+	char *error;
 	int ret;
 
-	ret = write_header(cow);
-	if (!ret) {
-		noio = fleece_origin_lock(snap->origin);
-		ret = take_locked(snap, &error);
-		fleece_origin_unlock(snap->origin, noio);
-	}
+	noio = fleece_origin_lock(snap->origin);
+	ret = take_locked(snap, &error);
+	fleece_origin_unlock(snap->origin, noio);
 	if (ret)
 		DMERR("%s: snapshot not taken: %s (errno %d)", dm_device_name(snap->md), error,
 		      -ret);
@@ -370,7 +369,7 @@ static int snapshot_preresume(struct dm_target *ti)
 
 	if (table->snap->is_taken)
 		return 0;
-	return take_snapshot(table->snap, table->cow->bdev);
+	return take_snapshot(table->snap);
 }
 
 static void snapshot_resume(struct dm_target *ti)
@@ -608,23 +607,12 @@ static bool devices_overlap(struct block_device *a, struct block_device *b)
 	return a->bd_disk == b->bd_disk && (!bdev_is_partition(a) || !bdev_is_partition(b));
 }
 
-/* Is a device the lower device of an origin, or the origin itself? */
-static bool belongs_to_origin(struct block_device *bdev)
-{
-	struct fleece_origin *origin = fleece_origin_find(bdev);
-
-	if (!origin)
-		origin = fleece_origin_find_md(bdev->bd_dev);
-	if (origin)
-		fleece_origin_put(origin);
-	return origin;
-}
-
-static int check_devices(struct dm_target *ti, struct snapshot_table *table)
+static int check_devices(struct dm_target *ti, struct snapshot_table *table,
+			 unsigned int cluster_sectors)
 {
 	struct block_device *origin = table->origin->bdev;
 	struct block_device *cow = table->cow->bdev;
-	unsigned int cow_block = bdev_logical_block_size(cow);
+	unsigned int block = max(bdev_logical_block_size(origin), bdev_logical_block_size(cow));
 
 	if (bdev_is_zoned(origin) || bdev_is_zoned(cow)) {
 		ti->error = "Zoned devices are not supported";
@@ -634,12 +622,12 @@ static int check_devices(struct dm_target *ti, struct snapshot_table *table)
 		ti->error = "COW device is the same as the origin, or overlaps it";
 		return -EINVAL;
 	}
-	if (belongs_to_origin(cow)) {
-		ti->error = "COW device is itself an origin";
-		return -EBUSY;
+	if (cluster_sectors << SECTOR_SHIFT < block) {
+		ti->error = "Cluster is smaller than a block of the origin or the COW device";
+		return -EINVAL;
 	}
-	if ((ti->len << SECTOR_SHIFT) % cow_block) {
-		ti->error = "Length is not a multiple of the COW device's block size";
+	if ((ti->len << SECTOR_SHIFT) % block) {
+		ti->error = "Length is not a multiple of the block size of both devices";
 		return -EINVAL;
 	}
 	return 0;
@@ -731,7 +719,6 @@ static struct fleece_snapshot *make_snapshot(struct dm_target *ti, struct snapsh
 	kref_init(&snap->kref);
 	snap->md = md;
 	snap->md_devt = disk_devt(dm_disk(md));
-	snap->cow_devt = table->cow->bdev->bd_dev;
 	snap->origin = origin;
 	snap->options = *options;
 	mutex_init(&snap->ti_lock);
@@ -742,13 +729,24 @@ static struct fleece_snapshot *make_snapshot(struct dm_target *ti, struct snapsh
 	snap->spare = fleece_segment_alloc(origin->tracker.nr_granules);
 	if (!snap->spare)
 		goto err_destroy_wq;
+	ret = fleece_origin_claim_cow(&snap->cow, table->cow->bdev, &ti->error);
+	if (ret)
+		goto err_put_spare;
 	snap->cbw = make_engine(ti, snap, table);
 	if (IS_ERR(snap->cbw)) {
 		ret = PTR_ERR(snap->cbw);
-		goto err_put_spare;
+		goto err_unclaim_cow;
 	}
+	ti->error = "Cannot write the header of the COW device";
+	ret = write_header(table->cow->bdev);
+	if (ret)
+		goto err_destroy_engine;
 	return snap;
 
+err_destroy_engine:
+	fleece_cbw_destroy(snap->cbw);
+err_unclaim_cow:
+	fleece_origin_unclaim_cow(&snap->cow);
 err_put_spare:
 	fleece_segment_put(snap->spare);
 err_destroy_wq:
@@ -776,10 +774,6 @@ static int check_others(struct dm_target *ti, struct snapshot_table *table,
 
 	lockdep_assert_held(&registry_lock);
 	list_for_each_entry(snap, &snapshots, node) {
-		if (snap->cow_devt == table->cow->bdev->bd_dev) {
-			ti->error = "COW device already belongs to another snapshot";
-			return -EBUSY;
-		}
 		if (snap->origin == origin) {
 			ti->error = "Several snapshots of one origin are not supported yet";
 			return -EOPNOTSUPP;
@@ -796,10 +790,6 @@ static int check_new(struct dm_target *ti, struct snapshot_table *table,
 
 	if (ret)
 		return ret;
-	if (ti->len != origin->nr_sectors) {
-		ti->error = "Length differs from the origin's";
-		return -EINVAL;
-	}
 	noio = fleece_origin_lock(origin);
 	ret = check_checkpoints(origin, options, &ti->error);
 	fleece_origin_unlock(origin, noio);
@@ -818,9 +808,13 @@ static struct fleece_snapshot *join_snapshot(struct dm_target *ti, struct snapsh
 	int ret;
 
 	lockdep_assert_held(&registry_lock);
+	if (ti->len != origin->nr_sectors) {
+		ti->error = "Length differs from the origin's";
+		return ERR_PTR(-EINVAL);
+	}
 	snap = lookup_md(disk_devt(dm_disk(dm_table_get_md(ti->table))));
 	if (snap) {
-		if (snap->origin != origin || snap->cow_devt != table->cow->bdev->bd_dev ||
+		if (snap->origin != origin || snap->cow.devt != table->cow->bdev->bd_dev ||
 		    !same_options(&snap->options, options)) {
 			ti->error = "Changing the table of a snapshot is not supported yet";
 			return ERR_PTR(-EOPNOTSUPP);
@@ -844,14 +838,18 @@ static struct fleece_snapshot *find_or_make(struct dm_target *ti, struct snapsho
 {
 	struct fleece_origin *origin = fleece_origin_find(table->origin->bdev);
 	struct fleece_snapshot *snap;
+	unsigned int noio;
 
 	if (!origin) {
 		ti->error = "Origin device is not attached: no fleece target is on it";
 		return ERR_PTR(-ENODEV);
 	}
+	/* The origin may be suspended: memory must not be waited for by writing to it. */
+	noio = memalloc_noio_save();
 	mutex_lock(&registry_lock);
 	snap = join_snapshot(ti, table, options, origin);
 	mutex_unlock(&registry_lock);
+	memalloc_noio_restore(noio);
 	if (IS_ERR(snap))
 		fleece_origin_put(origin);
 	return snap;
@@ -870,6 +868,7 @@ static void end_snapshot(struct fleece_snapshot *snap)
 	fleece_cbw_stop(snap->cbw);
 	synchronize_rcu();
 	fleece_cbw_drain(snap->cbw);
+	fleece_origin_unclaim_cow(&snap->cow);
 	flush_workqueue(snap->wq);
 	fleece_snapshot_put(snap);
 }
@@ -947,7 +946,7 @@ static int snapshot_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	ret = open_devices(ti, argv, table);
 	if (ret)
 		goto err_free_features;
-	ret = check_devices(ti, table);
+	ret = check_devices(ti, table, options.cluster_sectors);
 	if (ret)
 		goto err_close_devices;
 	table->snap = find_or_make(ti, table, &options);
@@ -1033,8 +1032,7 @@ static int release_message(struct dm_target *ti, const char *sector_arg, const c
 		      sector, (unsigned long long)ti->len);
 		return -ERANGE;
 	}
-	fleece_cbw_release(table->snap->cbw, sector, count);
-	return 0;
+	return fleece_cbw_release(table->snap->cbw, sector, count);
 }
 
 static int snapshot_message(struct dm_target *ti, unsigned int argc, char **argv, char *result,

@@ -43,7 +43,7 @@ struct fleece_snapshot_options {
 /**
  * struct fleece_snapshot - one snapshot
  *
- * Constant: @md (only compared), @md_devt, @origin (a reference), @cow_devt,
+ * Constant: @md (only compared), @md_devt, @origin (a reference), @cow,
  * @options, @cbw, @wq (runs releases and repeated reads).
  *
  * @kref: memory.
@@ -63,7 +63,7 @@ struct fleece_snapshot {
 	struct mapped_device *md;
 	dev_t md_devt;
 	struct fleece_origin *origin;
-	dev_t cow_devt;
+	struct fleece_cow_claim cow;
 	struct fleece_snapshot_options options;
 	struct fleece_cbw *cbw;
 	struct workqueue_struct *wq;

@@ -12,6 +12,7 @@
 #include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/vmalloc.h>
 
 #include "store.h"
@@ -28,6 +29,7 @@ struct fleece_slot_entry {
 
 #define ENTRIES_PER_PAGE	(PAGE_SIZE / sizeof(struct fleece_slot_entry))
 #define HASH_BITS_MIN		8
+#define HASH_BITS_MAX		26
 
 static struct fleece_slot_entry *slot_entry(struct fleece_store *store, u32 slot)
 {
@@ -46,7 +48,7 @@ int fleece_store_init(struct fleece_store *store, u32 nr_slots)
 
 	store->nr_slots = nr_slots;
 	store->nr_pages = DIV_ROUND_UP(nr_slots, ENTRIES_PER_PAGE);
-	store->hash_bits = max(ilog2(nr_slots) - 1, HASH_BITS_MIN);
+	store->hash_bits = clamp(ilog2(nr_slots) - 1, HASH_BITS_MIN, HASH_BITS_MAX);
 	nr_heads = 1U << store->hash_bits;
 
 	store->bits = vzalloc(BITS_TO_LONGS(nr_slots) * sizeof(unsigned long));
@@ -70,7 +72,8 @@ void fleece_store_exit(struct fleece_store *store)
 		for (i = 0; i < store->nr_pages && store->pages[i]; i++)
 			free_page((unsigned long)store->pages[i]);
 	}
-	free_page((unsigned long)store->spare);
+	while (store->nr_spares)
+		free_page((unsigned long)store->spares[--store->nr_spares]);
 	kvfree(store->pages);
 	kvfree(store->heads);
 	vfree(store->bits);
@@ -79,26 +82,26 @@ void fleece_store_exit(struct fleece_store *store)
 
 void *fleece_store_refill(struct fleece_store *store, gfp_t gfp)
 {
-	return READ_ONCE(store->spare) ? NULL : (void *)__get_free_page(gfp);
+	if (READ_ONCE(store->nr_spares) >= FLEECE_STORE_SPARES)
+		return NULL;
+	return (void *)__get_free_page(gfp);
 }
 
 void fleece_store_add_spare(struct fleece_store *store, void *page)
 {
-	if (store->spare)
+	if (store->nr_spares >= FLEECE_STORE_SPARES)
 		free_page((unsigned long)page);
 	else if (page)
-		store->spare = page;
+		store->spares[store->nr_spares++] = page;
 }
 
-/* Have entries for @slot, if need be by using the spare page. */
+/* Have entries for @slot, if need be by using a spare page. */
 static bool have_entries(struct fleece_store *store, u32 slot)
 {
 	struct fleece_slot_entry **page = &store->pages[slot / ENTRIES_PER_PAGE];
 
-	if (!*page) {
-		*page = store->spare;
-		store->spare = NULL;
-	}
+	if (!*page && store->nr_spares)
+		*page = store->spares[--store->nr_spares];
 	return *page;
 }
 

@@ -20,6 +20,9 @@
 
 #define FLEECE_SLOT_NONE	U32_MAX
 
+/* Pages of entries that are kept ready: for slots of 16 MiB and more at 64 KiB each. */
+#define FLEECE_STORE_SPARES	4U
+
 struct fleece_slot_entry;
 
 /**
@@ -32,7 +35,8 @@ struct fleece_slot_entry;
  * @hash_bits: log2 of the number of @heads; constant.
  * @nr_pages: length of @pages; constant.
  * @pages: entries of the slots, a page at a time, made when first needed.
- * @spare: a page for the next one that is needed, see fleece_store_refill().
+ * @spares: pages for the next ones that are needed, see fleece_store_refill().
+ * @nr_spares: how many there are.
  */
 struct fleece_store {
 	u32 nr_slots;
@@ -43,7 +47,8 @@ struct fleece_store {
 	unsigned int hash_bits;
 	u32 nr_pages;
 	struct fleece_slot_entry **pages;
-	struct fleece_slot_entry *spare;
+	struct fleece_slot_entry *spares[FLEECE_STORE_SPARES];
+	unsigned int nr_spares;
 };
 
 /**
@@ -67,12 +72,12 @@ void fleece_store_exit(struct fleece_store *store);
  * @store: the store.
  * @gfp: how to allocate.
  *
- * fleece_store_alloc() never allocates. It needs a spare page each time it
+ * fleece_store_alloc() never allocates. It takes a spare page each time it
  * enters a part of the store that was not used before.
  *
- * Context: As @gfp allows. The caller serialises calls of this function, and
- * the moment at which the result is given to fleece_store_add_spare().
- * Return: a page to hand to fleece_store_add_spare(), or NULL.
+ * Context: As @gfp allows.
+ * Return: a page to hand to fleece_store_add_spare(); NULL when there are enough
+ * or none is to be had.
  */
 void *fleece_store_refill(struct fleece_store *store, gfp_t gfp);
 

@@ -5,6 +5,7 @@
  */
 #include <linux/errno.h>
 #include <linux/kernel.h>
+#include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
@@ -203,6 +204,16 @@ int fleece_tracker_delete(struct fleece_tracker *tracker, const char *name)
 	tracker->nr_checkpoints--;
 	fleece_tracker_compact(tracker);
 	return 0;
+}
+
+void fleece_tracker_forget(struct fleece_tracker *tracker)
+{
+	struct fleece_segment *segment;
+
+	list_for_each_entry(segment, &tracker->segments, node)
+		memset(&segment->start, 0, sizeof(segment->start));
+	tracker->nr_checkpoints = 0;
+	fleece_tracker_compact(tracker);
 }
 
 static struct fleece_segment *newest_checkpoint(struct fleece_tracker *tracker)

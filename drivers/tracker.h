@@ -13,7 +13,7 @@
  * history (of a snapshot, or of a caller that reads a map) holds others. A
  * frozen segment that somebody else holds is never modified.
  *
- * Without a checkpoint nothing has to be tracked, and there is no segment.
+ * Before the first checkpoint nothing has to be tracked, and there is no segment.
  *
  * Locking: the caller serialises all calls (origin->lock) but
  * fleece_tracker_mark() and the functions of a history. It builds in userspace.
@@ -215,6 +215,16 @@ void fleece_tracker_switch(struct fleece_tracker *tracker, struct fleece_segment
 int fleece_tracker_delete(struct fleece_tracker *tracker, const char *name);
 
 /**
+ * fleece_tracker_forget() - delete all checkpoints
+ * @tracker: the tracker.
+ *
+ * For when writes may have been missed: no checkpoint is better than a wrong one.
+ *
+ * Context: Process, may sleep.
+ */
+void fleece_tracker_forget(struct fleece_tracker *tracker);
+
+/**
  * fleece_tracker_compact() - join segments that no longer need to be apart
  * @tracker: the tracker.
  *
@@ -238,6 +248,10 @@ const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker
  * fleece_history_get() - hold what the tracker has now
  * @history: to be filled in.
  * @tracker: the tracker.
+ *
+ * What was changed up to now stays in it. The live segment goes on to be written
+ * to, and may take up the one before it when a checkpoint is deleted: then the
+ * history shows too much since the checkpoint that was deleted, never too little.
  *
  * Context: Process, may sleep.
  * Return: 0, or -ENOMEM.

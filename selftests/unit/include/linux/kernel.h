@@ -26,5 +26,6 @@
 #define min(a, b)			unit_pick(a, b, true)
 #define max(a, b)			unit_pick(a, b, false)
 #define min_t(type, a, b)		min((type)(a), (type)(b))
+#define clamp(value, low, high)		min(max(value, low), high)
 
 #endif

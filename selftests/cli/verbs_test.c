@@ -54,8 +54,26 @@ static int run(const char *line)
 
 static const char attach_order[] =
 	"create:vg-lv-lower load:vg-lv-lower resume:vg-lv-lower load:vg-lv hold:vg-lv go:vg-lv";
-static const char snapshot_order[] =
-	"cow:a-snap cow:b-snap create:a-snap load:a-snap create:b-snap load:b-snap freeze:a freeze:b go:a-snap go:b-snap go:a go:b";
+static const char *const snapshot_order[] = {
+	"cow:a-snap", "cow:b-snap", "create:a-snap", "load:a-snap", "create:b-snap",
+	"load:b-snap", "freeze:a", "freeze:b", "go:a-snap", "go:b-snap", "go:a", "go:b",
+};
+
+/* Whether the model's log has exactly these words. */
+static bool is_log(const char *const *words, size_t count)
+{
+	const char *at = model->log;
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		size_t length = strlen(words[i]);
+
+		if (strncmp(at, words[i], length) || (at[length] && at[length] != ' '))
+			return false;
+		at += length + (at[length] == ' ');
+	}
+	return !*at;
+}
 
 #define set_text(room, text)	snprintf(room, sizeof(room), "%s", text)
 
@@ -200,7 +218,7 @@ static void test_snapshot(void)
 	tap_ok(status == DONE && is_table("a-snap", "fleece-snapshot") &&
 	       is_table("b-snap", "fleece-snapshot") && is_table("a", "fleece") &&
 	       is_table("b", "fleece") && model->cows == 2, "snapshot of two origins");
-	tap_ok(!strcmp(model->log, snapshot_order),
+	tap_ok(is_log(snapshot_order, sizeof(snapshot_order) / sizeof(snapshot_order[0])),
 	       "all is prepared, both are frozen, both snapshots start, both are resumed: %s",
 	       model->log);
 	tap_ok(!strcmp(model_find("a-snap")->live.params,

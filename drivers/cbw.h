@@ -40,6 +40,9 @@
  * way: it submits W after it read d (control dependency), and handing a bio to
  * a device orders all earlier accesses, cumulatively, before the device's own.
  * So the reader finds d = 1 and serves the cluster again from where it is now.
+ * When access falls, by a release or a loss, waiting writes are let go without d;
+ * the readers find a = 0. There test_and_clear_bit(), fully ordered when it has
+ * cleared the bit, is (A).
  * A break does the same with the state in the place of d: it is set before (A)
  * and before the first write is let go without a copy. Without (A) the write
  * could overtake the bit, without (B) the bit could be read before the data.

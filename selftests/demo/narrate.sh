@@ -147,6 +147,7 @@ run_cleanups()
 {
 	local i
 
+	trap '' INT TERM HUP
 	for ((i = ${#CLEANUPS[@]} - 1; i >= 0; i--)); do
 		eval "${CLEANUPS[i]}" > /dev/null 2>&1 || :
 	done

@@ -180,6 +180,13 @@ int fleece_dm_table(const char *name, struct fleece_dm_table *table)
 	return device ? make_table(&device->live, device->live.params, table) : -ENXIO;
 }
 
+int fleece_dm_inactive_table(const char *name, struct fleece_dm_table *table)
+{
+	struct model_device *device = model_find(name);
+
+	return device ? make_table(&device->inactive, device->inactive.params, table) : -ENXIO;
+}
+
 int fleece_dm_status(const char *name, struct fleece_dm_table *table)
 {
 	struct model_device *device = model_find(name);

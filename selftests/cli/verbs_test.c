@@ -348,6 +348,12 @@ static void test_kill(void)
 		       "killed before change %u of a snapshot, the origins get resumed", at);
 	}
 	tap_ok(at == 13, "the snapshot was killed at each of %u changes", at - 1);
+	set_up_origins();
+	die_at("fleece snapshot a b", 10);
+	become_resumed("a", "b");
+	model->main_pid = getpid();
+	tap_ok(model->cows == 2 && run("fleece remove a-snap b-snap") == DONE &&
+	       origins_are_unharmed(), "remove frees what was never started, COW space too");
 	for (at = 1; at < CHANGES_MAX; at++) {
 		set_up_live();
 		if (!die_at("fleece attach vg-lv", at))

@@ -195,6 +195,20 @@ int snapshot_read(const struct fleece_dm_info *info, struct snapshot *snapshot)
 	return ret;
 }
 
+dev_t snapshot_unstarted_cow(const struct fleece_dm_info *info)
+{
+	struct fleece_dm_table table;
+	dev_t cow = 0;
+
+	if (fleece_dm_inactive_table(info->name, &table))
+		return 0;
+	if (table.count != 1 || strcmp(table.targets[0].type, SNAPSHOT_TARGET) ||
+	    parse_devno(table_word(table.targets[0].params, 1), &cow))
+		cow = 0;
+	fleece_dm_table_free(&table);
+	return cow;
+}
+
 enum status device_origin(const char *text, struct origin *origin)
 {
 	struct fleece_dm_info info;

@@ -121,6 +121,14 @@ int origin_read(const struct fleece_dm_info *info, struct origin *origin);
 int snapshot_read(const struct fleece_dm_info *info, struct snapshot *snapshot);
 
 /**
+ * snapshot_unstarted_cow() - COW device of a snapshot that was never started
+ * @info: the device.
+ *
+ * Return: its number, or 0 if it cannot be told.
+ */
+dev_t snapshot_unstarted_cow(const struct fleece_dm_info *info);
+
+/**
  * device_open() - open the node of a device for reading
  * @info: the device.
  *

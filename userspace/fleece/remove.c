@@ -24,7 +24,7 @@ static enum status remove_snapshot(const char *text)
 	ret = snapshot_read(&info, &snapshot);
 	/* Left over from a snapshot that was never started. */
 	if (ret == -ENODEV && !info.is_live && device_has_prefix(info.uuid, SNAPSHOT_UUID))
-		snapshot.cow = 0;
+		snapshot.cow = snapshot_unstarted_cow(&info);
 	else if (ret == -ENODEV)
 		return report(NO_DEVICE, text, "is not a snapshot; 'fleece list' shows them");
 	else if (ret)

@@ -342,7 +342,7 @@ static int read_table(struct dm_task *task, struct fleece_dm_table *table)
 	return ret;
 }
 
-static int query_table(int type, const char *name, struct fleece_dm_table *table)
+static int query_table(int type, const char *name, bool inactive, struct fleece_dm_table *table)
 {
 	struct dm_task *task = create_task(type, name);
 	int ret = -ENOMEM;
@@ -353,7 +353,8 @@ static int query_table(int type, const char *name, struct fleece_dm_table *table
 		dm_task_no_flush(task);
 		if (type == DM_DEVICE_TABLE)
 			dm_task_secure_data(task);
-		ret = read_table(task, table);
+		if (!inactive || dm_task_query_inactive_table(task))
+			ret = read_table(task, table);
 		dm_task_destroy(task);
 	}
 	if (ret)
@@ -363,12 +364,17 @@ static int query_table(int type, const char *name, struct fleece_dm_table *table
 
 int fleece_dm_table(const char *name, struct fleece_dm_table *table)
 {
-	return query_table(DM_DEVICE_TABLE, name, table);
+	return query_table(DM_DEVICE_TABLE, name, false, table);
+}
+
+int fleece_dm_inactive_table(const char *name, struct fleece_dm_table *table)
+{
+	return query_table(DM_DEVICE_TABLE, name, true, table);
 }
 
 int fleece_dm_status(const char *name, struct fleece_dm_table *table)
 {
-	return query_table(DM_DEVICE_STATUS, name, table);
+	return query_table(DM_DEVICE_STATUS, name, false, table);
 }
 
 void fleece_dm_table_free(struct fleece_dm_table *table)

@@ -151,6 +151,15 @@ void fleece_dm_list_free(char **names, size_t count);
 int fleece_dm_table(const char *name, struct fleece_dm_table *table);
 
 /**
+ * fleece_dm_inactive_table() - the table that the next resume would make live
+ * @name: the device.
+ * @table: filled in, empty if there is none; free with fleece_dm_table_free().
+ *
+ * Return: 0, -ENXIO when there is no such device, or another -errno.
+ */
+int fleece_dm_inactive_table(const char *name, struct fleece_dm_table *table);
+
+/**
  * fleece_dm_status() - the status of a device, without flushing it
  * @name: the device.
  * @table: filled in; free with fleece_dm_table_free().

@@ -1,0 +1,128 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will let the data move while a snapshot read is under way: its
+# cluster is released and the slot used again, the snapshot breaks, the origin
+# goes away. The read gets the old data or an error, never other data.
+#
+#     origin (fleece)   snap (fleece-snapshot)
+#         |       +--------+        |
+#     slow-disk (delay)         slow-cow (delay)     reads wait, writes do not
+#         |                         |
+#       disk                       cow
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+
+SECTORS=16384
+DELAY_MS=2500
+load_fleece
+has_module dm-delay || skip_all "needs the module dm-delay"
+make_arena 48
+make_disk disk $SECTORS
+make_disk cow "$(cow_sectors 128 2)"
+
+# make_slow NAME DISK: a device that can be made slow. Not at once, and with
+# nobody waiting for udev then, which reads a lot.
+make_slow()
+{
+	or_bail dm_create "$1" "0 $(blockdev --getsz "$(path_of "$2")") linear $(path_of "$2") 0"
+	defer dm_remove_deferred "$1"
+	defer set_delay "$1" "$2" 0
+}
+
+# set_delay NAME DISK MS: from now on, reads take that long.
+# shellcheck disable=SC2317 # called by or_bail
+set_delay()
+{
+	local disk
+
+	disk=$(path_of "$2")
+	dmsetup suspend --nolockfs "$PREFIX-$1" &&
+		dmsetup load "$PREFIX-$1" --table "0 $(blockdev --getsz "$disk") delay $disk 0 $3 $disk 0 0" &&
+		dmsetup resume --noudevsync "$PREFIX-$1"
+}
+
+read_in_background()
+{
+	pattern snap verify 1 "$1" "$2" > "$SCRATCH/read" 2>&1 &
+	reader=$!
+	wait_until 10 snapshot_is_busy || bail "$3: the read is under way"
+}
+
+# A bio counts as in flight from when the target has sent it on.
+# shellcheck disable=SC2317 # called by wait_until
+snapshot_is_busy()
+{
+	local node
+
+	node=$(readlink -f "$(path_of snap)")
+	awk '$1 > 0 { busy = 1 } END { exit !busy }' "/sys/block/${node##*/}/inflight"
+}
+
+prepare()
+{
+	make_origin origin "$1"
+	or_bail pattern origin write 1 0 -
+	make_snapshot snap "$1" slow-cow 128 "1 release_on_discard"
+	or_bail pattern origin write 2 0 64k
+	wait_copied snap
+}
+
+# The slot of a released cluster gets another cluster's data.
+test_reused_slot()
+{
+	prepare disk
+	is "one slot is used" "$(snapshot_field snap used)" 1
+	or_bail set_delay slow-cow cow $DELAY_MS
+	read_in_background 0 64k "slot"
+	or_bail message snap release 0 128
+	# Two copies for two slots: one of them is that of the read.
+	or_bail pattern origin write 2 1M 128k
+	wait_copied snap
+	is "the slot was used again while the read was under way" \
+		"$(snapshot_field snap used) $(kill -0 $reader && echo running)" "2 running"
+	wait $reader
+	like "a read from a slot that was used again" "$(cat "$SCRATCH/read")" "^(ok|ENODATA)$"
+	gets "afterwards the cluster is refused" ENODATA snap read 0 64k
+	or_bail set_delay slow-cow cow 0
+	or_bail dm_remove snap
+	or_bail dm_remove origin
+}
+
+test_broken()
+{
+	prepare disk
+	or_bail set_delay slow-cow cow $DELAY_MS
+	read_in_background 0 64k "break"
+	or_bail pattern origin write 2 1M 512k
+	is "the snapshot broke while the read was under way" \
+		"$(snapshot_field snap state) $(kill -0 $reader && echo running)" "broken running"
+	wait $reader
+	is "a read of a snapshot that broke meanwhile" "$(cat "$SCRATCH/read")" EIO
+	or_bail set_delay slow-cow cow 0
+	or_bail dm_remove snap
+	or_bail dm_remove origin
+}
+
+# Nobody sees the writes any more: what the read finds may be newer.
+test_lost_origin()
+{
+	prepare slow-disk
+	or_bail set_delay slow-disk disk $DELAY_MS
+	read_in_background 1M 64k "origin"
+	or_bail dm_remove origin
+	or_bail pattern disk write 3 1M 64k
+	is "the origin changed while the read was under way" "$(kill -0 $reader && echo running)" running
+	wait $reader
+	is "a read of a snapshot whose origin has gone" "$(cat "$SCRATCH/read")" EIO
+	or_bail set_delay slow-disk disk 0
+	or_bail dm_remove snap
+}
+
+make_slow slow-cow cow
+make_slow slow-disk disk
+test_reused_slot
+test_broken
+test_lost_origin
+finish

@@ -18,6 +18,7 @@ SECTORS=32768
 load_fleece
 requires_program mkfs.ext4 jq losetup
 requires_fleece
+has_module loop || skip_all "needs the module loop"
 truncate -s $((SECTORS * 512)) "$SCRATCH/disk" "$SCRATCH/other"
 disk=$(losetup -f --show "$SCRATCH/disk") || skip_all "no loop devices"
 defer losetup -d "$disk"

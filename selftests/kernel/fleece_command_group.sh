@@ -19,6 +19,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 load_fleece
 requires_program lvcreate mkfs.ext4 jq losetup
 requires_fleece
+has_module loop || skip_all "needs the module loop"
 make_arena 400
 make_group
 make_volume one 64

@@ -34,7 +34,7 @@ struct access {
 	uint64_t sectors;
 	uint64_t cluster;
 	uint64_t clusters;
-	_Atomic uint8_t *flags;
+	atomic_uint_least8_t *flags;
 	uint8_t *asked;
 };
 

@@ -34,7 +34,7 @@ static struct device fakes[MAX_DEVICES];
 static unsigned int fake_count;
 static uint64_t fake_sectors;
 static enum fault fake_fault;
-static _Atomic unsigned int fault_clock;
+static atomic_uint fault_clock;
 
 static bool fault_strikes(enum fault fault)
 {

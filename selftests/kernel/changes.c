@@ -42,7 +42,7 @@
 /* When a write was under way, by the clock of this program, and its granules. */
 struct write {
 	uint64_t issued;
-	_Atomic uint64_t completed;
+	atomic_uint_least64_t completed;
 	uint64_t first;
 	uint64_t last;
 };
@@ -75,12 +75,12 @@ static struct {
 	int snapshot;		/* -1: there is none */
 	bool can_discard;
 	struct moment snapshot_moment;
-	_Atomic uint64_t clock;
+	atomic_uint_least64_t clock;
 	struct write *writes;
-	_Atomic uint32_t write_count;
+	atomic_uint_least32_t write_count;
 	struct mark marks[MAX_MARKS];
 	unsigned int names;
-	_Atomic bool writers_stop;
+	atomic_bool writers_stop;
 	bool writers_run;
 	pthread_t writers[WRITERS];
 	uint64_t judged;
@@ -249,7 +249,7 @@ static void read_map(int fd, const char *checkpoint, uint8_t *values)
 #define IS_SURE		1
 #define IS_POSSIBLE	2
 
-static void expect_map(const struct moment *from, const struct moment *upto, uint8_t *expected)
+static void expect_map(const struct moment *from, const struct moment *until, uint8_t *expected)
 {
 	uint32_t count = atomic_load(&test.write_count);
 	uint32_t i;
@@ -261,16 +261,16 @@ static void expect_map(const struct moment *from, const struct moment *upto, uin
 		uint8_t flags = 0;
 		uint64_t granule;
 
-		if (completed > from->before && write->issued < upto->after)
+		if (completed > from->before && write->issued < until->after)
 			flags |= IS_POSSIBLE;
-		if (write->issued > from->after && completed < upto->before)
+		if (write->issued > from->after && completed < until->before)
 			flags |= IS_SURE;
 		for (granule = write->first; flags && granule <= write->last; granule++)
 			expected[granule] |= flags;
 	}
 }
 
-static void judge_map(const char *what, const struct mark *mark, const struct moment *upto,
+static void judge_map(const char *what, const struct mark *mark, const struct moment *until,
 		      const uint8_t *values)
 {
 	uint8_t *expected = malloc(test.granules);
@@ -279,7 +279,7 @@ static void judge_map(const char *what, const struct mark *mark, const struct mo
 
 	if (!expected)
 		violation("out of memory");
-	expect_map(&mark->moment, upto, expected);
+	expect_map(&mark->moment, until, expected);
 	for (i = 0; i < test.granules; i++) {
 		if (expected[i] & IS_SURE && !values[i])
 			violation("%s, map since %s: granule %" PRIu64

@@ -154,11 +154,11 @@ uint32_t history_newest(const struct history *history, unsigned int device, uint
 }
 
 bool history_written(const struct history *history, unsigned int device, uint64_t sector,
-		     uint32_t after, uint32_t upto)
+		     uint32_t after, uint32_t until)
 {
 	const struct version *version = newest_version(history, device, sector);
 
-	while (version && version->sequence > upto)
+	while (version && version->sequence > until)
 		version = older_version(history, device, sector, version);
 	return version && version->sequence > after;
 }

@@ -33,8 +33,8 @@ struct version {
  * forgotten by history_forget() while nothing else runs.
  */
 struct writer_log {
-	_Atomic uint32_t issued;	/* number of the newest write begun */
-	_Atomic uint32_t completed;	/* number of the newest write finished */
+	atomic_uint_least32_t issued;	/* number of the newest write begun */
+	atomic_uint_least32_t completed;	/* number of the newest write finished */
 	struct version *versions;
 	uint32_t used;
 };
@@ -56,7 +56,7 @@ struct history {
 	uint64_t sectors;
 	uint64_t region;
 	struct writer_log logs[MAX_WRITERS];
-	_Atomic uint32_t *newest[MAX_DEVICES];
+	atomic_uint_least32_t *newest[MAX_DEVICES];
 };
 
 /**
@@ -167,6 +167,9 @@ void history_forget(struct history *history);
 
 /**
  * history_newest() - newest version of a sector
+ * @history: the run.
+ * @device: number of the device.
+ * @sector: place.
  *
  * Return: number of the write, 0 if there was none.
  */
@@ -178,10 +181,12 @@ uint32_t history_newest(const struct history *history, unsigned int device, uint
  * @device: number of the device.
  * @sector: place.
  * @after: only writes with a greater number count.
- * @upto: only writes with this number or a smaller one count.
+ * @until: only writes with this number or a smaller one count.
+ *
+ * Return: true if there is such a write.
  */
 bool history_written(const struct history *history, unsigned int device, uint64_t sector,
-		     uint32_t after, uint32_t upto);
+		     uint32_t after, uint32_t until);
 
 /** bounds_completed() - read the finished writes of now into @bounds */
 void bounds_completed(struct bounds *bounds, const struct history *history);

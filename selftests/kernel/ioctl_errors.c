@@ -87,6 +87,11 @@ static void expect_either(const char *what, int ret, int error, int other)
 	expect(what, ret, ret == -other ? other : error);
 }
 
+static void set_name(char *field, const char *name)
+{
+	snprintf(field, FLEECE_NAME_SIZE, "%s", name);
+}
+
 static struct fleece_extents extents_of(int fd, uint32_t map)
 {
 	struct fleece_extents request = {
@@ -98,7 +103,7 @@ static struct fleece_extents extents_of(int fd, uint32_t map)
 	};
 
 	if (map == FLEECE_MAP_CHANGED)
-		snprintf(request.checkpoint, sizeof(request.checkpoint), "%s", checkpoint);
+		set_name(request.checkpoint, checkpoint);
 	return request;
 }
 
@@ -113,7 +118,7 @@ static struct fleece_bitmap bitmap_of(int fd, uint32_t map)
 	};
 
 	if (map == FLEECE_MAP_CHANGED)
-		snprintf(request.checkpoint, sizeof(request.checkpoint), "%s", checkpoint);
+		set_name(request.checkpoint, checkpoint);
 	return request;
 }
 
@@ -342,7 +347,7 @@ static void test_names(void)
 {
 	struct fleece_extents request = extents_of(origin, FLEECE_MAP_CHANGED);
 
-	strcpy(request.checkpoint, "nobody");
+	set_name(request.checkpoint, "nobody");
 	expect("EXTENTS since an unknown checkpoint", call_extents(request), ENOENT);
 	request.fd = snapshot;
 	expect("EXTENTS of a snapshot since an unknown checkpoint", call_extents(request),
@@ -352,7 +357,7 @@ static void test_names(void)
 	memset(request.checkpoint, 0, sizeof(request.checkpoint));
 	expect_either("EXTENTS since no name", call_extents(request), EINVAL, ENOENT);
 	request = extents_of(snapshot, FLEECE_MAP_ACCESSIBLE);
-	strcpy(request.checkpoint, checkpoint);
+	set_name(request.checkpoint, checkpoint);
 	expect("EXTENTS of the access map since a checkpoint", call_extents(request), EINVAL);
 }
 
@@ -365,7 +370,7 @@ static void test_bitmap(void)
 	expect("BITMAP of an origin's access map",
 	       call_bitmap(bitmap_of(origin, FLEECE_MAP_ACCESSIBLE)), EINVAL);
 	request = bitmap_of(origin, FLEECE_MAP_CHANGED);
-	strcpy(request.checkpoint, "nobody");
+	set_name(request.checkpoint, "nobody");
 	expect("BITMAP since an unknown checkpoint", call_bitmap(request), ENOENT);
 	request = bitmap_of(origin, FLEECE_MAP_CHANGED);
 	request.flags = 1;

@@ -62,7 +62,7 @@ struct snapshot {
 	struct cut own_cut;
 	struct access access;
 	uint8_t *changed;		/* the change map as it was first read */
-	_Atomic bool is_broken;		/* a reader knows that it is broken */
+	atomic_bool is_broken;		/* a reader knows that it is broken */
 };
 
 /* The random choices of a round. */
@@ -91,14 +91,14 @@ static struct {
 	unsigned int round;
 	unsigned int pace;		/* percent of the normal length of a round */
 	unsigned int checkpoints;	/* made so far, for their names */
-	_Atomic bool writers_stop;
-	_Atomic bool readers_stop;
-	_Atomic uint64_t written_sectors;
-	_Atomic uint64_t judged_sectors;
-	_Atomic uint64_t denied_reads;
-	_Atomic uint64_t failed_reads;
-	_Atomic uint64_t releases;
-	_Atomic unsigned int slowest_ms;
+	atomic_bool writers_stop;
+	atomic_bool readers_stop;
+	atomic_uint_least64_t written_sectors;
+	atomic_uint_least64_t judged_sectors;
+	atomic_uint_least64_t denied_reads;
+	atomic_uint_least64_t failed_reads;
+	atomic_uint_least64_t releases;
+	atomic_uint slowest_ms;
 	unsigned int broken;
 	unsigned int groups;
 	unsigned int sinces;
@@ -809,14 +809,15 @@ static void prepare(unsigned int devices, uint64_t sectors)
 
 static void report(void)
 {
-	printf("# oracle: seed %" PRIu64 ": %u rounds, %u of groups, %u since a checkpoint, %"
-	       PRIu64 " MiB written, %" PRIu64 " MiB judged, %" PRIu64 " releases, %" PRIu64 " reads denied, %" PRIu64
-	       " failed, %u snapshots broken, slowest live write %u ms, 0 violations\n",
-	       oracle.seed, oracle.round, oracle.groups, oracle.sinces,
-	       atomic_load(&oracle.written_sectors) / 2048,
-	       atomic_load(&oracle.judged_sectors) / 2048, atomic_load(&oracle.releases),
-	       atomic_load(&oracle.denied_reads), atomic_load(&oracle.failed_reads),
-	       oracle.broken, atomic_load(&oracle.slowest_ms));
+	printf("# oracle: seed %" PRIu64 ": %u rounds (%u of groups, %u since a checkpoint, ",
+	       oracle.seed, oracle.round, oracle.groups, oracle.sinces);
+	printf("%u snapshots broken), %" PRIu64 " MiB written, %" PRIu64 " MiB judged, ",
+	       oracle.broken, atomic_load(&oracle.written_sectors) / 2048,
+	       atomic_load(&oracle.judged_sectors) / 2048);
+	printf("%" PRIu64 " releases, %" PRIu64 " reads denied, %" PRIu64 " failed, ",
+	       atomic_load(&oracle.releases), atomic_load(&oracle.denied_reads),
+	       atomic_load(&oracle.failed_reads));
+	printf("slowest live write %u ms, 0 violations\n", atomic_load(&oracle.slowest_ms));
 }
 
 /* The oracle on trial: each fault must be found, for the right reason. */

@@ -27,7 +27,7 @@ demo:
 check:
 	selftests/run-check
 
-unit style:
+unit model style:
 	selftests/run-check $@
 
 vm-test:
@@ -56,6 +56,7 @@ help:
 	@echo '  make demo                watch it back up a live database, in a VM; NATIVE=1: here'
 	@echo '  make check               all tests: unit, style, and four kernels in VMs'
 	@echo '  make unit                only the tests that need no kernel'
+	@echo '  make model               only the exhaustive check of the copy protocol'
 	@echo '  make style               only checkpatch, sparse, shellcheck'
 	@echo '  make vm-test SUITE=...   the kernel tests on one of $(SUITES)'
 	@echo '  make soak                the stress test for two minutes on each kernel'
@@ -63,4 +64,4 @@ help:
 	@echo 'Roots of the VMs are kept in $${FLEECE_CACHE:-/var/cache/dm-fleece}.'
 	@echo 'selftests/vm/run --help tells how to run one command, or a shell, in a VM.'
 
-.PHONY: all modules modules_install userspace install demo check unit style vm-test soak clean help
+.PHONY: all modules modules_install userspace install demo check unit model style vm-test soak clean help

@@ -46,6 +46,9 @@
 /* Clusters that may be partly released at a time. */
 #define PARTIAL_MAX		4096
 
+/* Pause before the next attempt to note where old data is, if there is no memory for it. */
+#define SERVE_RETRY_JIFFIES	max(HZ / 100, 1)
+
 /* Clusters released before the lock is given up once. */
 #define RELEASE_BATCH		64
 
@@ -412,7 +415,7 @@ static void put_copy(struct fleece_copy *copy)
 	spin_lock(&cbw->lock);
 	cbw->buffered_bytes -= bytes;
 	if (!list_empty(&cbw->unserved))
-		queue_work(cbw->memory_wq, &cbw->serve);
+		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
 	/* Under the lock: whoever waits for idle takes it before it frees the engine. */
 	if (!--cbw->nr_copies)
 		wake_up(&cbw->idle);
@@ -947,7 +950,7 @@ bool fleece_cbw_park(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
 	if (list)
 		add_waiter(cbw, waiter, list);
 	if (list == &cbw->unserved)
-		queue_work(cbw->memory_wq, &cbw->serve);
+		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
 	spin_unlock(&cbw->lock);
 	return list;
 }
@@ -974,7 +977,7 @@ static struct fleece_waiter *first_unserved(struct fleece_cbw *cbw, cluster_t *f
  */
 static void serve_unserved(struct work_struct *work)
 {
-	struct fleece_cbw *cbw = container_of(work, struct fleece_cbw, serve);
+	struct fleece_cbw *cbw = container_of(to_delayed_work(work), struct fleece_cbw, serve);
 	struct bio_list reads = BIO_EMPTY_LIST;
 	struct fleece_waiter *waiter;
 	LIST_HEAD(waiters);
@@ -989,8 +992,8 @@ static void serve_unserved(struct work_struct *work)
 			fleece_cbw_break(cbw, ENOSPC, cluster_to_sector(cbw, first),
 					 "the COW device is full");
 		else if (ret == -ENOMEM)
-			fleece_cbw_break(cbw, ENOMEM, cluster_to_sector(cbw, first),
-					 "no memory to note where old data is");
+			/* For the store's entries: they have no reserve but the watchdog. */
+			mod_delayed_work(cbw->memory_wq, &cbw->serve, SERVE_RETRY_JIFFIES);
 		/* -EBUSY: the copies in flight queue this work when they give back memory. */
 		if (ret)
 			return;
@@ -1362,7 +1365,7 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 	fleece_inflight_init(&cbw->inflight, ilog2(copy_sectors) - cbw->cluster_shift);
 	INIT_LIST_HEAD(&cbw->unserved);
 	init_waitqueue_head(&cbw->idle);
-	INIT_WORK(&cbw->serve, serve_unserved);
+	INIT_DELAYED_WORK(&cbw->serve, serve_unserved);
 	INIT_WORK(&cbw->merge, merge_in_background);
 	INIT_DELAYED_WORK(&cbw->watchdog, watch_waiters);
 }
@@ -1400,7 +1403,7 @@ void fleece_cbw_drain(struct fleece_cbw *cbw)
 	/* Let the one who woke us leave the lock. */
 	spin_lock(&cbw->lock);
 	spin_unlock(&cbw->lock);
-	cancel_work_sync(&cbw->serve);
+	cancel_delayed_work_sync(&cbw->serve);
 }
 
 void fleece_cbw_destroy(struct fleece_cbw *cbw)

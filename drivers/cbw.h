@@ -197,7 +197,7 @@ struct fleece_cbw {
 	wait_queue_head_t idle;
 	struct workqueue_struct *wq;
 	struct workqueue_struct *memory_wq;
-	struct work_struct serve;
+	struct delayed_work serve;
 	struct work_struct merge;
 	struct delayed_work watchdog;
 };

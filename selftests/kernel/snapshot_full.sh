@@ -39,7 +39,8 @@ test_full()
 	expect_log "staging $1: and in the log" "fewer than 2 slots|low"
 	is "staging $1: which does not break it" "$(snapshot_field snap state)" active
 
-	dmsetup wait "$PREFIX-snap" "$(events_of snap)" &
+	events=$(events_of snap)
+	dmsetup wait "$PREFIX-snap" "$events" &
 	waiter=$!
 	gets "staging $1: a write that needs more succeeds" ok origin write 2 8M 256k
 	wait_until 20 snapshot_field_is snap state broken

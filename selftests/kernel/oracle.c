@@ -378,25 +378,35 @@ static void *releaser_main(void *argument)
 	return NULL;
 }
 
-/* Read everything once, whole clusters where larger pieces are refused. */
+/*
+ * Where a sweep reads next: clusters in a row that must all be served, or must all
+ * be refused, are read at once, those in doubt one by one.
+ */
+static uint64_t sweep_piece(const struct access *access, uint64_t sector, uint64_t count)
+{
+	bool is_denied = access_is_denied(access, sector, 1);
+	bool is_doubtful = access_is_doubtful(access, sector, 1);
+	uint64_t piece = access->cluster;
+
+	while (piece < count && (is_denied || !is_doubtful) &&
+	       access_is_denied(access, sector + piece, 1) == is_denied &&
+	       access_is_doubtful(access, sector + piece, 1) == is_doubtful)
+		piece += access->cluster;
+	return piece < count ? piece : count;
+}
+
+/* Read everything once. */
 static void sweep(unsigned int device, char *buffer)
 {
-	uint64_t cluster = oracle.choices.cluster;
-	uint64_t step = cluster > 512 ? cluster : 512;
-	uint64_t sector, count, at, piece;
+	const struct access *access = &oracle.snapshots[device].access;
+	uint64_t sector, count;
 
 	for (sector = 0; sector < oracle.history.sectors; sector += count) {
-		count = oracle.history.sectors - sector;
-		if (count > step)
-			count = step;
-		if (!read_and_judge(device, sector, count, buffer))
-			continue;
-		for (at = sector; at < sector + count; at += piece) {
-			piece = sector + count - at;
-			if (piece > cluster)
-				piece = cluster;
-			read_and_judge(device, at, piece, buffer);
-		}
+		count = MAX_IO_SECTORS - sector % MAX_IO_SECTORS;
+		if (count > oracle.history.sectors - sector)
+			count = oracle.history.sectors - sector;
+		count = sweep_piece(access, sector, count);
+		read_and_judge(device, sector, count, buffer);
 	}
 }
 

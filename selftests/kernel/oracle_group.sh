@@ -57,10 +57,10 @@ run_oracle()
 
 run_oracle "fast devices" 128 "$seed" disk cow
 if has_jitter; then
-	make_jittery jitter-a disk-a 15
-	make_jittery jitter-b disk-b 15
-	make_jittery jitter-cow-a cow-a 5
-	make_jittery jitter-cow-b cow-b 5
+	make_jittery jitter-a disk-a 8
+	make_jittery jitter-b disk-b 8
+	make_jittery jitter-cow-a cow-a 4
+	make_jittery jitter-cow-b cow-b 4
 	run_oracle "overtaken reads" 8 $((seed + 1)) jitter jitter-cow
 else
 	skip "overtaken reads" "there is no dm-delay or no dm-multipath"

@@ -131,7 +131,7 @@ struct fleece_cbw_config {
 	void *event_context;
 };
 
-/**
+/*
  * struct fleece_cbw - the engine
  *
  * Constant: @config, @cluster_shift (log2 of the sectors of a cluster),
@@ -202,7 +202,7 @@ struct fleece_cbw {
 	struct delayed_work watchdog;
 };
 
-/**
+/*
  * struct fleece_cbw_status - numbers for a status line
  *
  * Before the snapshot is taken the error is EAGAIN.

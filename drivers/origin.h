@@ -40,7 +40,7 @@
 #include "cbw.h"
 #include "tracker.h"
 
-/**
+/*
  * struct fleece_origin - one live device
  *
  * Constant: @lower (open as long as a table is), @md (the device-mapper device

@@ -40,7 +40,7 @@ struct fleece_snapshot_options {
 	unsigned long given;
 };
 
-/**
+/*
  * struct fleece_snapshot - one snapshot
  *
  * Constant: @md (only compared), @md_devt, @origin (a reference), @cow,

@@ -8,7 +8,7 @@
 #include "report.h"
 
 #ifndef FLEECE_VERSION
-#define FLEECE_VERSION	"0.1.0"
+#define FLEECE_VERSION	"0.1"
 #endif
 
 /**

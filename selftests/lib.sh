@@ -216,7 +216,7 @@ check_leftovers()
 		succeeds "the module can be unloaded" rmmod dm_fleece
 		MODULE_LOADED=
 	fi
-	left=$(log_since_start | grep -E 'WARNING:|BUG:|Oops|Call Trace|possible (circular|recursive) locking|inconsistent lock|blocked for more than|refcount_t:')
+	left=$(log_since_start | grep -E 'WARNING:|BUG:|Oops|Call Trace|possible (circular|recursive) locking|inconsistent lock|blocked for more than|refcount_t:|not in table devices list|dm_put_device call missing')
 	is "the kernel did not complain" "$left" ""
 }
 

@@ -575,28 +575,32 @@ static int parse_cluster(struct fleece_snapshot_options *options, const char *ar
 
 /* ------------------------- Devices of a table ------------------------- */
 
+/*
+ * The one that is written to comes first. If both are the same device, opening it
+ * again with more rights would replace, and free, what the first opening returned.
+ */
 static int open_devices(struct dm_target *ti, char **argv, struct snapshot_table *table)
 {
 	int ret;
 
-	ret = dm_get_device(ti, argv[0], FLEECE_OPEN_READ, &table->origin);
-	if (ret) {
-		ti->error = "Cannot open the origin device";
-		return ret;
-	}
 	ret = dm_get_device(ti, argv[1], FLEECE_OPEN_RW, &table->cow);
 	if (ret) {
 		ti->error = ret == -EBUSY ? "COW device is in use (mounted, or claimed otherwise)" :
 					    "Cannot open the COW device";
-		dm_put_device(ti, table->origin);
+		return ret;
+	}
+	ret = dm_get_device(ti, argv[0], FLEECE_OPEN_READ, &table->origin);
+	if (ret) {
+		ti->error = "Cannot open the origin device";
+		dm_put_device(ti, table->cow);
 	}
 	return ret;
 }
 
 static void close_devices(struct dm_target *ti, struct snapshot_table *table)
 {
-	dm_put_device(ti, table->cow);
 	dm_put_device(ti, table->origin);
+	dm_put_device(ti, table->cow);
 }
 
 /* The same device, or the disk that the other one is a partition of? */

@@ -258,8 +258,7 @@ static long get_checkpoints(void __user *arg)
 
 	if (copy_from_user(&request, arg, sizeof(request)))
 		return -EFAULT;
-	if (request.flags || request.count ||
-	    !is_zero(request.reserved, ARRAY_SIZE(request.reserved)))
+	if (request.flags || !is_zero(request.reserved, ARRAY_SIZE(request.reserved)))
 		return -EINVAL;
 	ret = get_subject(&subject, request.fd);
 	if (ret)
@@ -330,6 +329,7 @@ static long put_extents(const struct map *map, struct fleece_extents *request,
 	u64 offset = request->offset;
 	u32 n;
 
+	request->count = 0;
 	while (offset < end && request->count < request->capacity) {
 		n = min_t(u32, request->capacity - request->count, EXTENTS_PER_TURN);
 		n = find_extents(map, &offset, end, buffer, n);
@@ -359,8 +359,8 @@ static long get_extents(void __user *arg)
 
 	if (copy_from_user(&request, arg, sizeof(request)))
 		return -EFAULT;
-	if (request.flags || request.reserved0 || request.count || request.covered ||
-	    !request.capacity || !is_zero(request.reserved, ARRAY_SIZE(request.reserved)))
+	if (request.flags || request.reserved0 || !request.capacity ||
+	    !is_zero(request.reserved, ARRAY_SIZE(request.reserved)))
 		return -EINVAL;
 	ret = get_subject(&subject, request.fd);
 	if (ret)
@@ -420,7 +420,7 @@ static long get_bitmap(void __user *arg)
 
 	if (copy_from_user(&request, arg, sizeof(request)))
 		return -EFAULT;
-	if (request.flags || request.reserved0 || request.unit || request.count ||
+	if (request.flags || request.reserved0 ||
 	    !is_zero(request.reserved, ARRAY_SIZE(request.reserved)))
 		return -EINVAL;
 	ret = get_subject(&subject, request.fd);

@@ -418,6 +418,9 @@ static void test_edges(void)
 	expect("EXTENTS into room for one", enter(FLEECE_IOC_EXTENTS, (uintptr_t)extents), 0);
 	check(extents->count == 1 && extents->covered, "EXTENTS into room for one",
 	      "says how far it got");
+	/* What a call has answered must not stand in the way of the next one. */
+	expect("EXTENTS with the answer of the call before",
+	       enter(FLEECE_IOC_EXTENTS, (uintptr_t)extents), 0);
 }
 
 static char *low_page(void)

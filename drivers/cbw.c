@@ -70,6 +70,10 @@ enum copy_phase {
  *	protected by cbw->lock.
  * @pending: bios under way.
  * @status: of the first one that failed.
+ * @error: errno, positive: no copy of the clusters from @bad_first to @bad_last can
+ *	be had, so the live writes that need them fail (FLEECE_BREAK_WRITE).
+ * @bad_first: see @error.
+ * @bad_last: see @error.
  * @nr_bios: bios that are allocated.
  * @bios: hold the pages; read with, then written with.
  */
@@ -84,6 +88,9 @@ struct fleece_copy {
 	bool is_staged;
 	atomic_t pending;
 	blk_status_t status;
+	int error;
+	cluster_t bad_first;
+	cluster_t bad_last;
 	unsigned int nr_bios;
 	struct bio *bios[];
 };
@@ -279,14 +286,29 @@ static void resume_waiters(struct fleece_cbw *cbw, struct list_head *waiters)
 		cbw->config.methods->resume(cbw->config.resume_context, waiters);
 }
 
+/* The watchdog looks at the waiting writes at @deadline, in jiffies, or at once. */
+static void arm_watchdog(struct fleece_cbw *cbw, unsigned long deadline)
+{
+	long left = (long)(deadline - jiffies);
+
+	lockdep_assert_held(&cbw->lock);
+	cbw->watch_at = deadline;
+	mod_delayed_work(cbw->watch_wq, &cbw->watchdog, max(left, 0L));
+}
+
 static void add_waiter(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
 		       struct list_head *list)
 {
+	unsigned long deadline = waiter->since + msecs_to_jiffies(cbw->config.timeout_ms);
+	bool is_first = !cbw->nr_waiting++;
+
 	lockdep_assert_held(&cbw->lock);
 	list_add_tail(&waiter->node, list);
-	if (!cbw->nr_waiting++ && cbw->config.timeout_ms)
-		queue_delayed_work(cbw->wq, &cbw->watchdog,
-				   msecs_to_jiffies(cbw->config.timeout_ms));
+	if (!cbw->config.timeout_ms)
+		return;
+	/* It may have waited before: for another copy, or for one that has failed. */
+	if (is_first || time_before(deadline, cbw->watch_at))
+		arm_watchdog(cbw, deadline);
 }
 
 static struct fleece_waiter *older_waiter(struct fleece_waiter *oldest, struct list_head *list)
@@ -312,29 +334,6 @@ static struct fleece_waiter *oldest_waiter(struct fleece_cbw *cbw)
 			oldest = older_waiter(oldest, &copy_of(run)->waiters);
 	}
 	return oldest;
-}
-
-static void watch_waiters(struct work_struct *work)
-{
-	struct fleece_cbw *cbw = container_of(to_delayed_work(work), struct fleece_cbw, watchdog);
-	unsigned long timeout = msecs_to_jiffies(cbw->config.timeout_ms);
-	struct fleece_waiter *oldest;
-	sector_t sector = 0;
-	long left = 0;
-
-	spin_lock(&cbw->lock);
-	oldest = oldest_waiter(cbw);
-	if (oldest) {
-		left = (long)(oldest->since + timeout - jiffies);
-		sector = cluster_to_sector(cbw, oldest->first);
-		if (left > 0)
-			queue_delayed_work(cbw->wq, &cbw->watchdog, left);
-	}
-	spin_unlock(&cbw->lock);
-
-	if (oldest && left <= 0)
-		fleece_cbw_break(cbw, ETIMEDOUT, sector,
-				 "a live write has waited for cbw_timeout for its copy");
 }
 
 /* The only way to FLEECE_CBW_BROKEN. Returns false if the engine was there already. */
@@ -554,21 +553,22 @@ static struct page *buffer_page(struct fleece_copy *copy, u64 offset)
 	return copy->bios[offset / BIO_BYTES]->bi_io_vec[offset % BIO_BYTES / PAGE_SIZE].bv_page;
 }
 
-/* Read one cluster again, on its own. Returns 0 or a negative errno. */
-static int reread_cluster(struct fleece_copy *copy, cluster_t cluster)
+/* Read or write one cluster of a copy on its own. Returns 0 or a negative errno. */
+static int redo_cluster(struct fleece_copy *copy, cluster_t cluster, bool is_write,
+			sector_t sector)
 {
 	struct fleece_cbw *cbw = copy->cbw;
-	sector_t sector = cluster_to_sector(cbw, cluster);
-	u64 offset = (u64)(sector - cluster_to_sector(cbw, copy->run.first)) << SECTOR_SHIFT;
+	u64 offset = (u64)(cluster - copy->run.first) << (cbw->cluster_shift + SECTOR_SHIFT);
 	u64 end = offset + ((u64)clusters_sectors(cbw, cluster, cluster) << SECTOR_SHIFT);
+	struct block_device *bdev = is_write ? cbw->config.cow : cbw->config.origin;
 	unsigned int bytes;
 	struct bio *bio;
 	int ret = 0;
 
 	while (offset < end && !ret) {
 		/* A reserve of its own: this copy holds bios of the other one. */
-		bio = fleece_bio_alloc(cbw->config.origin, BIO_PAGES, REQ_OP_READ, GFP_NOIO,
-				       &cbw->rescue_bios);
+		bio = fleece_bio_alloc(bdev, BIO_PAGES, is_write ? REQ_OP_WRITE : REQ_OP_READ,
+				       GFP_NOIO, &cbw->rescue_bios);
 		bio->bi_iter.bi_sector = sector;
 		do {
 			bytes = min_t(u64, end - offset, PAGE_SIZE);
@@ -582,36 +582,95 @@ static int reread_cluster(struct fleece_copy *copy, cluster_t cluster)
 	return ret;
 }
 
-/* The old data of a cluster cannot be read: the snapshot does without it. */
-static void lose_cluster(struct fleece_cbw *cbw, cluster_t cluster, int error)
+/* Let the writes go that wait for the copy in flight at @cluster, to look again. */
+static void let_go(struct fleece_cbw *cbw, cluster_t cluster, struct list_head *waiters)
 {
-	sector_t sector = cluster_to_sector(cbw, cluster);
+	struct fleece_run *run;
+
+	lockdep_assert_held(&cbw->lock);
+	run = fleece_inflight_find(&cbw->inflight, cluster);
+	if (run)
+		take_waiters(cbw, &copy_of(run)->waiters, waiters);
+	else if (!list_empty(&cbw->unserved))
+		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
+}
+
+/* Of a cluster that is done, only a copy whose write has failed may take the access. */
+static bool take_access(struct fleece_cbw *cbw, cluster_t cluster, bool is_copied, int error,
+			struct list_head *waiters)
+{
+	lockdep_assert_held(&cbw->lock);
+	if (!is_copied && is_done(cbw, cluster))
+		return false;
+	if (!fleece_cbw_is_active(cbw) || !test_and_clear_bit(cluster, cbw->access))
+		return false;
+	cbw->nr_accessible--;
+	if (!cbw->nr_lost++) {
+		cbw->error = error;
+		cbw->error_sector = cluster_to_sector(cbw, cluster);
+	}
+	let_go(cbw, cluster, waiters);
+	return true;
+}
+
+/* Returns 1 if the cluster is lost by this call, 0 if there is no need, or -ENOMEM. */
+static int note_lost(struct fleece_cbw *cbw, cluster_t cluster, bool is_copied, int error,
+		     struct list_head *waiters)
+{
+	/* Reclaim may wait for the very writes that are to be let go: rather fail. */
+	gfp_t gfp = GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN;
 	bool is_lost = false;
 
-	if (xa_err(xa_store(&cbw->lost, cluster, xa_mk_value(error), GFP_NOIO))) {
-		fleece_cbw_break(cbw, error, sector, "cannot note a lost cluster");
-		return;
+	/* One at a time: the note of whom the cluster is lost by must not be erased. */
+	mutex_lock(&cbw->lose_lock);
+	if (!is_accessible(cbw, cluster))
+		goto out;
+	if (xa_err(xa_store(&cbw->lost, cluster, xa_mk_value(error), gfp))) {
+		mutex_unlock(&cbw->lose_lock);
+		return -ENOMEM;
 	}
 	spin_lock(&cbw->lock);
 	/* After the note, so that a reader who finds no access finds the reason. */
-	if (test_and_clear_bit(cluster, cbw->access)) {
-		cbw->nr_accessible--;
-		if (!cbw->nr_lost++ && fleece_cbw_is_active(cbw)) {
-			cbw->error = error;
-			cbw->error_sector = sector;
-		}
-		is_lost = true;
-	}
+	is_lost = take_access(cbw, cluster, is_copied, error, waiters);
 	spin_unlock(&cbw->lock);
-	if (!is_lost) {
-		/* It was released a moment before. */
+	if (!is_lost)
+		/* It was released or copied a moment before. */
 		xa_erase(&cbw->lost, cluster);
+out:
+	mutex_unlock(&cbw->lose_lock);
+	return is_lost;
+}
+
+/*
+ * The old data of a cluster cannot be kept: the snapshot does without it.
+ * @is_copied says that it may be in RAM, but can never get to its slot.
+ */
+static void lose_cluster(struct fleece_cbw *cbw, cluster_t cluster, bool is_copied, int error,
+			 const char *cause)
+{
+	sector_t sector = cluster_to_sector(cbw, cluster);
+	LIST_HEAD(waiters);
+	int ret;
+
+	ret = note_lost(cbw, cluster, is_copied, error, &waiters);
+	if (ret < 0)
+		fleece_cbw_break(cbw, error, sector, "cannot note a lost cluster");
+	if (ret <= 0)
 		return;
-	}
-	DMERR_LIMIT("%s: old data of cluster %llu (sector %llu of %pg) cannot be read (errno %d): cluster lost",
+	resume_waiters(cbw, &waiters);
+	DMERR_LIMIT("%s: cluster %llu (sector %llu of %pg) is lost: %s (errno %d)",
 		    cbw->config.name, cluster, (unsigned long long)sector, cbw->config.origin,
-		    error);
+		    cause, error);
 	cbw->config.methods->event(cbw->config.event_context);
+}
+
+/* Nothing is to be had of a cluster for the writes that wait for its copy. */
+static void note_bad_cluster(struct fleece_copy *copy, cluster_t cluster, int error)
+{
+	if (!copy->error)
+		copy->bad_first = cluster;
+	copy->bad_last = cluster;
+	copy->error = error;
 }
 
 /*
@@ -629,10 +688,140 @@ static void rescue_clusters(struct fleece_copy *copy)
 		/* Released meanwhile: nobody wants it. */
 		if (!is_accessible(cbw, c))
 			continue;
-		ret = reread_cluster(copy, c);
-		if (ret)
-			lose_cluster(cbw, c, -ret);
+		ret = redo_cluster(copy, c, false, cluster_to_sector(cbw, c));
+		if (ret && cbw->config.on_error == FLEECE_BREAK_WRITE)
+			note_bad_cluster(copy, c, -ret);
+		else if (ret)
+			lose_cluster(cbw, c, false, -ret, "its old data cannot be read");
 	}
+}
+
+/*
+ * The write of a run failed, and the snapshot is to go on: write its clusters one
+ * by one, so that a bad place of the COW device costs no more than it must.
+ */
+static void rewrite_clusters(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	u32 slot = copy->slot;
+	cluster_t c;
+	int ret;
+
+	fleece_cbw_finish_merge(cbw);
+	for (c = copy->run.first; c <= copy->run.last && fleece_cbw_is_active(cbw); c++, slot++) {
+		if (!is_accessible(cbw, c))
+			continue;
+		ret = redo_cluster(copy, c, true, slot_to_sector(cbw, slot));
+		if (!ret)
+			continue;
+		note_bad_cluster(copy, c, -ret);
+		if (cbw->config.on_error == FLEECE_BREAK_CLUSTER)
+			lose_cluster(cbw, c, true, -ret,
+				     "its old data cannot be written to the COW device");
+	}
+}
+
+/* ------------------------- Waits that are too long ------------------------- */
+
+/* Last cluster of the copy in flight at @cluster; false if there is none. */
+static bool in_flight_until(struct fleece_cbw *cbw, cluster_t cluster, cluster_t *last)
+{
+	struct fleece_run *run;
+
+	spin_lock(&cbw->lock);
+	run = fleece_inflight_find(&cbw->inflight, cluster);
+	if (run)
+		*last = run->last;
+	spin_unlock(&cbw->lock);
+	return run;
+}
+
+/* Lose what is neither copied nor, unless @also_in_flight, being copied. */
+static void lose_range(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
+		       bool also_in_flight, int error, const char *cause)
+{
+	cluster_t until;
+	u64 length;
+
+	fleece_cbw_finish_merge(cbw);
+	while (first <= last) {
+		if (!fleece_cbw_needs(cbw, first, last, &length)) {
+			first += length;
+		} else if (!also_in_flight && in_flight_until(cbw, first, &until)) {
+			first = until + 1;
+		} else {
+			lose_cluster(cbw, first++, false, error, cause);
+			cond_resched();
+		}
+	}
+}
+
+static void take_expired(struct fleece_cbw *cbw, struct list_head *from, struct list_head *to)
+{
+	unsigned long timeout = msecs_to_jiffies(cbw->config.timeout_ms);
+	struct fleece_waiter *waiter;
+	struct fleece_waiter *next;
+
+	lockdep_assert_held(&cbw->lock);
+	list_for_each_entry_safe(waiter, next, from, node) {
+		if (time_before(jiffies, waiter->since + timeout))
+			continue;
+		list_move_tail(&waiter->node, to);
+		cbw->nr_waiting--;
+	}
+}
+
+/* The policies that keep the snapshot when writes have waited for too long. */
+static void end_waits(struct fleece_cbw *cbw, struct list_head *expired)
+{
+	struct fleece_waiter *waiter;
+
+	list_for_each_entry(waiter, expired, node) {
+		if (cbw->config.on_error == FLEECE_BREAK_WRITE)
+			waiter->error = ETIMEDOUT;
+		else
+			lose_range(cbw, waiter->first, waiter->last, true, ETIMEDOUT,
+				   "a live write has waited for cbw_timeout for its copy");
+	}
+	if (cbw->config.on_error == FLEECE_BREAK_WRITE && !list_empty(expired))
+		DMERR_LIMIT("%s: live writes fail: they have waited for cbw_timeout (%u ms) for their copies",
+			    cbw->config.name, cbw->config.timeout_ms);
+	resume_waiters(cbw, expired);
+}
+
+static void watch_waiters(struct work_struct *work)
+{
+	struct fleece_cbw *cbw = container_of(to_delayed_work(work), struct fleece_cbw, watchdog);
+	bool may_break = cbw->config.on_error == FLEECE_BREAK_SNAPSHOT;
+	struct fleece_waiter *oldest;
+	struct fleece_run *run;
+	LIST_HEAD(expired);
+	sector_t sector = 0;
+	unsigned int i;
+	unsigned long deadline;
+	bool is_late = false;
+
+	spin_lock(&cbw->lock);
+	for (i = 0; !may_break && i < ARRAY_SIZE(cbw->inflight.buckets); i++) {
+		list_for_each_entry(run, &cbw->inflight.buckets[i], node)
+			take_expired(cbw, &copy_of(run)->waiters, &expired);
+	}
+	if (!may_break)
+		take_expired(cbw, &cbw->unserved, &expired);
+	oldest = oldest_waiter(cbw);
+	if (oldest) {
+		deadline = oldest->since + msecs_to_jiffies(cbw->config.timeout_ms);
+		sector = cluster_to_sector(cbw, oldest->first);
+		is_late = time_after_eq(jiffies, deadline);
+		if (!is_late || !may_break)
+			arm_watchdog(cbw, is_late ? jiffies + 1 : deadline);
+	}
+	spin_unlock(&cbw->lock);
+
+	end_waits(cbw, &expired);
+	if (is_late && may_break)
+		fleece_cbw_break(cbw, ETIMEDOUT, sector,
+				 "a live write has waited for cbw_timeout for its copy");
 }
 
 /* ------------------------- Steps of a copy ------------------------- */
@@ -667,13 +856,70 @@ static bool is_wanted(struct fleece_copy *copy)
 	return false;
 }
 
-/* Leave the table; @is_stored says that the COW device has the data. */
+static bool is_bad(const struct fleece_copy *copy, cluster_t first, cluster_t last)
+{
+	return copy->error && first <= copy->bad_last && last >= copy->bad_first;
+}
+
+/* Released or lost meanwhile, a cluster is in nobody's way. */
+static bool needs_bad(struct fleece_copy *copy, const struct fleece_waiter *waiter, cluster_t bad)
+{
+	return waiter->first <= bad && bad <= waiter->last && needs_copy(copy->cbw, bad);
+}
+
+/* The writes that no copy can be had for; the others begin anew. */
+static void fail_waiters(struct fleece_copy *copy, struct list_head *waiters)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	struct fleece_waiter *waiter;
+	bool is_told = false;
+
+	if (!copy->error || cbw->config.on_error != FLEECE_BREAK_WRITE)
+		return;
+	list_for_each_entry(waiter, waiters, node) {
+		/* Between the two there may be good ones: those copies are tried again. */
+		if (!needs_bad(copy, waiter, copy->bad_first) &&
+		    !needs_bad(copy, waiter, copy->bad_last))
+			continue;
+		waiter->error = copy->error;
+		is_told = true;
+	}
+	if (!is_told)
+		return;
+	DMERR_LIMIT("%s: live writes from sector %llu of %pg on fail: no copy of the old data (errno %d)",
+		    cbw->config.name,
+		    (unsigned long long)cluster_to_sector(cbw, copy->bad_first),
+		    cbw->config.origin, copy->error);
+}
+
+/* Slots have come free. Returns true if that is news. */
+static bool note_free_slots(struct fleece_cbw *cbw)
+{
+	u32 nr_free = cbw->store.nr_slots - cbw->store.used;
+	bool is_news = false;
+
+	lockdep_assert_held(&cbw->lock);
+	if (!list_empty(&cbw->unserved))
+		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
+	if (cbw->low_water_told && nr_free >= cbw->config.low_water_slots) {
+		cbw->low_water_told = false;
+		is_news = true;
+	}
+	if (cbw->full_told && nr_free) {
+		cbw->full_told = false;
+		is_news = true;
+	}
+	return is_news;
+}
+
+/* Leave the table; @is_stored says that the COW device has what is not bad of the data. */
 static void finish_copy(struct fleece_copy *copy, bool is_stored)
 {
 	struct fleece_cbw *cbw = copy->cbw;
 	LIST_HEAD(waiters);
 	cluster_t c;
 	u32 slot = copy->slot;
+	bool is_news;
 
 	spin_lock(&cbw->lock);
 	is_stored = is_stored && fleece_cbw_is_active(cbw);
@@ -683,6 +929,8 @@ static void finish_copy(struct fleece_copy *copy, bool is_stored)
 		/* Released or lost meanwhile: that wins. */
 		if (is_stored && is_accessible(cbw, c))
 			fleece_store_insert(&cbw->store, c, slot);
+		else if (copy->phase == COPY_WRITE && is_bad(copy, c, c))
+			fleece_store_avoid(&cbw->store, slot);
 		else
 			fleece_store_free(&cbw->store, slot);
 	}
@@ -690,9 +938,13 @@ static void finish_copy(struct fleece_copy *copy, bool is_stored)
 		cbw->staged_bytes -= copy_bytes(copy);
 	fleece_inflight_remove(&copy->run);
 	take_waiters(cbw, &copy->waiters, &waiters);
+	is_news = note_free_slots(cbw);
 	spin_unlock(&cbw->lock);
 
+	fail_waiters(copy, &waiters);
 	resume_waiters(cbw, &waiters);
+	if (is_news)
+		cbw->config.methods->event(cbw->config.event_context);
 	put_copy(copy);
 }
 
@@ -733,7 +985,7 @@ static void read_done(struct fleece_copy *copy)
 	spin_unlock(&cbw->lock);
 
 	resume_waiters(cbw, &waiters);
-	if (is_wanted(copy))
+	if (!copy->error && is_wanted(copy))
 		submit_writes(copy);
 	else
 		finish_copy(copy, false);
@@ -742,12 +994,18 @@ static void read_done(struct fleece_copy *copy)
 static void write_done(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
+	bool is_stored = !copy->status;
 
-	if (copy->status)
+	if (copy->status && cbw->config.on_error == FLEECE_BREAK_SNAPSHOT) {
 		fleece_cbw_break(cbw, -blk_status_to_errno(copy->status),
 				 cluster_to_sector(cbw, copy->run.first),
 				 "old data cannot be written to the COW device");
-	finish_copy(copy, !copy->status);
+	} else if (copy->status) {
+		rewrite_clusters(copy);
+		/* What is lost is not accessible any more; the rest has its copy. */
+		is_stored = !copy->error || cbw->config.on_error == FLEECE_BREAK_CLUSTER;
+	}
+	finish_copy(copy, is_stored);
 }
 
 static void copy_step(struct work_struct *work)
@@ -870,19 +1128,6 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last, b
 	return ret;
 }
 
-/* Last cluster of the copy in flight at @cluster; false if there is none. */
-static bool in_flight_until(struct fleece_cbw *cbw, cluster_t cluster, cluster_t *last)
-{
-	struct fleece_run *run;
-
-	spin_lock(&cbw->lock);
-	run = fleece_inflight_find(&cbw->inflight, cluster);
-	if (run)
-		*last = run->last;
-	spin_unlock(&cbw->lock);
-	return run;
-}
-
 /*
  * Start copies until each cluster of the range is done, not needed or in
  * flight. Returns 0 or the error of claim_run().
@@ -936,14 +1181,27 @@ static struct list_head *list_to_wait_on(struct fleece_cbw *cbw,
 	return list;
 }
 
+/* First come, first served: who cannot start a copy yet must not be overtaken. */
+static void start_in_turn(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
+			  struct bio_list *reads)
+{
+	if (list_empty_careful(&cbw->unserved))
+		start_missing(cbw, first, last, false, reads);
+}
+
+void fleece_cbw_start(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors,
+		      struct bio_list *reads)
+{
+	start_in_turn(cbw, fleece_cbw_cluster(cbw, sector),
+		      fleece_cbw_cluster(cbw, sector + nr_sectors - 1), reads);
+}
+
 bool fleece_cbw_park(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
 		     struct bio_list *reads)
 {
 	struct list_head *list;
 
-	/* First come, first served: who cannot start a copy yet must not be overtaken. */
-	if (list_empty_careful(&cbw->unserved))
-		start_missing(cbw, waiter->first, waiter->last, false, reads);
+	start_in_turn(cbw, waiter->first, waiter->last, reads);
 
 	spin_lock(&cbw->lock);
 	list = list_to_wait_on(cbw, waiter);
@@ -971,6 +1229,82 @@ static struct fleece_waiter *first_unserved(struct fleece_cbw *cbw, cluster_t *f
 	return waiter;
 }
 
+/* Writes wait until a slot is free: say so, once. */
+static void tell_full(struct fleece_cbw *cbw)
+{
+	bool was_told = true;
+
+	spin_lock(&cbw->lock);
+	swap(was_told, cbw->full_told);
+	spin_unlock(&cbw->lock);
+	if (was_told)
+		return;
+	DMWARN("%s: COW device %pg is full, live writes wait", cbw->config.name, cbw->config.cow);
+	cbw->config.methods->event(cbw->config.event_context);
+}
+
+/*
+ * Writes are served in their order, but who needs no slot any more, because its
+ * clusters were released, lost or copied, does not wait for those before it.
+ */
+static void pass_by(struct fleece_cbw *cbw)
+{
+	struct fleece_waiter *waiter;
+	struct fleece_waiter *next;
+	LIST_HEAD(waiters);
+	LIST_HEAD(taken);
+
+	spin_lock(&cbw->lock);
+	list_for_each_entry_safe(waiter, next, &cbw->unserved, node) {
+		if (list_to_wait_on(cbw, waiter) != &cbw->unserved)
+			list_move_tail(&waiter->node, &taken);
+	}
+	take_waiters(cbw, &taken, &waiters);
+	spin_unlock(&cbw->lock);
+	resume_waiters(cbw, &waiters);
+}
+
+/*
+ * There is no slot for what @waiter, the first of the writes not yet served, needs.
+ * Returns true if it has been seen to and the next one can be looked at.
+ */
+static bool handle_full(struct fleece_cbw *cbw, struct fleece_waiter *waiter, cluster_t first,
+			cluster_t last)
+{
+	LIST_HEAD(waiters);
+	LIST_HEAD(taken);
+
+	if (cbw->config.wait_when_full) {
+		tell_full(cbw);
+		pass_by(cbw);
+		return false;
+	}
+	switch (cbw->config.on_error) {
+	case FLEECE_BREAK_SNAPSHOT:
+		fleece_cbw_break(cbw, ENOSPC, cluster_to_sector(cbw, first),
+				 "the COW device is full");
+		return false;
+	case FLEECE_BREAK_CLUSTER:
+		lose_range(cbw, first, last, false, ENOSPC, "the COW device is full");
+		return true;
+	case FLEECE_BREAK_WRITE:
+		break;
+	}
+	spin_lock(&cbw->lock);
+	/* Its memory may belong to another write by now. */
+	if (cbw->unserved.next == &waiter->node && waiter->first == first &&
+	    waiter->last == last) {
+		waiter->error = ENOSPC;
+		list_move(&waiter->node, &taken);
+		take_waiters(cbw, &taken, &waiters);
+	}
+	spin_unlock(&cbw->lock);
+	if (!list_empty(&waiters))
+		DMERR_LIMIT("%s: live writes fail: the COW device is full", cbw->config.name);
+	resume_waiters(cbw, &waiters);
+	return true;
+}
+
 /*
  * Start the copies that could not be started without sleeping. A write stays on
  * the list meanwhile, so that the watchdog and a break find it.
@@ -988,10 +1322,9 @@ static void serve_unserved(struct work_struct *work)
 
 	while ((waiter = first_unserved(cbw, &first, &last))) {
 		ret = start_missing(cbw, first, last, true, &reads);
-		if (ret == -ENOSPC)
-			fleece_cbw_break(cbw, ENOSPC, cluster_to_sector(cbw, first),
-					 "the COW device is full");
-		else if (ret == -ENOMEM)
+		if (ret == -ENOSPC && handle_full(cbw, waiter, first, last))
+			continue;
+		if (ret == -ENOMEM)
 			/* For the store's entries: they have no reserve but the watchdog. */
 			mod_delayed_work(cbw->memory_wq, &cbw->serve, SERVE_RETRY_JIFFIES);
 		/* -EBUSY: the copies in flight queue this work when they give back memory. */
@@ -1014,6 +1347,8 @@ static void serve_unserved(struct work_struct *work)
 
 static void locate_denied(struct fleece_cbw *cbw, cluster_t cluster, struct fleece_place *place)
 {
+	/* Pairs with test_and_clear_bit() in take_access(): who sees access gone sees the note. */
+	smp_rmb();
 	place->kind = xa_load(&cbw->lost, cluster) ? FLEECE_PLACE_LOST : FLEECE_PLACE_DENIED;
 }
 
@@ -1142,10 +1477,12 @@ static void release_cluster(struct fleece_cbw *cbw, cluster_t cluster, struct li
 		fleece_store_remove(&cbw->store, cluster);
 }
 
-static void release_whole(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
+/* Returns true if there is something to tell. */
+static bool release_whole(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
 {
 	struct fleece_view access = { &cbw->access, 1, cbw->nr_clusters };
 	LIST_HEAD(waiters);
+	bool is_news = false;
 	cluster_t end;
 	u64 length;
 	bool value;
@@ -1161,12 +1498,12 @@ static void release_whole(struct fleece_cbw *cbw, cluster_t first, cluster_t las
 		spin_lock(&cbw->lock);
 		for (; first < end; first++)
 			release_cluster(cbw, first, &waiters);
-		if (cbw->store.nr_slots - cbw->store.used >= cbw->config.low_water_slots)
-			cbw->low_water_told = false;
+		is_news |= note_free_slots(cbw);
 		spin_unlock(&cbw->lock);
 		resume_waiters(cbw, &waiters);
 		INIT_LIST_HEAD(&waiters);
 	}
+	return is_news;
 }
 
 static void forget_partial(struct fleece_cbw *cbw, cluster_t cluster)
@@ -1216,8 +1553,11 @@ static unsigned long *get_partial(struct fleece_cbw *cbw, cluster_t cluster)
 	return partial;
 }
 
-/* Release the sectors from @sector to before @end, which are part of one cluster. */
-static int release_part(struct fleece_cbw *cbw, sector_t sector, sector_t end)
+/*
+ * Release the sectors from @sector to before @end, which are part of one cluster.
+ * Sets @is_news if there is something to tell.
+ */
+static int release_part(struct fleece_cbw *cbw, sector_t sector, sector_t end, bool *is_news)
 {
 	cluster_t cluster = fleece_cbw_cluster(cbw, sector);
 	unsigned int offset = sector - cluster_to_sector(cbw, cluster);
@@ -1232,12 +1572,12 @@ static int release_part(struct fleece_cbw *cbw, sector_t sector, sector_t end)
 	bitmap_set(partial, offset, end - sector);
 	if (bitmap_full(partial, clusters_sectors(cbw, cluster, cluster))) {
 		forget_partial(cbw, cluster);
-		release_whole(cbw, cluster, cluster);
+		*is_news |= release_whole(cbw, cluster, cluster);
 	}
 	return 0;
 }
 
-static void release_clusters(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
+static bool release_clusters(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
 {
 	unsigned long index;
 	void *entry;
@@ -1245,7 +1585,7 @@ static void release_clusters(struct fleece_cbw *cbw, cluster_t first, cluster_t 
 	lockdep_assert_held(&cbw->release_lock);
 	xa_for_each_range(&cbw->partial, index, entry, first, last)
 		forget_partial(cbw, index);
-	release_whole(cbw, first, last);
+	return release_whole(cbw, first, last);
 }
 
 int fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors)
@@ -1254,6 +1594,7 @@ int fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 	sector_t end = sector + nr_sectors;
 	sector_t whole = (sector + mask) & ~mask;
 	sector_t whole_end = end == cbw->config.nr_sectors ? end : end & ~mask;
+	bool is_news = false;
 	int head = 0;
 	int tail = 0;
 
@@ -1262,13 +1603,15 @@ int fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 	fleece_cbw_finish_merge(cbw);
 	mutex_lock(&cbw->release_lock);
 	if (sector < whole)
-		head = release_part(cbw, sector, min(end, whole));
+		head = release_part(cbw, sector, min(end, whole), &is_news);
 	if (whole < whole_end)
-		release_clusters(cbw, fleece_cbw_cluster(cbw, whole),
-				 fleece_cbw_cluster(cbw, whole_end - 1));
+		is_news |= release_clusters(cbw, fleece_cbw_cluster(cbw, whole),
+					    fleece_cbw_cluster(cbw, whole_end - 1));
 	if (whole_end < end && whole <= whole_end)
-		tail = release_part(cbw, whole_end, end);
+		tail = release_part(cbw, whole_end, end, &is_news);
 	mutex_unlock(&cbw->release_lock);
+	if (is_news)
+		cbw->config.methods->event(cbw->config.event_context);
 	return head ?: tail;
 }
 
@@ -1331,6 +1674,8 @@ static void free_partials(struct fleece_cbw *cbw)
 
 static void free_engine(struct fleece_cbw *cbw)
 {
+	if (cbw->watch_wq)
+		destroy_workqueue(cbw->watch_wq);
 	if (cbw->wq)
 		destroy_workqueue(cbw->wq);
 	if (cbw->memory_wq)
@@ -1361,6 +1706,7 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 	xa_init(&cbw->partial);
 	spin_lock_init(&cbw->lock);
 	mutex_init(&cbw->merge_lock);
+	mutex_init(&cbw->lose_lock);
 	mutex_init(&cbw->release_lock);
 	fleece_inflight_init(&cbw->inflight, ilog2(copy_sectors) - cbw->cluster_shift);
 	INIT_LIST_HEAD(&cbw->unserved);
@@ -1387,7 +1733,8 @@ struct fleece_cbw *fleece_cbw_create(const struct fleece_cbw_config *config, cha
 	cbw->wq = alloc_workqueue("fleece/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_PERCPU, 0,
 				  config->name);
 	cbw->memory_wq = alloc_ordered_workqueue("fleece-mem/%s", WQ_MEM_RECLAIM, config->name);
-	if (!cbw->wq || !cbw->memory_wq || init_maps(cbw) ||
+	cbw->watch_wq = alloc_ordered_workqueue("fleece-watch/%s", WQ_MEM_RECLAIM, config->name);
+	if (!cbw->wq || !cbw->memory_wq || !cbw->watch_wq || init_maps(cbw) ||
 	    fleece_store_init(&cbw->store, nr_slots) || init_pools(cbw) || fill_spares(cbw)) {
 		free_engine(cbw);
 		return ERR_PTR(-ENOMEM);

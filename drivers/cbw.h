@@ -76,24 +76,38 @@ enum fleece_cbw_state {
 };
 
 /**
+ * enum fleece_on_error - what a failed copy does, see dm-fleece.rst
+ * @FLEECE_BREAK_SNAPSHOT: the snapshot breaks.
+ * @FLEECE_BREAK_CLUSTER: the snapshot loses the clusters concerned.
+ * @FLEECE_BREAK_WRITE: the live write fails, the snapshot is kept.
+ */
+enum fleece_on_error {
+	FLEECE_BREAK_SNAPSHOT,
+	FLEECE_BREAK_CLUSTER,
+	FLEECE_BREAK_WRITE,
+};
+
+/**
  * struct fleece_waiter - a live write that waits for copies
  * @node: in the list of the copy, or of the writes not yet served. Owned by
  *	the engine from fleece_cbw_park() until it calls the resume method.
  * @since: jiffies when it began to wait; set by the caller.
  * @first: first cluster that it overwrites.
  * @last: last cluster that it overwrites.
+ * @error: set by the engine, a positive errno: the write must fail with it.
  */
 struct fleece_waiter {
 	struct list_head node;
 	unsigned long since;
 	cluster_t first;
 	cluster_t last;
+	int error;
 };
 
 /**
  * struct fleece_cbw_methods - what the engine asks of its surroundings
- * @resume: look at these waiting writes again. Called in process context
- *	without a lock; the list is the callee's.
+ * @resume: fail the waiting writes that have an error, and look at the others
+ *	again. Called in process context without a lock; the list is the callee's.
  * @event: the status has news. Called in process context without a lock.
  */
 struct fleece_cbw_methods {
@@ -109,6 +123,8 @@ struct fleece_cbw_methods {
  * @nr_sectors: size of the origin.
  * @cluster_sectors: power of two.
  * @limited: only what fleece_cbw_activate() names is accessible.
+ * @on_error: what a failed copy does.
+ * @wait_when_full: writes wait for a free slot, at most @timeout_ms.
  * @staging_bytes: RAM for clusters that are not yet on the COW device.
  * @timeout_ms: longest time that a write may wait; 0: no limit.
  * @low_water_slots: event when fewer slots are free; 0: none.
@@ -123,6 +139,8 @@ struct fleece_cbw_config {
 	sector_t nr_sectors;
 	unsigned int cluster_sectors;
 	bool limited;
+	enum fleece_on_error on_error;
+	bool wait_when_full;
 	u64 staging_bytes;
 	unsigned int timeout_ms;
 	u32 low_water_slots;
@@ -134,6 +152,8 @@ struct fleece_cbw_config {
 /*
  * struct fleece_cbw - the engine
  *
+ * @node: the user's, to keep several engines of one origin.
+ *
  * Constant: @config, @cluster_shift (log2 of the sectors of a cluster),
  * @nr_clusters, @bios_per_copy, @buffer_limit_bytes (for all copies together).
  *
@@ -144,18 +164,21 @@ struct fleece_cbw_config {
  *	to this view count as accessible; NULL otherwise. Set before the engine is
  *	activated, cleared once.
  * @late_granule_shift: log2 of the sectors of a bit of @late.
- * @lost: the clusters whose access fell because the origin could not be read.
+ * @lost: the clusters whose access fell because their copy failed.
  *
  * Protected by @lock: @store, @inflight, @unserved (writes for which no copy
- * could be started yet), @nr_waiting (live writes on any list), @nr_copies,
- * @buffered_bytes (of all copies), @staged_bytes (of those whose writes were let
- * go), the counters, @error and @error_sector.
+ * could be started yet), @nr_waiting (live writes on any list), @watch_at (when
+ * the watchdog looks at them), @nr_copies, @buffered_bytes (of all copies),
+ * @staged_bytes (of those whose writes were let go), the counters, @error and
+ * @error_sector.
  *
  * Protected by @release_lock: @partial (clusters released in part).
- * @wq: runs the steps of copies, @merge and @watchdog.
+ * @wq: runs the steps of copies and @merge.
+ * @watch_wq: runs @watchdog, which must not wait behind a copy whose device hangs.
  * @memory_wq: runs @serve, which may wait for memory.
  */
 struct fleece_cbw {
+	struct list_head node;
 	struct fleece_cbw_config config;
 	unsigned int cluster_shift;
 	cluster_t nr_clusters;
@@ -174,6 +197,7 @@ struct fleece_cbw {
 	struct fleece_inflight inflight;
 	struct list_head unserved;
 	unsigned int nr_waiting;
+	unsigned long watch_at;
 	unsigned int nr_copies;
 	u64 buffered_bytes;
 	u64 staged_bytes;
@@ -184,8 +208,10 @@ struct fleece_cbw {
 	int error;
 	sector_t error_sector;
 	bool low_water_told;
+	bool full_told;
 
 	struct mutex merge_lock;	/* the right to clear late */
+	struct mutex lose_lock;		/* the right to lose a cluster */
 	struct mutex release_lock;	/* partial, nr_partial */
 	struct xarray partial;
 	unsigned int nr_partial;
@@ -196,6 +222,7 @@ struct fleece_cbw {
 	struct bio_set rescue_bios;
 	wait_queue_head_t idle;
 	struct workqueue_struct *wq;
+	struct workqueue_struct *watch_wq;
 	struct workqueue_struct *memory_wq;
 	struct delayed_work serve;
 	struct work_struct merge;
@@ -370,6 +397,21 @@ bool fleece_cbw_needs(struct fleece_cbw *cbw, cluster_t first, cluster_t last, u
  * Context: Any.
  */
 bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors);
+
+/**
+ * fleece_cbw_start() - start the copies that a write will wait for
+ * @cbw: the engine.
+ * @sector: first sector that it overwrites.
+ * @nr_sectors: above 0.
+ * @reads: to which the reads are added, as with fleece_cbw_park().
+ *
+ * For a write that waits for another engine first. What cannot be started now is
+ * left to fleece_cbw_park().
+ *
+ * Context: Any, does not sleep.
+ */
+void fleece_cbw_start(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors,
+		      struct bio_list *reads);
 
 /**
  * fleece_cbw_park() - start the copies that a write needs, and let it wait

@@ -19,12 +19,15 @@
  *   3. snap->ti_lock  (snapshot.c; mutex)    the table that hears of events
  *   4. cbw->release_lock (cbw.c; mutex)      partly released clusters
  *   5. cbw->merge_lock (cbw.c; mutex)        completing the access map
- *   6. origin->held_lock (origin.c; spin)     writes held back while quiescing
- *   7. cbw->lock (cbw.c; spin)              copies in flight, slots, waiting writes, and
+ *   6. cbw->lose_lock (cbw.c; mutex)         losing a cluster, and the note of it
+ *   7. origin->held_lock (origin.c; spin)     writes held back while quiescing
+ *   8. cbw->lock (cbw.c; spin)              copies in flight, slots, waiting writes, and
  *                                            every change of the state and the done map
  *
  * The spin locks are not taken in interrupts: completions of copies are handed
  * to a workqueue, and the recheck of a read is lock-free.
+ *
+ * lose_lock may be held while memory is waited for (GFP_NOIO).
  *
  * No lock is held across I/O, with one exception: release_lock is held while the
  * writes that a release lets go are submitted; it is not taken on the way of a

@@ -34,11 +34,14 @@
  * @waiter: while it waits, or is held back.
  * @is_admitted: it holds a reference on origin->writes.
  * @is_advice: a discard, not worth any copying.
+ * @waits_on: the engine that it waits, or last waited, for; only compared. Its
+ *	clock starts with each: the time limit of a snapshot is for its own copies.
  */
 struct live_write {
 	struct fleece_waiter waiter;
 	bool is_admitted;
 	bool is_advice;
+	const struct fleece_cbw *waits_on;
 };
 
 /**
@@ -185,23 +188,34 @@ void fleece_origin_release(struct fleece_origin *origin)
 
 /* ------------------------- The way of a write ------------------------- */
 
-static void set_waiter(struct fleece_waiter *waiter, struct fleece_cbw *cbw, struct bio *bio)
+static void set_waiter(struct live_write *write, struct fleece_cbw *cbw, struct bio *bio)
 {
-	waiter->first = fleece_cbw_cluster(cbw, bio->bi_iter.bi_sector);
-	waiter->last = fleece_cbw_cluster(cbw, bio_end_sector(bio) - 1);
+	write->waiter.first = fleece_cbw_cluster(cbw, bio->bi_iter.bi_sector);
+	write->waiter.last = fleece_cbw_cluster(cbw, bio_end_sector(bio) - 1);
+	if (write->waits_on != cbw) {
+		write->waits_on = cbw;
+		write->waiter.since = jiffies;
+	}
 }
 
-/* Let an admitted write wait for its copies. */
+/*
+ * Let an admitted write wait for its copies. It can wait for one snapshot at a
+ * time, but those after it on the list begin their copies as well: they were not
+ * asked yet, those before it need none.
+ */
 static enum verdict park_write(struct fleece_origin *origin, struct fleece_cbw *cbw,
 			       struct bio *bio, bool is_mapping, struct bio_list *reads)
 {
 	struct live_write *write = write_of(bio);
+	struct fleece_cbw *other = cbw;
 
 	if (is_mapping && bio->bi_opf & REQ_NOWAIT)
 		return REFUSED;
 	if (is_mapping)
 		cut_waiting(bio);
-	set_waiter(&write->waiter, cbw, bio);
+	set_waiter(write, cbw, bio);
+	list_for_each_entry_continue_rcu(other, &origin->cbws, node)
+		fleece_cbw_start(other, bio->bi_iter.bi_sector, bio_sectors(bio), reads);
 	/*
 	 * It leaves the device's writes before it waits: once parked, it may be
 	 * admitted again and complete at any time.
@@ -234,7 +248,7 @@ static enum verdict cover_discard(struct fleece_cbw *cbw, struct bio *bio, bool 
 	return swallow ? ENDS : GO;
 }
 
-/* Does a snapshot stand in the way of an admitted bio? */
+/* Does any snapshot stand in the way of an admitted bio? */
 static enum verdict cover_write(struct fleece_origin *origin, struct bio *bio, bool is_mapping,
 				struct bio_list *reads)
 {
@@ -242,13 +256,14 @@ static enum verdict cover_write(struct fleece_origin *origin, struct bio *bio, b
 	struct fleece_cbw *cbw;
 
 	rcu_read_lock();
-	cbw = rcu_dereference(origin->cbw);
-	if (!cbw)
-		verdict = GO;
-	else if (write_of(bio)->is_advice)
-		verdict = cover_discard(cbw, bio, is_mapping);
-	else if (fleece_cbw_blocks(cbw, bio->bi_iter.bi_sector, bio_sectors(bio)))
-		verdict = park_write(origin, cbw, bio, is_mapping, reads);
+	list_for_each_entry_rcu(cbw, &origin->cbws, node) {
+		if (write_of(bio)->is_advice)
+			verdict = cover_discard(cbw, bio, is_mapping);
+		else if (fleece_cbw_blocks(cbw, bio->bi_iter.bi_sector, bio_sectors(bio)))
+			verdict = park_write(origin, cbw, bio, is_mapping, reads);
+		if (verdict != GO)
+			break;
+	}
 	rcu_read_unlock();
 	return verdict;
 }
@@ -299,8 +314,12 @@ void fleece_origin_resume_writes(void *context, struct list_head *waiters)
 
 	list_for_each_entry_safe(write, next, waiters, waiter.node) {
 		bio = bio_of(write);
-		if (start_write(origin, bio, false))
+		if (write->waiter.error) {
+			bio->bi_status = errno_to_blk_status(-write->waiter.error);
+			bio_endio(bio);
+		} else if (start_write(origin, bio, false)) {
 			submit_bio_noacct(bio);
+		}
 	}
 }
 
@@ -326,7 +345,8 @@ static int origin_map(struct dm_target *ti, struct bio *bio)
 	if (!op_is_write(bio_op(bio)) || !bio_sectors(bio))
 		return DM_MAPIO_REMAPPED;
 	write->is_advice = bio_op(bio) == REQ_OP_DISCARD && !table->copies_discards;
-	write->waiter.since = jiffies;
+	write->waits_on = NULL;
+	write->waiter.error = 0;
 	return start_write(table->origin, bio, true) ? DM_MAPIO_REMAPPED : DM_MAPIO_SUBMITTED;
 }
 
@@ -393,6 +413,7 @@ static struct fleece_origin *make_origin(struct dm_target *ti, struct block_devi
 	init_completion(&origin->drained);
 	spin_lock_init(&origin->held_lock);
 	INIT_LIST_HEAD(&origin->held);
+	INIT_LIST_HEAD(&origin->cbws);
 	INIT_WORK(&origin->resubmit, resubmit_held);
 	INIT_WORK(&origin->compact, compact_tracker);
 	return origin;
@@ -527,8 +548,7 @@ static void stop_watching(struct fleece_origin *origin)
 	unsigned int noio;
 
 	noio = fleece_origin_lock(origin);
-	cbw = rcu_dereference_protected(origin->cbw, lockdep_is_held(&origin->lock));
-	if (cbw)
+	list_for_each_entry(cbw, &origin->cbws, node)
 		fleece_cbw_break(cbw, ENODEV, 0, "the origin's device was removed or replaced");
 	fleece_tracker_forget(&origin->tracker);
 	fleece_origin_unlock(origin, noio);
@@ -732,15 +752,19 @@ bool fleece_origin_is_watched(struct fleece_origin *origin)
 static void emit_origin_info(struct fleece_origin *origin, char *result, unsigned int maxlen)
 {
 	const struct fleece_moment *newest;
+	unsigned int nr_snapshots = 0;
+	struct fleece_cbw *cbw;
 	unsigned int sz = 0;
 	u64 changed;
 	unsigned int noio;
 
 	noio = fleece_origin_lock(origin);
+	list_for_each_entry(cbw, &origin->cbws, node)
+		nr_snapshots++;
 	newest = fleece_tracker_newest(&origin->tracker, &changed);
 	DMEMIT("%u %llu %llu none %u %u %s", origin->granule_sectors,
 	       origin->tracker.nr_granules, changed,
-	       rcu_access_pointer(origin->cbw) ? 1 : 0, origin->tracker.nr_checkpoints,
+	       nr_snapshots, origin->tracker.nr_checkpoints,
 	       newest ? newest->name : "-");
 	fleece_origin_unlock(origin, noio);
 }

@@ -11,8 +11,9 @@
  *
  *   admit: a reference on origin->writes. While the writes are being quiesced
  *          there is none to be had, and the write is held back.
- *   cover: does a snapshot still need the old data? Then the reference is
- *          dropped and the write waits for the copy; afterwards it begins anew.
+ *   cover: does a snapshot still need the old data? Then the copies of all that
+ *          do are started, the reference is dropped, and the write waits for the
+ *          copies of the first one; afterwards it begins anew.
  *   mark:  the change bits are set.
  *   go:    to the lower device; the reference is dropped when it completes.
  *
@@ -32,6 +33,7 @@
 #include <linux/kref.h>
 #include <linux/mutex.h>
 #include <linux/percpu-refcount.h>
+#include <linux/rculist.h>
 #include <linux/rcupdate.h>
 #include <linux/sched/mm.h>
 #include <linux/spinlock.h>
@@ -50,10 +52,11 @@
  * @node: in the list of origins; protected by the registry lock, as is
  * @nr_tables: tables that share the origin; 0 when it has ended.
  *
- * Protected by @lock: @tracker but its live bits, changes of @cbw, @is_ended.
+ * Protected by @lock: @tracker but its live bits, changes of @cbws, @is_ended.
  *
  * @lock: also the right to quiesce.
- * @cbw: the engine of the snapshot, or NULL; read under RCU.
+ * @cbws: the engines of the snapshots; read under RCU. While a write is admitted
+ *	none joins, so a write that has asked all of them has asked enough.
  * @ti: the table that I/O comes through; read under RCU; NULL before the first
  *	resume and after the end.
  * @is_suspended: between postsuspend and resume.
@@ -76,9 +79,9 @@ struct fleece_origin {
 	sector_t nr_sectors;
 	unsigned int granule_sectors;
 
-	struct mutex lock;		/* tracker, snapshot, quiescing */
+	struct mutex lock;		/* tracker, snapshots, quiescing */
 	struct fleece_tracker tracker;
-	struct fleece_cbw __rcu *cbw;
+	struct list_head cbws;
 	bool is_ended;
 
 	struct dm_target __rcu *ti;

@@ -287,10 +287,6 @@ static int check_origin(struct fleece_snapshot *snap, char **error)
 		*error = "the origin's device is not active";
 		return -ENODEV;
 	}
-	if (rcu_access_pointer(origin->cbw)) {
-		*error = "the origin has a snapshot, and several are not supported yet";
-		return -EBUSY;
-	}
 	return check_checkpoints(origin, &snap->options, error);
 }
 
@@ -307,7 +303,7 @@ static void take_here(struct fleece_snapshot *snap, bool is_tracked)
 	}
 	fleece_cbw_activate(snap->cbw, snap->options.since[0] ? &snap->since : NULL,
 			    origin->granule_sectors);
-	rcu_assign_pointer(origin->cbw, snap->cbw);
+	list_add_tail_rcu(&snap->cbw->node, &origin->cbws);
 }
 
 static int take_locked(struct fleece_snapshot *snap, char **error)
@@ -435,11 +431,18 @@ static int parse_checkpoint(struct fleece_snapshot_options *options, const char 
 static int parse_on_cbw_error(struct fleece_snapshot_options *options, const char *value,
 			      char **error)
 {
-	if (!strcasecmp(value, "break_snapshot"))
-		return 0;
-	if (!strcasecmp(value, "break_cluster") || !strcasecmp(value, "break_write")) {
-		*error = "on_cbw_error: only break_snapshot is supported yet";
-		return -EOPNOTSUPP;
+	static const char * const names[] = {
+		[FLEECE_BREAK_SNAPSHOT] = "break_snapshot",
+		[FLEECE_BREAK_CLUSTER] = "break_cluster",
+		[FLEECE_BREAK_WRITE] = "break_write",
+	};
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		if (!strcasecmp(value, names[i])) {
+			options->on_error = i;
+			return 0;
+		}
 	}
 	*error = "on_cbw_error: not one of break_snapshot, break_cluster, break_write";
 	return -EINVAL;
@@ -448,12 +451,9 @@ static int parse_on_cbw_error(struct fleece_snapshot_options *options, const cha
 static int parse_on_cow_full(struct fleece_snapshot_options *options, const char *value,
 			     char **error)
 {
-	if (!strcasecmp(value, "break"))
+	options->wait_when_full = !strcasecmp(value, "wait");
+	if (options->wait_when_full || !strcasecmp(value, "break"))
 		return 0;
-	if (!strcasecmp(value, "wait")) {
-		*error = "on_cow_full: only break is supported yet";
-		return -EOPNOTSUPP;
-	}
 	*error = "on_cow_full: not one of break, wait";
 	return -EINVAL;
 }
@@ -558,6 +558,9 @@ static int parse_features(struct fleece_snapshot_options *options, unsigned int 
 		if (ret < 0)
 			return ret;
 	}
+	/* A write that may still fail cannot be let go before its copy is safe. */
+	if (options->on_error == FLEECE_BREAK_WRITE)
+		options->staging_sectors = 0;
 	return 0;
 }
 
@@ -698,6 +701,8 @@ static struct fleece_cbw *make_engine(struct dm_target *ti, struct fleece_snapsh
 		.nr_sectors = ti->len,
 		.cluster_sectors = options->cluster_sectors,
 		.limited = options->since[0],
+		.on_error = options->on_error,
+		.wait_when_full = options->wait_when_full,
 		.staging_bytes = (u64)options->staging_sectors << SECTOR_SHIFT,
 		.timeout_ms = options->timeout_ms,
 		.low_water_slots = options->low_water_slots,
@@ -764,36 +769,19 @@ static bool same_options(const struct fleece_snapshot_options *a,
 			 const struct fleece_snapshot_options *b)
 {
 	return a->cluster_sectors == b->cluster_sectors && !strcmp(a->since, b->since) &&
-	       !strcmp(a->checkpoint, b->checkpoint) && a->timeout_ms == b->timeout_ms &&
+	       !strcmp(a->checkpoint, b->checkpoint) && a->on_error == b->on_error &&
+	       a->wait_when_full == b->wait_when_full && a->timeout_ms == b->timeout_ms &&
 	       a->low_water_slots == b->low_water_slots &&
 	       a->staging_sectors == b->staging_sectors &&
 	       a->release_on_discard == b->release_on_discard;
 }
 
-/* Does another snapshot stand in the way of a new one? */
-static int check_others(struct dm_target *ti, struct snapshot_table *table,
-			struct fleece_origin *origin)
+static int check_new(struct dm_target *ti, const struct fleece_snapshot_options *options,
+		     struct fleece_origin *origin)
 {
-	struct fleece_snapshot *snap;
-
-	lockdep_assert_held(&registry_lock);
-	list_for_each_entry(snap, &snapshots, node) {
-		if (snap->origin == origin) {
-			ti->error = "Several snapshots of one origin are not supported yet";
-			return -EOPNOTSUPP;
-		}
-	}
-	return 0;
-}
-
-static int check_new(struct dm_target *ti, struct snapshot_table *table,
-		     const struct fleece_snapshot_options *options, struct fleece_origin *origin)
-{
-	int ret = check_others(ti, table, origin);
 	unsigned int noio;
+	int ret;
 
-	if (ret)
-		return ret;
 	noio = fleece_origin_lock(origin);
 	ret = check_checkpoints(origin, options, &ti->error);
 	fleece_origin_unlock(origin, noio);
@@ -825,7 +813,7 @@ static struct fleece_snapshot *join_snapshot(struct dm_target *ti, struct snapsh
 		}
 		fleece_origin_put(origin);
 	} else {
-		ret = check_new(ti, table, options, origin);
+		ret = check_new(ti, options, origin);
 		if (ret)
 			return ERR_PTR(ret);
 		snap = make_snapshot(ti, table, options, origin);
@@ -866,8 +854,8 @@ static void end_snapshot(struct fleece_snapshot *snap)
 	unsigned int noio;
 
 	noio = fleece_origin_lock(origin);
-	if (rcu_access_pointer(origin->cbw) == snap->cbw)
-		RCU_INIT_POINTER(origin->cbw, NULL);
+	if (snap->is_taken)
+		list_del_rcu(&snap->cbw->node);
 	fleece_origin_unlock(origin, noio);
 	fleece_cbw_stop(snap->cbw);
 	synchronize_rcu();

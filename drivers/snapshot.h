@@ -23,7 +23,9 @@
  * @cluster_sectors: power of two.
  * @since: checkpoint that limits what is accessible; empty: all is.
  * @checkpoint: checkpoint to be made at the point in time; empty: none.
- * @timeout_ms: see struct fleece_cbw_config.
+ * @on_error: see struct fleece_cbw_config.
+ * @wait_when_full: see there.
+ * @timeout_ms: see there.
  * @low_water_slots: see there.
  * @staging_sectors: see there, in sectors.
  * @release_on_discard: a discard releases.
@@ -33,6 +35,8 @@ struct fleece_snapshot_options {
 	unsigned int cluster_sectors;
 	char since[FLEECE_CHECKPOINT_NAME_MAX + 1];
 	char checkpoint[FLEECE_CHECKPOINT_NAME_MAX + 1];
+	enum fleece_on_error on_error;
+	bool wait_when_full;
 	unsigned int timeout_ms;
 	unsigned int low_water_slots;
 	unsigned int staging_sectors;

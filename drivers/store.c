@@ -47,6 +47,7 @@ int fleece_store_init(struct fleece_store *store, u32 nr_slots)
 	u32 i;
 
 	store->nr_slots = nr_slots;
+	store->avoided = FLEECE_SLOT_NONE;
 	store->nr_pages = DIV_ROUND_UP(nr_slots, ENTRIES_PER_PAGE);
 	store->hash_bits = clamp(ilog2(nr_slots) - 1, HASH_BITS_MIN, HASH_BITS_MAX);
 	nr_heads = 1U << store->hash_bits;
@@ -112,6 +113,10 @@ int fleece_store_alloc(struct fleece_store *store, unsigned int want, u32 *slot)
 	unsigned long s;
 
 	first = find_next_zero_bit(store->bits, store->nr_slots, store->lowest);
+	if (first >= store->nr_slots && store->avoided != FLEECE_SLOT_NONE) {
+		first = find_next_zero_bit(store->bits, store->nr_slots, store->avoided);
+		store->avoided = FLEECE_SLOT_NONE;
+	}
 	if (first >= store->nr_slots) {
 		store->lowest = store->nr_slots;
 		return -ENOSPC;
@@ -138,7 +143,21 @@ void fleece_store_free(struct fleece_store *store, u32 slot)
 {
 	__clear_bit(slot, store->bits);
 	store->used--;
-	store->lowest = min(store->lowest, slot);
+	/* Going back to a slot below one that is avoided would lead to that one again. */
+	if (store->avoided != FLEECE_SLOT_NONE && slot < store->lowest)
+		store->avoided = min(store->avoided, slot);
+	else
+		store->lowest = min(store->lowest, slot);
+}
+
+void fleece_store_avoid(struct fleece_store *store, u32 slot)
+{
+	__clear_bit(slot, store->bits);
+	store->used--;
+	/* What is free between the two is not looked at either, so it counts as avoided. */
+	store->avoided = min(store->avoided, store->lowest);
+	store->avoided = min(store->avoided, slot);
+	store->lowest = max(store->lowest, slot + 1);
 }
 
 void fleece_store_insert(struct fleece_store *store, cluster_t cluster, u32 slot)

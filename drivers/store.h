@@ -29,7 +29,8 @@ struct fleece_slot_entry;
  * struct fleece_store - slots and their owners
  * @nr_slots: how many there are; constant.
  * @used: slots that are taken or owned.
- * @lowest: no slot below is free.
+ * @lowest: no slot below is free, but those that are avoided.
+ * @avoided: no avoided slot is below; FLEECE_SLOT_NONE if there is none.
  * @bits: set for slots that are not free.
  * @heads: first slot of each hash chain of owned slots.
  * @hash_bits: log2 of the number of @heads; constant.
@@ -42,6 +43,7 @@ struct fleece_store {
 	u32 nr_slots;
 	u32 used;
 	u32 lowest;
+	u32 avoided;
 	unsigned long *bits;
 	u32 *heads;
 	unsigned int hash_bits;
@@ -105,6 +107,17 @@ int fleece_store_alloc(struct fleece_store *store, unsigned int want, u32 *slot)
  * @slot: the slot.
  */
 void fleece_store_free(struct fleece_store *store, u32 slot);
+
+/**
+ * fleece_store_avoid() - give back a slot that could not be written
+ * @store: the store.
+ * @slot: taken and not owned.
+ *
+ * It is used again only when no slot above it is free: a bad place on the
+ * device does not spoil one cluster after the other, and a device that failed for
+ * a while is not lost. The same holds for slots below it that come free later.
+ */
+void fleece_store_avoid(struct fleece_store *store, u32 slot);
 
 /**
  * fleece_store_insert() - a cluster becomes the owner of a taken slot

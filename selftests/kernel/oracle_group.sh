@@ -5,6 +5,7 @@
 # load, and judge every sector read from them by the histories of the writers,
 # for FLEECE_ORACLE_SECONDS (default 20): half of it on devices as fast as RAM,
 # half of it on devices on which every other read is overtaken by what is later.
+# All the while another snapshot of a comes and goes, in clusters of its own.
 # FLEECE_ORACLE_SEED repeats a run as far as threads can be repeated.
 #
 #     a (fleece)   a-snap (fleece-snapshot)      b, b-snap: the same
@@ -25,6 +26,7 @@ make_disk disk-a $SECTORS
 make_disk disk-b $SECTORS
 make_disk cow-a $((SECTORS + 8192))
 make_disk cow-b $((SECTORS + 8192))
+make_disk cow-other $((SECTORS + 8192))
 
 # What the program leaves behind when it finds a violation.
 # shellcheck disable=SC2317 # called by the cleanup
@@ -32,8 +34,23 @@ remove_snapshots()
 {
 	local name
 
-	for name in a-snap b-snap a-slice b-slice; do
+	for name in a-snap b-snap a-slice b-slice other; do
 		dm_remove_deferred "$name"
+	done
+}
+
+# Makes and removes another snapshot of a, until the file "stop" exists.
+come_and_go()
+{
+	local cycle
+
+	for ((cycle = 0; ; cycle++)); do
+		echo $cycle > "$SCRATCH/cycles"
+		[ ! -e "$SCRATCH/stop" ] || break
+		dm_create other "$(snapshot_table "$1" cow-other $((8 << cycle % 8)) "2 staging $((cycle % 3 * 4096))")" ||
+			return 1
+		sleep 0.$((cycle % 8 + 1))
+		dm_remove other || return 1
 	done
 }
 
@@ -43,6 +60,9 @@ run_oracle()
 	make_origin a "$4-a" "$2"
 	make_origin b "$4-b" "$2"
 	defer remove_snapshots
+	rm -f "$SCRATCH/stop"
+	come_and_go "$4-a" > "$SCRATCH/other" 2>&1 &
+	other=$!
 	if "$FLEECE_TEST_BIN/oracle" --seconds $((seconds / 2)) --seed "$3" --granularity "$2" \
 		"$PREFIX-a:$(path_of "$4-a"):$(path_of "$5-a")" \
 		"$PREFIX-b:$(path_of "$4-b"):$(path_of "$5-b")" > "$SCRATCH/oracle" 2>&1; then
@@ -52,6 +72,10 @@ run_oracle()
 		not_ok "$1: no violation" "$(cat "$SCRATCH/oracle")"
 		finish
 	fi
+	touch "$SCRATCH/stop"
+	wait $other
+	is "$1: another snapshot came and went" "$? $(cat "$SCRATCH/other")" "0 "
+	at_least "$1: several times" "$(cat "$SCRATCH/cycles")" 2
 	succeeds "$1: the origins can be removed" eval "dm_remove a && dm_remove b"
 }
 

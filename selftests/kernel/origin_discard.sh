@@ -12,6 +12,37 @@ load_fleece
 make_discard_arena 56
 make_disk disk $SECTORS
 make_disk cow "$(cow_sectors 128 256)"
+make_disk cow-b "$(cow_sectors 128 256)"
+
+# A discard is passed down where none of the snapshots needs the data.
+test_several()
+{
+	make_origin origin disk
+	or_bail pattern origin write 1 0 -
+	make_snapshot first disk cow 128
+	or_bail pattern origin write 2 1M 128k
+	wait_copied first
+	make_snapshot second disk cow-b 512
+	or_bail pattern origin write 3 2M 256k
+	wait_copied first
+	wait_copied second
+	gets "several: a discard over what only the first has copied succeeds" ok \
+		origin discard 1M 128k
+	gets "several: it is not passed down" ok origin verify 2 1M 128k
+	gets "several: a discard over what both have copied, and more, succeeds" ok \
+		origin discard 1536k 1M
+	gets "several: it is passed down there" ok origin verify zero 2M 256k
+	gets "several: but not before it" ok origin verify 1 1536k 512k
+	gets "several: and not after it" ok origin verify 1 2304k 256k
+	is "several: discards copy nothing" \
+		"$(snapshot_field first copied) $(snapshot_field second copied)" "6 1"
+	gets "several: the first is right" ok first verify 1 0 -
+	gets "several: the second is right" ok second verify 2 1M 128k
+	gets "several: all of it" ok second verify 1 1152k -
+	or_bail dm_remove first
+	or_bail dm_remove second
+	or_bail dm_remove origin
+}
 
 test_advisory()
 {
@@ -78,6 +109,7 @@ test_zeroes()
 }
 
 test_advisory
+test_several
 test_copy
 test_zeroes
 finish

@@ -130,22 +130,13 @@ test_snapshot_features()
 	done
 }
 
-# Refused until they exist; the words are those a user would look for.
-test_later_features()
+test_used_cow_device()
 {
-	local table="0 $SECTORS fleece-snapshot $disk $cow 128"
-
-	refuses "on_cbw_error break_write" "$INVALID|not supported" "on_cbw_error.*supported" \
-		"$table 2 on_cbw_error break_write"
-	refuses "on_cbw_error break_cluster" "$INVALID|not supported" "on_cbw_error.*supported" \
-		"$table 2 on_cbw_error break_cluster"
-	refuses "on_cow_full wait" "$INVALID|not supported" "on_cow_full|wait" \
-		"$table 2 on_cow_full wait"
 	make_snapshot snap disk cow 128
-	refuses "a second snapshot of one origin" "busy|$INVALID|not supported" "snapshot" \
-		"0 $SECTORS fleece-snapshot $disk $other 128"
+	refuses "the COW device of another snapshot of the origin" "busy|$INVALID" "COW|use|busy" \
+		"0 $SECTORS fleece-snapshot $disk $cow 128"
 	make_origin origin2 other
-	refuses "a COW device of another snapshot" "busy|$INVALID" "COW|use|busy" \
+	refuses "a COW device of another origin's snapshot" "busy|$INVALID" "COW|use|busy" \
 		"0 $SECTORS fleece-snapshot $other $cow 128"
 	succeeds "the snapshot is removed" dm_remove snap
 	succeeds "the other origin is removed" dm_remove origin2
@@ -196,7 +187,7 @@ test_origin_twice
 test_snapshot_tables
 test_snapshot_features
 is "the origin is untouched" "$(status_of origin)" "${before/ 0 none/ 16 none}"
-test_later_features
+test_used_cow_device
 test_cow_devices
 test_zoned
 make_snapshot last disk cow 128

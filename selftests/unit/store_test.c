@@ -346,6 +346,33 @@ static void test_spare_pages(void)
 	end();
 }
 
+/* A slot that was avoided comes last, also when lower ones come free, and is not lost. */
+static void test_avoided(void)
+{
+	u32 slot;
+
+	begin(8);
+	refill();
+	require(fleece_store_alloc(&store, 4, &slot) == 4 && slot == 0, "not the first four");
+	fleece_store_avoid(&store, 1);
+	fleece_store_avoid(&store, 2);
+	require(store.used == 2, "%u slots in use", store.used);
+	require(fleece_store_alloc(&store, 8, &slot) == 4 && slot == 4, "an avoided slot first");
+	fleece_store_free(&store, 0);
+	fleece_store_free(&store, 6);
+	require(fleece_store_alloc(&store, 8, &slot) >= 1 && slot != 1 && slot != 2,
+		"an avoided slot before a free one");
+	while (fleece_store_alloc(&store, 8, &slot) > 0)
+		;
+	require(store.used == 8, "%u of 8 slots used: some are lost", store.used);
+	fleece_store_avoid(&store, 5);
+	fleece_store_free(&store, 3);
+	require(fleece_store_alloc(&store, 1, &slot) == 1 && slot == 3, "a free one is lost");
+	require(fleece_store_alloc(&store, 1, &slot) == 1 && slot == 5, "the avoided one is lost");
+	require(fleece_store_alloc(&store, 1, &slot) == -ENOSPC, "there is a ninth");
+	end();
+}
+
 static void test_no_memory(void)
 {
 	struct fleece_store zero = {};
@@ -370,6 +397,7 @@ static const struct unit_case cases[] = {
 	{ "store: a single slot", test_one_slot },
 	{ "store: a spare page for each page of slots", test_page_borders },
 	{ "store: lowest first, contiguous", test_lowest_first },
+	{ "store: avoided slots come last", test_avoided },
 	{ "store: spare pages are not lost", test_spare_pages },
 	{ "store: each allocation fails once", test_no_memory },
 	{ }

@@ -1,0 +1,194 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will keep several snapshots of one origin, of different moments, with
+# clusters, policies and lives of their own: each is right, and what happens to
+# one of them disturbs neither the others nor the live writes.
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+
+SECTORS=32768
+load_fleece
+make_arena 128
+make_disk disk $SECTORS
+make_disk cow-a $((2048 + SECTORS))
+make_disk cow-b $((2048 + SECTORS))
+make_disk cow-c $((2048 + SECTORS))
+make_disk small "$(cow_sectors 128 2)"
+make_origin origin disk
+or_bail pattern origin write 1 0 -
+
+# write_in_background OFFSET LENGTH
+write_in_background()
+{
+	pattern origin write 9 "$1" "$2" > "$SCRATCH/write" 2>&1 &
+	writer=$!
+}
+
+end_all()
+{
+	local name
+
+	for name in "$@"; do
+		or_bail dm_remove "$name"
+	done
+	is "without them the origin counts none" "$(origin_field origin snapshots)" 0
+	or_bail pattern origin write 1 0 -
+}
+
+# Three moments with one write between them, in clusters of three sizes.
+test_moments()
+{
+	make_snapshot a disk cow-a 128
+	or_bail pattern origin write 2 1M 1M
+	make_snapshot b disk cow-b 8
+	or_bail pattern origin write 3 1536k 1M
+	make_snapshot c disk cow-c 1024 "2 staging 0"
+	is "the origin counts them" "$(origin_field origin snapshots)" 3
+	or_bail pattern origin write 4 0 -
+	gets "the first: all of it is of its moment" ok a verify 1 0 -
+	gets "the second: what was written before it" ok b verify 2 1M 1M
+	gets "the second: what was not, before" ok b verify 1 0 1M
+	gets "the second: what was not, after" ok b verify 1 2M -
+	gets "the third: written by the first write" ok c verify 2 1M 512k
+	gets "the third: written by the second write" ok c verify 3 1536k 1M
+	gets "the third: not written" ok c verify 1 2560k -
+	for name in a b c; do
+		wait_copied "$name"
+		is "$name is active, and has copied all" \
+			"$(snapshot_field "$name" state) $(snapshot_field "$name" copied)" \
+			"active $(snapshot_field "$name" clusters)"
+	done
+	or_bail dm_remove b
+	gets "one of them removed: the first is right" ok a verify 1 0 -
+	gets "one of them removed: so is the third" ok c verify 3 1536k 1M
+	is "one of them removed: two are left" "$(origin_field origin snapshots)" 2
+	end_all a c
+}
+
+# Each has its own checkpoint to begin with.
+test_since()
+{
+	or_bail message origin checkpoint_create first
+	or_bail pattern origin write 2 1M 128k
+	or_bail message origin checkpoint_create second
+	or_bail pattern origin write 3 4M 64k
+	make_snapshot a disk cow-a 128 "2 since first"
+	or_bail pattern origin write 4 8M 64k
+	make_snapshot b disk cow-b 128 "2 since second"
+	or_bail pattern origin write 5 0 -
+	gets "since first: changed between the checkpoints" ok a verify 2 1M 128k
+	gets "since first: changed later" ok a verify 3 4M 64k
+	gets "since first: nothing else" ENODATA a read 8M 4k
+	gets "since second: changed before it" ENODATA b read 1M 4k
+	gets "since second: changed after it" ok b verify 3 4M 64k
+	gets "since second: changed while the other snapshot was there" ok b verify 4 8M 64k
+	or_bail message origin checkpoint_delete first
+	or_bail message origin checkpoint_delete second
+	end_all a b
+}
+
+test_one_breaks()
+{
+	make_snapshot a disk cow-a 128
+	make_snapshot b disk small 128
+	make_snapshot c disk cow-c 128 "2 staging 0"
+	gets "one full: the write succeeds" ok origin write 2 1M 1M
+	wait_until 20 snapshot_field_is b state broken
+	is "one full: it is broken" "$(snapshot_field b state) $(snapshot_field b errno)" "broken 28"
+	gets "one full: it cannot be read" EIO b read 0 4k
+	for name in a c; do
+		is "one full: $name is active" "$(snapshot_field "$name" state)" active
+		gets "one full: $name is right" ok "$name" verify 1 0 -
+	done
+	gets "one full: writes go on" ok origin write 3 4M 1M
+	gets "one full: and the third stays right" ok c verify 1 0 -
+	or_bail dm_remove b
+	gets "the broken one removed: the others are right" ok a verify 1 0 -
+	end_all a c
+}
+
+# A write waits for one of them; the others have their copy, and its life goes on.
+test_one_stalls()
+{
+	make_snapshot a disk small 128 "4 on_cow_full wait cbw_timeout 0"
+	or_bail pattern origin write 2 1M 128k
+	wait_copied a
+	make_snapshot b disk cow-b 128
+	write_in_background 4M 64k
+	wait_until 30 snapshot_field_is a waiting 1 || bail "one waits: the write waits for it"
+	ok "one waits: the write waits for it"
+	wait_until 30 snapshot_field_is b copied 1
+	is "one waits: the other has made its copy" "$(snapshot_field b copied)" 1
+	gets "one waits: the other is right" ok b verify 1 4M 64k
+	gets "one waits: so is what it had before" ok b verify 2 1M 128k
+	gets "one waits: another write, which it has no need of, goes on" ok origin write 3 1M 4k
+	or_bail dm_remove b
+	is "the other can be removed meanwhile" "$(origin_field origin snapshots)" 1
+	or_bail message a release 2048 128
+	wait $writer
+	is "one waits: with a slot the write succeeds" "$(cat "$SCRATCH/write")" ok
+	gets "one waits: and its copy is right" ok a verify 1 4M 64k
+	end_all a
+}
+
+# Removed while a write waits for it: the write goes on, and waits for the next.
+test_removed_while_waiting()
+{
+	make_snapshot a disk small 128 "4 on_cow_full wait cbw_timeout 0"
+	make_snapshot b disk cow-b 128 "2 staging 0"
+	or_bail pattern origin write 2 1M 128k
+	wait_copied a
+	write_in_background 4M 64k
+	wait_until 30 snapshot_field_is a waiting 1 || bail "removed: the write waits"
+	or_bail dm_remove a
+	wait $writer
+	is "removed: the write succeeds" "$(cat "$SCRATCH/write")" ok
+	gets "removed: the other has the old data" ok b verify 1 0 -
+	end_all b
+}
+
+# Its own writes fail with break_write, also if it is not the first.
+test_write_policy()
+{
+	make_snapshot a disk cow-a 128
+	make_snapshot b disk small 128 "2 on_cbw_error break_write"
+	or_bail pattern origin write 2 1M 128k
+	gets "break_write of one: the write fails" ENOSPC origin write 2 4M 64k
+	gets "break_write of one: the origin keeps its data" ok origin verify 1 4M 64k
+	is "break_write of one: both are active" \
+		"$(snapshot_field a state) $(snapshot_field b state)" "active active"
+	gets "break_write of one: it is right" ok b verify 1 0 -
+	gets "break_write of one: so is the other" ok a verify 1 0 -
+	or_bail dm_remove b
+	gets "without it the write succeeds" ok origin write 2 4M 64k
+	gets "without it the other is right" ok a verify 1 0 -
+	end_all a
+}
+
+# The origin's device is replaced: all of them break.
+test_lost_origin()
+{
+	make_snapshot a disk cow-a 128
+	make_snapshot b disk cow-b 128
+	or_bail dmsetup suspend "$PREFIX-origin"
+	or_bail dmsetup load "$PREFIX-origin" --table "0 $SECTORS linear $(path_of disk) 0"
+	or_bail dmsetup resume "$PREFIX-origin"
+	for name in a b; do
+		wait_until 20 snapshot_field_is "$name" state broken
+		is "origin replaced: $name is broken" \
+			"$(snapshot_field "$name" state) $(snapshot_field "$name" errno)" "broken 19"
+		gets "origin replaced: $name cannot be read" EIO "$name" read 0 4k
+		or_bail dm_remove "$name"
+	done
+}
+
+test_moments
+test_since
+test_one_breaks
+test_one_stalls
+test_removed_while_waiting
+test_write_policy
+test_lost_origin
+finish

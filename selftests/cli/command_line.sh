@@ -83,8 +83,7 @@ expect 2 'low water no number' snapshot a --low-water few
 expect 2 'staging not in sectors' snapshot a --staging 100
 expect 2 'since a malformed name' snapshot a --since -x
 expect 2 'unknown policy' snapshot a --on-cbw-error ignore
-expect 1 'policy of a later version' snapshot a --on-cbw-error break_cluster
-expect 1 'another policy of a later version' snapshot a --on-cow-full wait
+expect 2 'unknown policy of a full device' snapshot a --on-cow-full ignore
 expect 2 'remove without a snapshot' remove
 expect 2 'release without a range' release a
 expect 2 'release of no range' release a 12

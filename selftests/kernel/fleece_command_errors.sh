@@ -160,9 +160,9 @@ is "the COW device of the user is left" "$(dmsetup info "$PREFIX-cow" | grep -c 
 #
 says "snapshot with every policy" "^frozen for" snapshot --cow "$(path_of cow)" --cluster 4K \
 	--since two --checkpoint three --cbw-timeout 1000 --low-water 3 --staging 1M \
-	--on-cbw-error break_snapshot --on-cow-full break --release-on-discard
+	--on-cbw-error break_cluster --on-cow-full wait --release-on-discard
 like "its table has them" "$(dmsetup table "$name-snap")" \
-	"^0 $SECTORS fleece-snapshot [0-9]+:[0-9]+ [0-9]+:[0-9]+ 8 [0-9]+ .*since two.*checkpoint three"
+	"^0 $SECTORS fleece-snapshot [0-9]+:[0-9]+ [0-9]+:[0-9]+ 8 [0-9]+ .*since two.*checkpoint three.*on_cbw_error break_cluster on_cow_full wait"
 succeeds "a discard releases" blkdiscard -f "$MAPPER/$name-snap"
 is "nothing can be read" "$("$FLEECE" status "$name-snap" --json |
 	jq '.snapshots[0].accessible_clusters')" 0

@@ -59,7 +59,14 @@ is "its COW space is a logical volume beside it" \
 	"$("$FLEECE" status "$data-snap" --json | jq -r '.snapshots[0].cow_kind')" lvm
 succeeds "the writer goes on" writer_goes_on
 check_frozen_image data
-exits "a second snapshot" 5 "$FLEECE" snapshot "$data" --cow-size 60M
+exits "a second snapshot of the same name" 5 "$FLEECE" snapshot "$data" --cow-size 60M
+says "a second snapshot of another name" "^frozen for" \
+	"$FLEECE" snapshot "$data" --name second --cow-size 20M
+is "the origin has two" "$("$FLEECE" status "$data" --json | jq -r '.origins[0].snapshots')" 2
+is "the second one's COW space is a volume of its name" "$(lvs --noheadings -o name "$GROUP/second-cow" | tr -d ' ')" \
+	second-cow
+says "remove the second one" "^$" "$FLEECE" remove second
+fails "its COW space is gone" "Failed to find" lvs "$GROUP/second-cow"
 exits "detach with a snapshot" 5 "$FLEECE" detach "$data"
 is "the whole snapshot can be read" "$("$FLEECE" map "$data-snap" | wc -l)" 1
 like "map of the snapshot is one row of nbdinfo's" "$("$FLEECE" map "$data-snap")" \

@@ -23,7 +23,7 @@
 #include "process.h"
 
 #define DEFAULT_DIR		"/var/tmp"
-#define LVM_SUFFIX		"-snap-cow"
+#define LVM_SUFFIX		"-cow"
 #define LOOP_ATTEMPTS		16
 #define LOOP_TRIAL_BYTES	4096
 
@@ -135,18 +135,31 @@ static enum status stat_device(const char *snapshot, struct cow *cow)
 	return DONE;
 }
 
+static bool has_default_name(const char *snapshot, const struct origin *origin)
+{
+	size_t length = strlen(origin->dm.name);
+
+	return !strncmp(snapshot, origin->dm.name, length) &&
+	       !strcmp(snapshot + length, SNAPSHOT_SUFFIX);
+}
+
 static enum status make_lvm(const struct cow_request *request, const struct origin *origin,
 			    const char *snapshot, struct cow *cow)
 {
-	char group[DM_NAME_LEN], volume[DM_NAME_LEN + sizeof(LVM_SUFFIX)], size[32];
+	char group[DM_NAME_LEN], origin_volume[DM_NAME_LEN], size[32];
+	char volume[DM_NAME_LEN + sizeof(SNAPSHOT_SUFFIX LVM_SUFFIX)];
 	char name[DM_NAME_LEN], output[512];
 	const char *const argv[] = { "lvcreate", "--yes", "-Wn", "-Zn", "-n", volume, "-L", size,
 				     group, NULL };
 	int ret;
 
-	if (!is_lvm(origin) || cow_lvm_split(origin->dm.name, group, volume))
+	if (!is_lvm(origin) || cow_lvm_split(origin->dm.name, group, origin_volume))
 		return report(FAILED, snapshot, "the origin is not a logical volume");
-	strcat(volume, LVM_SUFFIX);
+	/* Next to the origin's volume in a list, unless the snapshot has a name of its own. */
+	if (has_default_name(snapshot, origin))
+		snprintf(volume, sizeof(volume), "%s" SNAPSHOT_SUFFIX LVM_SUFFIX, origin_volume);
+	else
+		snprintf(volume, sizeof(volume), "%s" LVM_SUFFIX, snapshot);
 	snprintf(size, sizeof(size), "%llub", (unsigned long long)request->bytes);
 	ret = process_run(argv, output, sizeof(output));
 	if (ret < 0)

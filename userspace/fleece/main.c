@@ -28,6 +28,8 @@ static const struct verb verbs[] = {
 	  "  --json              for programs\n" },
 	{ "snapshot", verb_snapshot, "NAME... [OPTION...]",
 	  "Takes snapshots of all the named origins at one moment, filesystems frozen.\n"
+	  "  --name SNAPSHOT     name of the snapshot's device (default NAME-snap); once for\n"
+	  "                      each NAME, in their order\n"
 	  "  --cow DEV           COW device; once for each NAME, in their order\n"
 	  "  --cow-size SIZE|N%  make COW space: LVM if the origin is there, else a file or zram\n"
 	  "                      (default 20%)\n"
@@ -36,9 +38,10 @@ static const struct verb verbs[] = {
 	  "  --cluster SIZE      unit of copying, 4K to 16M (default 64K)\n"
 	  "  --since CP          only what changed since this checkpoint\n"
 	  "  --checkpoint CP     create this checkpoint at the same moment\n"
-	  "  --on-cbw-error break_snapshot\n"
+	  "  --on-cbw-error break_snapshot|break_cluster|break_write\n"
+	  "                      what a failed copy ends (default break_snapshot)\n"
 	  "  --cbw-timeout MS    longest time a live write waits for a copy (default 30000)\n"
-	  "  --on-cow-full break\n"
+	  "  --on-cow-full break|wait  fail, or hold live writes until slots are released\n"
 	  "  --low-water N       event when fewer than N clusters are free\n"
 	  "  --staging SIZE      RAM for copies on their way (default 32M)\n"
 	  "  --release-on-discard  a discard of the snapshot device releases\n"

@@ -32,11 +32,15 @@
  * @count: number of them.
  * @devices: values of --cow, in their order.
  * @device_count: number of them, 0 or @count.
+ * @snapshots: values of --name, in their order.
+ * @snapshot_count: number of them, 0 or @count.
  * @cow: what COW space to make without --cow.
  * @percent: its size in percent of the origin; 0: @cow has it in bytes.
  * @cluster: bytes.
  * @since: checkpoint, or NULL.
  * @checkpoint: checkpoint, or NULL.
+ * @on_error: value for on_cbw_error, or NULL.
+ * @on_full: value for on_cow_full, or NULL.
  * @timeout_ms: value for cbw_timeout, or NULL.
  * @low_water: value, or NULL.
  * @staging: bytes.
@@ -50,11 +54,15 @@ struct request {
 	size_t count;
 	const char **devices;
 	size_t device_count;
+	const char **snapshots;
+	size_t snapshot_count;
 	struct cow_request cow;
 	unsigned int percent;
 	uint64_t cluster;
 	const char *since;
 	const char *checkpoint;
+	const char *on_error;
+	const char *on_full;
 	const char *timeout_ms;
 	const char *low_water;
 	uint64_t staging;
@@ -80,22 +88,32 @@ struct member {
 	bool is_created;
 };
 
+static enum status name_snapshot(const struct request *request, size_t index,
+				 struct member *member)
+{
+	const char *name = member->origin.dm.name;
+	struct fleece_dm_info info;
+
+	if (request->snapshot_count)
+		snprintf(member->name, sizeof(member->name), "%s", request->snapshots[index]);
+	else
+		snprintf(member->name, sizeof(member->name), "%s" SNAPSHOT_SUFFIX, name);
+	if (strlen(member->name) >= DM_NAME_LEN)
+		return report(FAILED, name, "its name is too long for %s; choose one with --name",
+			      member->name);
+	if (!fleece_dm_info(member->name, &info))
+		return report(BUSY, member->name,
+			      "exists already; remove it with 'fleece remove', or choose another name with --name");
+	return DONE;
+}
+
 static enum status check_origin(const struct request *request, struct member *member)
 {
 	struct fleece_checkpoint_line found;
-	struct fleece_dm_info info;
 	const char *name = member->origin.dm.name;
 
-	if (member->origin.status.snapshots)
-		return report(BUSY, name,
-			      "has a snapshot already, and several of one origin come with a later version; remove it with 'fleece remove'");
 	if (member->origin.dm.is_suspended || member->origin.dm.has_inactive)
 		return report(BUSY, name, "is being changed by somebody else; try again later");
-	snprintf(member->name, sizeof(member->name), "%s" SNAPSHOT_SUFFIX, name);
-	if (strlen(member->name) >= DM_NAME_LEN)
-		return report(FAILED, name, "its name is too long for %s" SNAPSHOT_SUFFIX, name);
-	if (!fleece_dm_info(member->name, &info))
-		return report(BUSY, member->name, "exists already; remove it with 'fleece remove'");
 	if (request->checkpoint && checkpoint_exists(&member->origin, request->checkpoint))
 		return checkpoint_report(-EEXIST, name, request->checkpoint);
 	if (request->since)
@@ -116,8 +134,14 @@ static enum status find_origins(const struct request *request, struct member *me
 			if (members[j].origin.dm.devno == members[i].origin.dm.devno)
 				return verb_usage("%s is named twice", request->names[i]);
 		status = check_origin(request, &members[i]);
+		if (status == DONE)
+			status = name_snapshot(request, i, &members[i]);
 		if (status != DONE)
 			return status;
+		for (j = 0; j < i; j++)
+			if (!strcmp(members[j].name, members[i].name))
+				return verb_usage("two snapshots would be named %s",
+						  members[i].name);
 	}
 	return DONE;
 }
@@ -165,6 +189,10 @@ static int make_params(const struct request *request, const struct member *membe
 		add_feature(features, sizeof(features), &words, "since", request->since);
 	if (request->checkpoint)
 		add_feature(features, sizeof(features), &words, "checkpoint", request->checkpoint);
+	if (request->on_error)
+		add_feature(features, sizeof(features), &words, "on_cbw_error", request->on_error);
+	if (request->on_full)
+		add_feature(features, sizeof(features), &words, "on_cow_full", request->on_full);
 	if (request->timeout_ms)
 		add_feature(features, sizeof(features), &words, "cbw_timeout", request->timeout_ms);
 	if (request->low_water)
@@ -416,10 +444,11 @@ static enum status snapshot(const struct request *request)
 
 enum option_value {
 	COW = 256, COW_SIZE, COW_KIND, COW_DIR, CLUSTER, SINCE, CHECKPOINT, ON_ERROR, TIMEOUT,
-	ON_FULL, LOW_WATER, STAGING, RELEASE, LIMIT, JSON,
+	ON_FULL, LOW_WATER, STAGING, RELEASE, LIMIT, JSON, NAME,
 };
 
 static const struct option options[] = {
+	{ "name", required_argument, NULL, NAME },
 	{ "cow", required_argument, NULL, COW },
 	{ "cow-size", required_argument, NULL, COW_SIZE },
 	{ "cow-kind", required_argument, NULL, COW_KIND },
@@ -454,15 +483,14 @@ static enum status parse_cow_size(struct request *request)
 	return DONE;
 }
 
-/* A policy of which only some values exist so far. */
-static enum status parse_policy(const char *option, const char *now, const char *const *later)
+static enum status parse_policy(const char *option, const char *const *values, const char **policy)
 {
-	if (!strcmp(optarg, now))
-		return DONE;
-	for (; *later; later++)
-		if (!strcmp(optarg, *later))
-			return report(FAILED, NULL, "%s %s comes with a later version; only %s works",
-				      option, optarg, now);
+	for (; *values; values++) {
+		if (!strcmp(optarg, *values)) {
+			*policy = *values;
+			return DONE;
+		}
+	}
 	return verb_usage("'%s' is no value of %s", optarg, option);
 }
 
@@ -504,10 +532,17 @@ static enum status parse_numbers(int option, struct request *request)
 
 static enum status parse_option(int option, struct request *request)
 {
-	static const char *const later_errors[] = { "break_cluster", "break_write", NULL };
-	static const char *const later_full[] = { "wait", NULL };
+	static const char *const on_error[] = {
+		"break_snapshot", "break_cluster", "break_write", NULL
+	};
+	static const char *const on_full[] = { "break", "wait", NULL };
 
 	switch (option) {
+	case NAME:
+		if (!fleece_name_is_valid(optarg))
+			return verb_usage("'%s' cannot be the name of a snapshot", optarg);
+		request->snapshots[request->snapshot_count++] = optarg;
+		return DONE;
 	case COW:
 		request->devices[request->device_count++] = optarg;
 		return DONE;
@@ -525,9 +560,9 @@ static enum status parse_option(int option, struct request *request)
 	case CHECKPOINT:
 		return parse_names(optarg, &request->checkpoint);
 	case ON_ERROR:
-		return parse_policy("--on-cbw-error", "break_snapshot", later_errors);
+		return parse_policy("--on-cbw-error", on_error, &request->on_error);
 	case ON_FULL:
-		return parse_policy("--on-cow-full", "break", later_full);
+		return parse_policy("--on-cow-full", on_full, &request->on_full);
 	case RELEASE:
 		request->is_releasing = true;
 		return DONE;
@@ -560,6 +595,9 @@ static enum status parse_request(int argc, char **argv, struct request *request)
 	if (request->device_count && request->device_count != request->count)
 		return verb_usage("%zu origins need as many --cow, not %zu", request->count,
 				  request->device_count);
+	if (request->snapshot_count && request->snapshot_count != request->count)
+		return verb_usage("%zu origins need as many --name, not %zu", request->count,
+				  request->snapshot_count);
 	if (request->cow.dir && request->cow.kind != COW_AUTO && request->cow.kind != COW_FILE)
 		return verb_usage("--cow-dir goes with --cow-kind file");
 	return DONE;
@@ -575,9 +613,11 @@ enum status verb_snapshot(int argc, char **argv)
 	enum status status;
 
 	request.devices = calloc((size_t)argc, sizeof(*request.devices));
-	if (!request.devices)
-		return report_errno(ENOMEM, NULL, "cannot prepare");
-	status = parse_request(argc, argv, &request);
+	request.snapshots = calloc((size_t)argc, sizeof(*request.snapshots));
+	if (request.devices && request.snapshots)
+		status = parse_request(argc, argv, &request);
+	else
+		status = report_errno(ENOMEM, NULL, "cannot prepare");
 	if (status == DONE)
 		status = device_start(NULL);
 	if (status == DONE) {
@@ -585,5 +625,6 @@ enum status verb_snapshot(int argc, char **argv)
 		status = snapshot(&request);
 	}
 	free(request.devices);
+	free(request.snapshots);
 	return status;
 }

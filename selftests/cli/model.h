@@ -61,6 +61,7 @@ struct model_device {
  * @cows: COW devices in existence.
  * @checkpoints: answer to checkpoint_list.
  * @deleted: checkpoint_delete messages.
+ * @locks: how often the right to change devices was taken.
  * @main_pid: process whose changes can fail or kill.
  */
 struct model {
@@ -74,6 +75,7 @@ struct model {
 	unsigned int cows;
 	char checkpoints[1024];
 	unsigned int deleted;
+	unsigned int locks;
 	int main_pid;
 };
 

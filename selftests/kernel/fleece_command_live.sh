@@ -102,6 +102,37 @@ is "nothing can be read any more" \
 says "remove the snapshot" "^$" "$FLEECE" remove "$data-snap"
 
 #
+# Two commands at the same time: one after the other, and both of their snapshots
+# are whole.
+#
+two_at_once()
+{
+	"$FLEECE" snapshot "$data" --cow-size 8M --name pvmove-one > "$SCRATCH/one" 2>&1 &
+	local other=$! status=0
+
+	"$FLEECE" snapshot "$data" --cow-size 8M --name snapshot-two > "$SCRATCH/two" 2>&1 ||
+		status=$?
+	wait $other || status=$?
+	cat "$SCRATCH/one" "$SCRATCH/two"
+	return $status
+}
+two_at_once > "$SCRATCH/both"
+is "both commands succeed" "$? $(grep -c '^frozen for' "$SCRATCH/both")" "0 2"
+is "both snapshots can be read" "$("$FLEECE" status pvmove-one snapshot-two --json |
+	jq -r '[.snapshots[].state] | join(" ")')" "ok ok"
+exec 9< /run/fleece/lock
+flock 9
+"$FLEECE" remove pvmove-one snapshot-two > "$SCRATCH/one" 2>&1 &
+remover=$!
+succeeds "a command that has to wait says so" \
+	wait_until 20 grep -q "^fleece: waiting for another" "$SCRATCH/one"
+is "and waits" "$(type_of pvmove-one)" fleece-snapshot
+exec 9<&-
+wait $remover
+is "then it goes on" "$?" 0
+fails "the snapshots are removed" "No such device" dmsetup table pvmove-one
+
+#
 # Back.
 #
 says "detach under the mount" "detached$" "$FLEECE" detach "$data"

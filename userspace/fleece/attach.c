@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "device.h"
+#include "lock.h"
 #include "process.h"
 #include "size.h"
 #include "verbs.h"
@@ -360,6 +361,8 @@ enum status verb_attach(int argc, char **argv)
 
 	if (status == DONE)
 		status = device_start(NULL);
+	if (status == DONE)
+		status = lock_changes();
 	if (status != DONE)
 		return status;
 	process_hold_signals();
@@ -456,6 +459,8 @@ enum status verb_detach(int argc, char **argv)
 	if (argc - optind != 1)
 		return verb_usage("exactly one NAME is needed");
 	status = device_start(NULL);
+	if (status == DONE)
+		status = lock_changes();
 	if (status != DONE)
 		return status;
 	process_hold_signals();

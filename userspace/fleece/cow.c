@@ -147,7 +147,7 @@ static enum status make_lvm(const struct cow_request *request, const struct orig
 			    const char *snapshot, struct cow *cow)
 {
 	char group[DM_NAME_LEN], origin_volume[DM_NAME_LEN], size[32];
-	char volume[DM_NAME_LEN + sizeof(SNAPSHOT_SUFFIX LVM_SUFFIX)];
+	char volume[2 * DM_NAME_LEN + sizeof("-" LVM_SUFFIX)];
 	char name[DM_NAME_LEN], output[512];
 	const char *const argv[] = { "lvcreate", "--yes", "-Wn", "-Zn", "-n", volume, "-L", size,
 				     group, NULL };
@@ -155,11 +155,11 @@ static enum status make_lvm(const struct cow_request *request, const struct orig
 
 	if (!is_lvm(origin) || cow_lvm_split(origin->dm.name, group, origin_volume))
 		return report(FAILED, snapshot, "the origin is not a logical volume");
-	/* Next to the origin's volume in a list, unless the snapshot has a name of its own. */
+	/* Next to the origin's volume in a list; a snapshot's own name may be one LVM refuses. */
 	if (has_default_name(snapshot, origin))
 		snprintf(volume, sizeof(volume), "%s" SNAPSHOT_SUFFIX LVM_SUFFIX, origin_volume);
 	else
-		snprintf(volume, sizeof(volume), "%s" LVM_SUFFIX, snapshot);
+		snprintf(volume, sizeof(volume), "%s-%s" LVM_SUFFIX, origin_volume, snapshot);
 	snprintf(size, sizeof(size), "%llub", (unsigned long long)request->bytes);
 	ret = process_run(argv, output, sizeof(output));
 	if (ret < 0)

@@ -8,6 +8,7 @@
 
 #include "cow.h"
 #include "device.h"
+#include "lock.h"
 #include "process.h"
 #include "size.h"
 #include "verbs.h"
@@ -53,8 +54,12 @@ enum status verb_remove(int argc, char **argv)
 	if (optind == argc)
 		return verb_usage("at least one SNAPSHOT is needed");
 	first = device_start(NULL);
+	if (first == DONE)
+		first = lock_changes();
+	if (first != DONE)
+		return first;
 	process_hold_signals();
-	for (i = optind; i < argc && first != NO_MODULE && first != NO_PERMISSION; i++) {
+	for (i = optind; i < argc; i++) {
 		status = remove_snapshot(argv[i]);
 		if (first == DONE)
 			first = status;

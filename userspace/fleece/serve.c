@@ -20,10 +20,10 @@
 
 #include "control.h"
 #include "device.h"
+#include "lock.h"
 #include "process.h"
 #include "verbs.h"
 
-#define RUN_DIR			"/run/fleece"
 #define SERVER			"fleeced"
 #define READY_MS		20000
 #define READY_STEP_MS		20
@@ -257,8 +257,10 @@ static enum status find_snapshots(struct serve *serve, char (*devices)[PATH_MAX]
 
 static enum status choose_files(struct serve *serve)
 {
-	if (mkdir(RUN_DIR, 0755) && errno != EEXIST)
-		return report_errno(errno, NULL, "cannot make " RUN_DIR);
+	enum status status = lock_run_dir();
+
+	if (status != DONE)
+		return status;
 	if (!serve->socket[0] &&
 	    snprintf(serve->socket, sizeof(serve->socket), RUN_DIR "/%s.sock", serve->names[0]) >=
 	    (int)sizeof(serve->socket))

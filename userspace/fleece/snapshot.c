@@ -16,6 +16,7 @@
 #include "cow.h"
 #include "device.h"
 #include "json.h"
+#include "lock.h"
 #include "process.h"
 #include "size.h"
 #include "verbs.h"
@@ -253,14 +254,26 @@ static enum status prepare(const struct request *request, struct member *members
 	return status;
 }
 
+/* Whether the resume of the snapshot's device has started the snapshot. */
+static bool is_started(const struct member *member)
+{
+	struct fleece_dm_info info;
+
+	return member->is_created && !fleece_dm_info(member->name, &info) && info.is_live &&
+	       !info.is_suspended;
+}
+
 static void undo(const struct request *request, struct member *members)
 {
+	bool has_checkpoint;
 	size_t i;
 	int ret;
 
 	for (i = 0; i < request->count; i++) {
 		struct member *member = &members[i];
 
+		/* The module made it with the snapshot; one that was not started met another's. */
+		has_checkpoint = request->checkpoint && is_started(member);
 		ret = member->is_created ? fleece_dm_remove(member->name) : 0;
 		if (ret)
 			report_dm(ret, member->name, "is left over: cannot remove it");
@@ -268,8 +281,7 @@ static void undo(const struct request *request, struct member *members)
 			cow_put(&member->cow);
 		if (member->has_cow && !ret)
 			cow_free(member->cow.kind, member->cow.devno, member->name);
-		/* The module made it with the snapshot; nobody asked for it alone. */
-		if (request->checkpoint && member->is_created) {
+		if (has_checkpoint) {
 			char message[64 + FLEECE_NAME_SIZE];
 
 			snprintf(message, sizeof(message), "checkpoint_delete %s",
@@ -620,6 +632,8 @@ enum status verb_snapshot(int argc, char **argv)
 		status = report_errno(ENOMEM, NULL, "cannot prepare");
 	if (status == DONE)
 		status = device_start(NULL);
+	if (status == DONE)
+		status = lock_changes();
 	if (status == DONE) {
 		process_hold_signals();
 		status = snapshot(&request);

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* fleece, lock: see lock.h. The file stays; what counts is who holds the lock on it. */
+#include "lock.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#define LOCK_FILE	RUN_DIR "/lock"
+
+enum status lock_run_dir(void)
+{
+	if (mkdir(RUN_DIR, 0755) && errno != EEXIST)
+		return report_errno(errno, NULL, "cannot make " RUN_DIR);
+	return DONE;
+}
+
+enum status lock_changes(void)
+{
+	enum status status = lock_run_dir();
+	int fd;
+
+	if (status != DONE)
+		return status;
+	/* Never closed: the lock ends with the process. */
+	fd = open(LOCK_FILE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return report_errno(errno, NULL, "cannot open " LOCK_FILE);
+	if (!flock(fd, LOCK_EX | LOCK_NB))
+		return DONE;
+	if (errno == EWOULDBLOCK) {
+		fprintf(stderr, "fleece: waiting for another command that holds " LOCK_FILE "\n");
+		if (!flock(fd, LOCK_EX))
+			return DONE;
+	}
+	return report_errno(errno, NULL, "cannot lock " LOCK_FILE);
+}

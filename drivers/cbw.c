@@ -52,6 +52,9 @@
 /* Clusters released before the lock is given up once. */
 #define RELEASE_BATCH		64
 
+/* Ever made. */
+static atomic64_t nr_engines = ATOMIC64_INIT(0);
+
 enum copy_phase {
 	COPY_READ,
 	COPY_WRITE,
@@ -1696,6 +1699,7 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 {
 	u64 copy_sectors = max(config->cluster_sectors, BIO_SECTORS);
 
+	cbw->serial = atomic64_inc_return(&nr_engines);
 	cbw->config = *config;
 	cbw->cluster_shift = ilog2(config->cluster_sectors);
 	cbw->nr_clusters = (config->nr_sectors + config->cluster_sectors - 1) >> cbw->cluster_shift;

@@ -154,8 +154,9 @@ struct fleece_cbw_config {
  *
  * @node: the user's, to keep several engines of one origin.
  *
- * Constant: @config, @cluster_shift (log2 of the sectors of a cluster),
- * @nr_clusters, @bios_per_copy, @buffer_limit_bytes (for all copies together).
+ * Constant: @serial (no two engines have the same), @config, @cluster_shift (log2
+ * of the sectors of a cluster), @nr_clusters, @bios_per_copy, @buffer_limit_bytes
+ * (for all copies together).
  *
  * @state: changes under @lock, read without it.
  * @access: bit a; atomic bit operations.
@@ -179,6 +180,7 @@ struct fleece_cbw_config {
  */
 struct fleece_cbw {
 	struct list_head node;
+	u64 serial;
 	struct fleece_cbw_config config;
 	unsigned int cluster_shift;
 	cluster_t nr_clusters;

@@ -42,12 +42,14 @@ static_assert(sizeof_field(struct fleece_moment, name) == FLEECE_NAME_SIZE);
  * @snap: a reference, or NULL; one of both is set.
  * @held: history of an origin, held for this call.
  * @history: whichever history answers.
+ * @nr_sectors: size of the device, as of @history.
  */
 struct subject {
 	struct fleece_origin *origin;
 	struct fleece_snapshot *snap;
 	struct fleece_history held;
 	const struct fleece_history *history;
+	sector_t nr_sectors;
 };
 
 static int device_of_fd(int fd, dev_t *devt)
@@ -89,12 +91,14 @@ static int get_subject(struct subject *subject, int fd)
 	subject->snap = fleece_snapshot_find_md(devt);
 	if (subject->snap) {
 		subject->history = &subject->snap->history;
+		subject->nr_sectors = subject->snap->cbw->config.nr_sectors;
 		return 0;
 	}
 	subject->origin = fleece_origin_find_md(devt);
 	if (!subject->origin)
 		return -ENODEV;
 	noio = fleece_origin_lock(subject->origin);
+	subject->nr_sectors = subject->origin->nr_sectors;
 	ret = fleece_history_get(&subject->held, &subject->origin->tracker);
 	fleece_origin_unlock(subject->origin, noio);
 	subject->history = &subject->held;
@@ -110,7 +114,7 @@ static const struct fleece_origin *origin_of(const struct subject *subject)
 
 static u64 size_of_subject(const struct subject *subject)
 {
-	return (u64)origin_of(subject)->nr_sectors << SECTOR_SHIFT;
+	return (u64)subject->nr_sectors << SECTOR_SHIFT;
 }
 
 static bool is_zero(const u64 *words, size_t count)

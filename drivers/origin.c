@@ -34,14 +34,14 @@
  * @waiter: while it waits, or is held back.
  * @is_admitted: it holds a reference on origin->writes.
  * @is_advice: a discard, not worth any copying.
- * @waits_on: the engine that it waits, or last waited, for; only compared. Its
+ * @waits_on: serial of the engine that it waits, or last waited, for; or 0. Its
  *	clock starts with each: the time limit of a snapshot is for its own copies.
  */
 struct live_write {
 	struct fleece_waiter waiter;
 	bool is_admitted;
 	bool is_advice;
-	const struct fleece_cbw *waits_on;
+	u64 waits_on;
 };
 
 /**
@@ -49,11 +49,13 @@ struct live_write {
  * @origin: shared with other tables of the same device.
  * @lower: this table's handle of the lower device.
  * @copies_discards: feature discard_copy.
+ * @shrinks: it is counted in origin->nr_shrinking, which protects it.
  */
 struct fleece_table {
 	struct fleece_origin *origin;
 	struct dm_dev *lower;
 	bool copies_discards;
+	bool shrinks;
 };
 
 static DEFINE_MUTEX(registry_lock);
@@ -188,12 +190,27 @@ void fleece_origin_release(struct fleece_origin *origin)
 
 /* ------------------------- The way of a write ------------------------- */
 
+/*
+ * How much of a bio, from its start on, lies on what the snapshot is of: an origin
+ * may have grown since.
+ */
+static sector_t sectors_of_snapshot(const struct fleece_cbw *cbw, const struct bio *bio)
+{
+	sector_t start = bio->bi_iter.bi_sector;
+
+	if (start >= cbw->config.nr_sectors)
+		return 0;
+	return min_t(sector_t, bio_sectors(bio), cbw->config.nr_sectors - start);
+}
+
 static void set_waiter(struct live_write *write, struct fleece_cbw *cbw, struct bio *bio)
 {
-	write->waiter.first = fleece_cbw_cluster(cbw, bio->bi_iter.bi_sector);
-	write->waiter.last = fleece_cbw_cluster(cbw, bio_end_sector(bio) - 1);
-	if (write->waits_on != cbw) {
-		write->waits_on = cbw;
+	sector_t start = bio->bi_iter.bi_sector;
+
+	write->waiter.first = fleece_cbw_cluster(cbw, start);
+	write->waiter.last = fleece_cbw_cluster(cbw, start + sectors_of_snapshot(cbw, bio) - 1);
+	if (write->waits_on != cbw->serial) {
+		write->waits_on = cbw->serial;
 		write->waiter.since = jiffies;
 	}
 }
@@ -208,14 +225,18 @@ static enum verdict park_write(struct fleece_origin *origin, struct fleece_cbw *
 {
 	struct live_write *write = write_of(bio);
 	struct fleece_cbw *other = cbw;
+	sector_t nr_sectors;
 
 	if (is_mapping && bio->bi_opf & REQ_NOWAIT)
 		return REFUSED;
 	if (is_mapping)
 		cut_waiting(bio);
 	set_waiter(write, cbw, bio);
-	list_for_each_entry_continue_rcu(other, &origin->cbws, node)
-		fleece_cbw_start(other, bio->bi_iter.bi_sector, bio_sectors(bio), reads);
+	list_for_each_entry_continue_rcu(other, &origin->cbws, node) {
+		nr_sectors = sectors_of_snapshot(other, bio);
+		if (nr_sectors)
+			fleece_cbw_start(other, bio->bi_iter.bi_sector, nr_sectors, reads);
+	}
 	/*
 	 * It leaves the device's writes before it waits: once parked, it may be
 	 * admitted again and complete at any time.
@@ -229,10 +250,12 @@ static enum verdict park_write(struct fleece_origin *origin, struct fleece_cbw *
  * being passed down: it is advice, and not worth the copying. While the bio is
  * being mapped it can be cut to the part with the same answer.
  */
-static enum verdict cover_discard(struct fleece_cbw *cbw, struct bio *bio, bool is_mapping)
+static enum verdict cover_discard(struct fleece_cbw *cbw, struct bio *bio, sector_t nr_sectors,
+				  bool is_mapping)
 {
-	cluster_t first = fleece_cbw_cluster(cbw, bio->bi_iter.bi_sector);
-	cluster_t last = fleece_cbw_cluster(cbw, bio_end_sector(bio) - 1);
+	sector_t start = bio->bi_iter.bi_sector;
+	cluster_t first = fleece_cbw_cluster(cbw, start);
+	cluster_t last = fleece_cbw_cluster(cbw, start + nr_sectors - 1);
 	bool swallow;
 	sector_t end;
 	u64 length;
@@ -241,7 +264,7 @@ static enum verdict cover_discard(struct fleece_cbw *cbw, struct bio *bio, bool 
 	end = (sector_t)(first + length) << cbw->cluster_shift;
 	if (end < bio_end_sector(bio)) {
 		if (is_mapping)
-			dm_accept_partial_bio(bio, end - bio->bi_iter.bi_sector);
+			dm_accept_partial_bio(bio, end - start);
 		else
 			swallow = true;
 	}
@@ -254,12 +277,16 @@ static enum verdict cover_write(struct fleece_origin *origin, struct bio *bio, b
 {
 	enum verdict verdict = GO;
 	struct fleece_cbw *cbw;
+	sector_t nr_sectors;
 
 	rcu_read_lock();
 	list_for_each_entry_rcu(cbw, &origin->cbws, node) {
+		nr_sectors = sectors_of_snapshot(cbw, bio);
+		if (!nr_sectors)
+			continue;
 		if (write_of(bio)->is_advice)
-			verdict = cover_discard(cbw, bio, is_mapping);
-		else if (fleece_cbw_blocks(cbw, bio->bi_iter.bi_sector, bio_sectors(bio)))
+			verdict = cover_discard(cbw, bio, nr_sectors, is_mapping);
+		else if (fleece_cbw_blocks(cbw, bio->bi_iter.bi_sector, nr_sectors))
 			verdict = park_write(origin, cbw, bio, is_mapping, reads);
 		if (verdict != GO)
 			break;
@@ -345,7 +372,7 @@ static int origin_map(struct dm_target *ti, struct bio *bio)
 	if (!op_is_write(bio_op(bio)) || !bio_sectors(bio))
 		return DM_MAPIO_REMAPPED;
 	write->is_advice = bio_op(bio) == REQ_OP_DISCARD && !table->copies_discards;
-	write->waits_on = NULL;
+	write->waits_on = 0;
 	write->waiter.error = 0;
 	return start_write(table->origin, bio, true) ? DM_MAPIO_REMAPPED : DM_MAPIO_SUBMITTED;
 }
@@ -531,14 +558,65 @@ static struct fleece_origin *join_origin(struct dm_target *ti, struct block_devi
 	} else if (origin->md != dm_table_get_md(ti->table)) {
 		ti->error = "Origin device already belongs to another fleece device";
 		origin = ERR_PTR(-EBUSY);
-	} else if (origin->nr_sectors != ti->len || origin->granule_sectors != granule_sectors) {
-		ti->error = "Changing the length or granularity of an origin is not supported yet";
-		origin = ERR_PTR(-EOPNOTSUPP);
+	} else if (origin->granule_sectors != granule_sectors) {
+		ti->error = "The granularity of an origin cannot be changed";
+		origin = ERR_PTR(-EINVAL);
 	}
 	if (!IS_ERR(origin))
 		origin->nr_tables++;
 	mutex_unlock(&registry_lock);
 	return origin;
+}
+
+/* ------------------------- Changes of size ------------------------- */
+
+/*
+ * A shorter table is refused while there is a snapshot; as long as it is loaded,
+ * none is taken. So nothing is left that could fail when it is resumed.
+ */
+static int check_shrinking(struct dm_target *ti, struct fleece_table *table)
+{
+	struct fleece_origin *origin = table->origin;
+	unsigned int noio;
+	int ret = 0;
+
+	noio = fleece_origin_lock(origin);
+	if (ti->len < origin->nr_sectors) {
+		if (!list_empty(&origin->cbws)) {
+			ti->error = "An origin that has snapshots cannot be shrunk";
+			ret = -EBUSY;
+		} else {
+			table->shrinks = true;
+			origin->nr_shrinking++;
+		}
+	}
+	fleece_origin_unlock(origin, noio);
+	return ret;
+}
+
+static void end_shrinking(struct fleece_table *table)
+{
+	lockdep_assert_held(&table->origin->lock);
+	if (table->shrinks)
+		table->origin->nr_shrinking--;
+	table->shrinks = false;
+}
+
+/* The device is suspended, and the writes under way have been waited for. */
+static void adopt_size(struct fleece_table *table, sector_t nr_sectors)
+{
+	struct fleece_origin *origin = table->origin;
+	unsigned int noio;
+
+	noio = fleece_origin_lock(origin);
+	end_shrinking(table);
+	if (nr_sectors != origin->nr_sectors) {
+		if (fleece_tracker_resize(&origin->tracker, nr_sectors))
+			DMERR("%s: out of memory for the new size: all checkpoints are dropped",
+			      dm_device_name(origin->md));
+		WRITE_ONCE(origin->nr_sectors, nr_sectors);
+	}
+	fleece_origin_unlock(origin, noio);
 }
 
 /* Writes can no longer be seen: the live table has gone without a successor. */
@@ -685,9 +763,14 @@ static int origin_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		ret = PTR_ERR(table->origin);
 		goto err_put_lower;
 	}
+	ret = check_shrinking(ti, table);
+	if (ret)
+		goto err_leave;
 	set_origin_target(ti, table);
 	return 0;
 
+err_leave:
+	leave_origin(table->origin);
 err_put_lower:
 	dm_put_device(ti, table->lower);
 err_free_table:
@@ -699,7 +782,11 @@ static void origin_dtr(struct dm_target *ti)
 {
 	struct fleece_table *table = ti->private;
 	struct fleece_origin *origin = table->origin;
+	unsigned int noio;
 
+	noio = fleece_origin_lock(origin);
+	end_shrinking(table);
+	fleece_origin_unlock(origin, noio);
 	if (rcu_access_pointer(origin->ti) == ti) {
 		RCU_INIT_POINTER(origin->ti, NULL);
 		stop_watching(origin);
@@ -722,6 +809,7 @@ static void origin_resume(struct dm_target *ti)
 {
 	struct fleece_table *table = ti->private;
 
+	adopt_size(table, ti->len);
 	rcu_assign_pointer(table->origin->ti, ti);
 	WRITE_ONCE(table->origin->is_suspended, false);
 }
@@ -796,11 +884,14 @@ static int create_checkpoint(struct fleece_origin *origin, const char *name)
 	int ret;
 	unsigned int noio;
 
-	segment = fleece_segment_alloc(origin->tracker.nr_granules);
+	segment = fleece_segment_alloc(READ_ONCE(origin->tracker.nr_granules));
 	if (!segment)
 		return -ENOMEM;
 	noio = fleece_origin_lock(origin);
 	ret = fleece_tracker_check_new(&origin->tracker, name);
+	if (!ret && segment->nr_granules != origin->tracker.nr_granules)
+		/* Its size was changed meanwhile. */
+		ret = -EAGAIN;
 	if (!ret)
 		ret = fleece_origin_quiesce(origin);
 	if (!ret) {

@@ -2,9 +2,9 @@
 /*
  * origin: target "fleece", the live device.
  *
- * An origin is found by its lower device. It outlives a single table: a reload
- * of the same table of the same device-mapper device shares it. It ends with the
- * last table; its memory with the last reference (of a snapshot, or of a caller
+ * An origin is found by its lower device. It outlives a single table: another
+ * table of the same device-mapper device, perhaps of another length, shares it. It
+ * ends with the last table; its memory with the last reference (of a snapshot, or of a caller
  * of the ioctl).
  *
  * Life of a live write:
@@ -46,13 +46,17 @@
  * struct fleece_origin - one live device
  *
  * Constant: @lower (open as long as a table is), @md (the device-mapper device
- * on it, only compared), @md_devt, @nr_sectors, @granule_sectors.
+ * on it, only compared), @md_devt, @granule_sectors.
+ *
+ * @nr_sectors: changed under @lock, while the device is suspended and no write is
+ *	under way; may be read without.
  *
  * @kref: memory.
  * @node: in the list of origins; protected by the registry lock, as is
  * @nr_tables: tables that share the origin; 0 when it has ended.
  *
- * Protected by @lock: @tracker but its live bits, changes of @cbws, @is_ended.
+ * Protected by @lock: @tracker but its live bits, changes of @cbws, @is_ended,
+ * @nr_shrinking (tables that are loaded, not live, and shorter than the origin).
  *
  * @lock: also the right to quiesce.
  * @cbws: the engines of the snapshots; read under RCU. While a write is admitted
@@ -83,6 +87,7 @@ struct fleece_origin {
 	struct fleece_tracker tracker;
 	struct list_head cbws;
 	bool is_ended;
+	unsigned int nr_shrinking;
 
 	struct dm_target __rcu *ti;
 	bool is_suspended;

@@ -287,6 +287,15 @@ static int check_origin(struct fleece_snapshot *snap, char **error)
 		*error = "the origin's device is not active";
 		return -ENODEV;
 	}
+	if (origin->nr_sectors != snap->cbw->config.nr_sectors ||
+	    origin->tracker.nr_granules != snap->spare->nr_granules) {
+		*error = "the origin's size was changed since the table was loaded";
+		return -EINVAL;
+	}
+	if (origin->nr_shrinking) {
+		*error = "the origin is going to be shrunk: a shorter table is loaded";
+		return -EBUSY;
+	}
 	return check_checkpoints(origin, &snap->options, error);
 }
 
@@ -735,7 +744,7 @@ static struct fleece_snapshot *make_snapshot(struct dm_target *ti, struct snapsh
 				   dm_device_name(md));
 	if (!snap->wq)
 		goto err_free;
-	snap->spare = fleece_segment_alloc(origin->tracker.nr_granules);
+	snap->spare = fleece_segment_alloc(READ_ONCE(origin->tracker.nr_granules));
 	if (!snap->spare)
 		goto err_destroy_wq;
 	ret = fleece_origin_claim_cow(&snap->cow, table->cow->bdev, &ti->error);
@@ -800,12 +809,13 @@ static struct fleece_snapshot *join_snapshot(struct dm_target *ti, struct snapsh
 	int ret;
 
 	lockdep_assert_held(&registry_lock);
-	if (ti->len != origin->nr_sectors) {
-		ti->error = "Length differs from the origin's";
-		return ERR_PTR(-EINVAL);
-	}
 	snap = lookup_md(disk_devt(dm_disk(dm_table_get_md(ti->table))));
 	if (snap) {
+		/* An origin may have grown since, the snapshot has not. */
+		if (snap->cbw->config.nr_sectors != ti->len) {
+			ti->error = "Length differs from the snapshot's";
+			return ERR_PTR(-EINVAL);
+		}
 		if (snap->origin != origin || snap->cow.devt != table->cow->bdev->bd_dev ||
 		    !same_options(&snap->options, options)) {
 			ti->error = "Changing the table of a snapshot is not supported yet";
@@ -813,6 +823,10 @@ static struct fleece_snapshot *join_snapshot(struct dm_target *ti, struct snapsh
 		}
 		fleece_origin_put(origin);
 	} else {
+		if (ti->len != READ_ONCE(origin->nr_sectors)) {
+			ti->error = "Length differs from the origin's";
+			return ERR_PTR(-EINVAL);
+		}
 		ret = check_new(ti, options, origin);
 		if (ret)
 			return ERR_PTR(ret);

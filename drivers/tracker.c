@@ -18,12 +18,20 @@
 /* Words between two offers of the CPU in a loop over a whole device. */
 #define WORDS_PER_TURN	65536
 
+static void set_size(struct fleece_tracker *tracker, sector_t nr_sectors)
+{
+	sector_t granule_sectors = 1ULL << tracker->granule_shift;
+
+	tracker->nr_sectors = nr_sectors;
+	tracker->nr_granules = (nr_sectors + granule_sectors - 1) >> tracker->granule_shift;
+}
+
 void fleece_tracker_init(struct fleece_tracker *tracker, sector_t nr_sectors,
 			 unsigned int granule_sectors)
 {
 	memset(tracker, 0, sizeof(*tracker));
 	tracker->granule_shift = ilog2(granule_sectors);
-	tracker->nr_granules = (nr_sectors + granule_sectors - 1) >> tracker->granule_shift;
+	set_size(tracker, nr_sectors);
 	INIT_LIST_HEAD(&tracker->segments);
 }
 
@@ -104,6 +112,7 @@ struct fleece_segment *fleece_segment_alloc(u64 nr_granules)
 		kfree(segment);
 		return NULL;
 	}
+	segment->nr_granules = nr_granules;
 	refcount_set(&segment->refs, 1);
 	INIT_LIST_HEAD(&segment->node);
 	return segment;
@@ -214,6 +223,58 @@ void fleece_tracker_forget(struct fleece_tracker *tracker)
 		memset(&segment->start, 0, sizeof(segment->start));
 	tracker->nr_checkpoints = 0;
 	fleece_tracker_compact(tracker);
+}
+
+/*
+ * A segment of the new size. All granules that are not wholly within the old size
+ * are set in it.
+ */
+static struct fleece_segment *resized_segment(const struct fleece_segment *old, u64 nr_granules,
+					      u64 first_new)
+{
+	struct fleece_segment *segment = fleece_segment_alloc(nr_granules);
+	u64 words = BITS_TO_LONGS(min(old->nr_granules, nr_granules));
+	u64 g;
+
+	if (!segment)
+		return NULL;
+	segment->start = old->start;
+	memcpy(segment->bits, old->bits, words * sizeof(unsigned long));
+	if (nr_granules % BITS_PER_LONG)
+		segment->bits[nr_granules / BITS_PER_LONG] &=
+			(1UL << nr_granules % BITS_PER_LONG) - 1;
+	for (g = first_new; g < nr_granules; g++) {
+		__set_bit(g, segment->bits);
+		if (g % (WORDS_PER_TURN * BITS_PER_LONG) == 0)
+			cond_resched();
+	}
+	return segment;
+}
+
+int fleece_tracker_resize(struct fleece_tracker *tracker, sector_t nr_sectors)
+{
+	u64 first_new = tracker->nr_sectors >> tracker->granule_shift;
+	bool is_growing = nr_sectors > tracker->nr_sectors;
+	struct fleece_segment *segment;
+	struct fleece_segment *next;
+	struct fleece_segment *old;
+
+	set_size(tracker, nr_sectors);
+	if (!is_growing)
+		first_new = tracker->nr_granules;
+	list_for_each_entry_safe(old, next, &tracker->segments, node) {
+		segment = resized_segment(old, tracker->nr_granules, first_new);
+		if (!segment) {
+			fleece_tracker_exit(tracker);
+			tracker->nr_checkpoints = 0;
+			return -ENOMEM;
+		}
+		list_replace(&old->node, &segment->node);
+		if (old == tracker->live)
+			WRITE_ONCE(tracker->live, segment);
+		fleece_segment_put(old);
+	}
+	return 0;
 }
 
 static struct fleece_segment *newest_checkpoint(struct fleece_tracker *tracker)

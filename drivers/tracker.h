@@ -51,19 +51,23 @@ struct fleece_moment {
  * @node: in the tracker's chain.
  * @refs: the chain's and the histories'.
  * @start: the checkpoint that the segment begins with, if it has a name.
+ * @nr_granules: length of @bits; in the chain, that of the tracker.
  * @bits: one for each granule.
  */
 struct fleece_segment {
 	struct list_head node;
 	refcount_t refs;
 	struct fleece_moment start;
+	u64 nr_granules;
 	unsigned long *bits;
 };
 
 /**
  * struct fleece_tracker - changes of one origin
  * @granule_shift: log2 of the sectors of a granule; constant.
- * @nr_granules: granules of the origin; constant.
+ * @nr_sectors: size of the origin.
+ * @nr_granules: granules of the origin. Like @nr_sectors changed by
+ *	fleece_tracker_resize() only.
  * @segments: chain, oldest first; the last one is @live.
  * @live: written to by fleece_tracker_mark(); NULL while nothing is tracked.
  *	Changed only while no write of the origin is under way.
@@ -71,6 +75,7 @@ struct fleece_segment {
  */
 struct fleece_tracker {
 	unsigned int granule_shift;
+	sector_t nr_sectors;
 	u64 nr_granules;
 	struct list_head segments;
 	struct fleece_segment *live;
@@ -120,6 +125,20 @@ void fleece_tracker_init(struct fleece_tracker *tracker, sector_t nr_sectors,
  * @tracker: the tracker; histories stay valid.
  */
 void fleece_tracker_exit(struct fleece_tracker *tracker);
+
+/**
+ * fleece_tracker_resize() - the origin has another size
+ * @tracker: the tracker.
+ * @nr_sectors: the new size.
+ *
+ * Checkpoints are kept; what the origin has gained counts as changed since each
+ * of them. Histories keep what they hold: the chain gets segments of its own.
+ * The caller has made sure that no write of the origin is under way.
+ *
+ * Context: Process, may sleep.
+ * Return: 0, or -ENOMEM: the size is changed, but there is no checkpoint any more.
+ */
+int fleece_tracker_resize(struct fleece_tracker *tracker, sector_t nr_sectors);
 
 /**
  * fleece_tracker_mark() - a range is going to be written
@@ -193,7 +212,8 @@ void fleece_segment_put(struct fleece_segment *segment);
 /**
  * fleece_tracker_switch() - freeze the live segment and begin a new one
  * @tracker: the tracker.
- * @segment: from fleece_segment_alloc(); owned by the tracker from now on.
+ * @segment: from fleece_segment_alloc(), of the tracker's length; owned by the
+ *	tracker from now on.
  * @name: checkpoint at this moment, checked before; NULL for none.
  *
  * Constant time. The caller has made sure that no write of the origin is under

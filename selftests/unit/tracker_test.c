@@ -749,6 +749,72 @@ static void test_half_dropped(void)
 	end();
 }
 
+static void check_map(const struct fleece_history *history, const char *name, u64 count,
+		      const char *map)
+{
+	struct fleece_view view;
+	size_t g;
+
+	require(!fleece_history_since(history, name, &view), "%s is unknown", name);
+	require(view.nr_bits == strlen(map), "since %s: %llu granules", name, view.nr_bits);
+	require(fleece_bits_count(&view) == count, "since %s: %llu", name,
+		fleece_bits_count(&view));
+	for (g = 0; map[g]; g++)
+		require(fleece_bits_any(&view, g, g) == (map[g] == '1'), "since %s: granule %zu",
+			name, g);
+}
+
+static void check_maps(const char *first, const char *second)
+{
+	struct fleece_history history;
+	u64 count = 0;
+	size_t g;
+
+	for (g = 0; first[g]; g++)
+		count += first[g] == '1';
+	require(!fleece_history_get(&history, &tracker), "history");
+	check_map(&history, "first", count, first);
+	for (count = 0, g = 0; second[g]; g++)
+		count += second[g] == '1';
+	check_map(&history, "second", count, second);
+	fleece_history_put(&history);
+}
+
+/* What is gained is changed, also when it was lost before; readers see nothing of it. */
+static void test_resize(void)
+{
+	struct fleece_history history;
+
+	begin(6, 8);
+	require(!fleece_tracker_resize(&tracker, 8 * 8), "without a checkpoint");
+	require(!fleece_tracker_resize(&tracker, 6 * 8 - 3), "without a checkpoint");
+	require(tracker.nr_granules == 6 && !tracker.live, "there is a segment");
+	add_checkpoint("first");
+	fleece_tracker_mark(&tracker, 0, 1);
+	nr_granules = 6;
+	add_checkpoint("second");
+	fleece_tracker_mark(&tracker, 16, 1);
+	require(!fleece_history_get(&history, &tracker), "history");
+
+	require(!fleece_tracker_resize(&tracker, 6 * 8), "within the last granule");
+	check_maps("101001", "001001");
+	require(!fleece_tracker_resize(&tracker, 70 * 8 - 1), "growing");
+	check_maps("1010011111111111111111111111111111111111111111111111111111111111111111",
+		   "0010011111111111111111111111111111111111111111111111111111111111111111");
+	fleece_tracker_mark(&tracker, 3 * 8, 66 * 8);
+	require(!fleece_tracker_resize(&tracker, 4 * 8), "shrinking");
+	check_maps("1011", "0011");
+	require(!fleece_tracker_resize(&tracker, 6 * 8), "growing again");
+	check_maps("101111", "001111");
+	fleece_tracker_mark(&tracker, 8, 1);
+	check_maps("111111", "011111");
+	check_map(&history, "first", 2, "101000");
+	check_map(&history, "second", 1, "001000");
+	fleece_history_put(&history);
+	require(!fleece_tracker_delete(&tracker, "second"), "delete");
+	end();
+}
+
 static const struct unit_case cases[] = {
 	{ "tracker: many short random lives on a few granules", test_model_short },
 	{ "tracker: long random lives", test_model_long },
@@ -758,6 +824,7 @@ static const struct unit_case cases[] = {
 	{ "tracker: a history that ends with a checkpoint", test_end_here },
 	{ "tracker: without a checkpoint nothing is tracked", test_untracked },
 	{ "tracker: a segment is joined while a history is half dropped", test_half_dropped },
+	{ "tracker: an origin of another size", test_resize },
 	{ }
 };
 

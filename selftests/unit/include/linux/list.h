@@ -122,6 +122,14 @@ static inline void list_del(struct list_head *node)
 	node->prev = NULL;
 }
 
+static inline void list_replace(struct list_head *old, struct list_head *node)
+{
+	node->next = old->next;
+	node->next->prev = node;
+	node->prev = old->prev;
+	node->prev->next = node;
+}
+
 static inline bool list_is_first(const struct list_head *node, const struct list_head *head)
 {
 	return node->prev == head;

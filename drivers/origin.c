@@ -710,10 +710,15 @@ static int open_lower(struct dm_target *ti, const char *path, struct fleece_tabl
 	}
 	if (bdev_is_zoned(table->lower->bdev)) {
 		ti->error = "Origin device is zoned: not supported";
-		dm_put_device(ti, table->lower);
-		return -EOPNOTSUPP;
+		ret = -EOPNOTSUPP;
+	} else if (ti->len > bdev_nr_sectors(table->lower->bdev)) {
+		/* Device-mapper would find out when the table is resumed. */
+		ti->error = "Length is beyond the end of the origin device";
+		ret = -EINVAL;
 	}
-	return 0;
+	if (ret)
+		dm_put_device(ti, table->lower);
+	return ret;
 }
 
 static void set_origin_target(struct dm_target *ti, struct fleece_table *table)

@@ -63,10 +63,10 @@ exits "a second snapshot of the same name" 5 "$FLEECE" snapshot "$data" --cow-si
 says "a second snapshot of another name" "^frozen for" \
 	"$FLEECE" snapshot "$data" --name second --cow-size 20M
 is "the origin has two" "$("$FLEECE" status "$data" --json | jq -r '.origins[0].snapshots')" 2
-is "the second one's COW space is a volume of its name" "$(lvs --noheadings -o name "$GROUP/second-cow" | tr -d ' ')" \
-	second-cow
+is "the second one's COW space is a volume of its name" "$(lvs --noheadings -o name "$GROUP/data-second-cow" | tr -d ' ')" \
+	data-second-cow
 says "remove the second one" "^$" "$FLEECE" remove second
-fails "its COW space is gone" "Failed to find" lvs "$GROUP/second-cow"
+fails "its COW space is gone" "Failed to find" lvs "$GROUP/data-second-cow"
 exits "detach with a snapshot" 5 "$FLEECE" detach "$data"
 is "the whole snapshot can be read" "$("$FLEECE" map "$data-snap" | wc -l)" 1
 like "map of the snapshot is one row of nbdinfo's" "$("$FLEECE" map "$data-snap")" \
@@ -118,11 +118,11 @@ two_at_once()
 }
 two_at_once > "$SCRATCH/both"
 is "both commands succeed" "$? $(grep -c '^frozen for' "$SCRATCH/both")" "0 2"
-is "both snapshots can be read" "$("$FLEECE" status pvmove-one snapshot-two --json |
-	jq -r '[.snapshots[].state] | join(" ")')" "ok ok"
+is "both snapshots can be read" "$("$FLEECE" status --json |
+	jq -r '[.snapshots[].state] | join(" ")')" "active active"
 exec 9< /run/fleece/lock
 flock 9
-"$FLEECE" remove pvmove-one snapshot-two > "$SCRATCH/one" 2>&1 &
+"$FLEECE" remove pvmove-one snapshot-two > "$SCRATCH/one" 2>&1 9<&- &
 remover=$!
 succeeds "a command that has to wait says so" \
 	wait_until 20 grep -q "^fleece: waiting for another" "$SCRATCH/one"

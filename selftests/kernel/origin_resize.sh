@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 SMALL=$((16384 + 8))
 LARGE=32768
 load_fleece
-make_arena 56
+make_discard_arena 56
 make_disk disk $LARGE
 make_disk cow "$(cow_sectors 256 128)"
 make_disk cow-b "$(cow_sectors 128 256)"

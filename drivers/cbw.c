@@ -69,6 +69,10 @@ enum copy_phase {
  * @phase: what the next step is about; changed by the step itself.
  * @slot: first of the contiguous slots taken.
  * @waiters: live writes; protected by cbw->lock.
+ * @followers: copies of other engines that get their data from this one, until it
+ *	@is_read; protected by cbw->lock.
+ * @follower: in @followers of another engine's copy; protected by its lock.
+ * @is_read: the data is in RAM, or the reading has failed; protected by cbw->lock.
  * @is_staged: done is set although the COW device has not got the data;
  *	protected by cbw->lock.
  * @pending: bios under way.
@@ -88,6 +92,9 @@ struct fleece_copy {
 	enum copy_phase phase;
 	u32 slot;
 	struct list_head waiters;
+	struct list_head followers;
+	struct list_head follower;
+	bool is_read;
 	bool is_staged;
 	atomic_t pending;
 	blk_status_t status;
@@ -556,6 +563,107 @@ static struct page *buffer_page(struct fleece_copy *copy, u64 offset)
 	return copy->bios[offset / BIO_BYTES]->bi_io_vec[offset % BIO_BYTES / PAGE_SIZE].bv_page;
 }
 
+/* ------------------------- One read for several snapshots ------------------------- */
+
+/*
+ * A copy of one engine can follow that of another, its leader: instead of reading
+ * the same old data again it gets it from the leader's buffer when that was read.
+ *
+ * Why it is the right data: as long as a cluster is accessible and not done in the
+ * leader's engine, no write has gone to it since that snapshot's moment, and none
+ * since the follower's. If that is so at one moment under the leader's lock,
+ * no write goes later either, as the follower's engine holds it back until it has
+ * the data. Whether the leader's cluster is released or broken after that moment
+ * makes no difference: its read ends, and the follower gets what was read.
+ */
+static bool can_lead(struct fleece_copy *leader, cluster_t first, cluster_t last)
+{
+	cluster_t c;
+
+	lockdep_assert_held(&leader->cbw->lock);
+	if (leader->is_read || last > leader->run.last)
+		return false;
+	for (c = first; c <= last; c++) {
+		if (!needs_copy(leader->cbw, c))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Let a copy that has its memory follow one of another engine. If that succeeds the
+ * copy is no longer the caller's.
+ */
+static bool follow(struct fleece_copy *copy, struct fleece_cbw *cbw)
+{
+	sector_t sector = cluster_to_sector(copy->cbw, copy->run.first);
+	sector_t end = sector + (copy_bytes(copy) >> SECTOR_SHIFT);
+	cluster_t first = fleece_cbw_cluster(cbw, sector);
+	bool is_following = false;
+	struct fleece_run *run;
+
+	if (end > cbw->config.nr_sectors)
+		return false;
+	copy->phase = COPY_READ;
+	spin_lock(&cbw->lock);
+	run = fleece_inflight_find(&cbw->inflight, first);
+	if (run && can_lead(copy_of(run), first, fleece_cbw_cluster(cbw, end - 1))) {
+		list_add_tail(&copy->follower, &copy_of(run)->followers);
+		is_following = true;
+	}
+	spin_unlock(&cbw->lock);
+	return is_following;
+}
+
+/* No data from the leader: the followers read for themselves. */
+static void abandon_followers(struct list_head *followers, struct bio_list *reads)
+{
+	struct fleece_copy *copy;
+	struct fleece_copy *next;
+
+	list_for_each_entry_safe(copy, next, followers, follower)
+		prepare_reads(copy, reads);
+}
+
+static void copy_buffer(struct fleece_copy *to, struct fleece_copy *from)
+{
+	sector_t ahead = cluster_to_sector(to->cbw, to->run.first) -
+			 cluster_to_sector(from->cbw, from->run.first);
+	u64 source = (u64)ahead << SECTOR_SHIFT;
+	u64 end = copy_bytes(to);
+	unsigned int bytes;
+	u64 offset;
+
+	for (offset = 0; offset < end; offset += bytes, source += bytes) {
+		bytes = PAGE_SIZE - max(offset_in_page(offset), offset_in_page(source));
+		bytes = min_t(u64, bytes, end - offset);
+		memcpy(page_address(buffer_page(to, offset)) + offset_in_page(offset),
+		       page_address(buffer_page(from, source)) + offset_in_page(source), bytes);
+		if (offset % BIO_BYTES == 0)
+			cond_resched();
+	}
+}
+
+/* The reading of @leader has ended. Each follower goes on by itself. */
+static void feed_followers(struct fleece_copy *leader, struct list_head *followers)
+{
+	struct bio_list reads = BIO_EMPTY_LIST;
+	struct fleece_copy *copy;
+	struct fleece_copy *next;
+
+	if (leader->status) {
+		abandon_followers(followers, &reads);
+		submit_reads(&reads);
+		return;
+	}
+	list_for_each_entry_safe(copy, next, followers, follower) {
+		copy_buffer(copy, leader);
+		queue_work(copy->cbw->wq, &copy->work);
+	}
+}
+
+/* ------------------------- Clusters one by one ------------------------- */
+
 /* Read or write one cluster of a copy on its own. Returns 0 or a negative errno. */
 static int redo_cluster(struct fleece_copy *copy, cluster_t cluster, bool is_write,
 			sector_t sector)
@@ -972,6 +1080,7 @@ static void tell_low_water(struct fleece_cbw *cbw)
 static void read_done(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
+	LIST_HEAD(followers);
 	LIST_HEAD(waiters);
 
 	if (copy->status)
@@ -979,6 +1088,8 @@ static void read_done(struct fleece_copy *copy)
 	prepare_writes(copy);
 
 	spin_lock(&cbw->lock);
+	copy->is_read = true;
+	list_splice_init(&copy->followers, &followers);
 	if (fleece_cbw_is_active(cbw) &&
 	    cbw->staged_bytes + copy_bytes(copy) <= cbw->config.staging_bytes) {
 		copy->is_staged = true;
@@ -988,6 +1099,7 @@ static void read_done(struct fleece_copy *copy)
 	spin_unlock(&cbw->lock);
 
 	resume_waiters(cbw, &waiters);
+	feed_followers(copy, &followers);
 	if (!copy->error && is_wanted(copy))
 		submit_writes(copy);
 	else
@@ -1076,12 +1188,14 @@ static void init_copy(struct fleece_copy *copy, struct fleece_cbw *cbw)
 	refcount_set(&copy->refs, 1);
 	INIT_WORK(&copy->work, copy_step);
 	INIT_LIST_HEAD(&copy->waiters);
+	INIT_LIST_HEAD(&copy->followers);
 }
 
 /* No memory for a copy that was just entered: who waits for it must be served. */
-static void unclaim_run(struct fleece_copy *copy)
+static void unclaim_run(struct fleece_copy *copy, struct bio_list *reads)
 {
 	struct fleece_cbw *cbw = copy->cbw;
+	LIST_HEAD(followers);
 	u32 slot = copy->slot;
 	cluster_t c;
 
@@ -1091,13 +1205,18 @@ static void unclaim_run(struct fleece_copy *copy)
 	fleece_inflight_remove(&copy->run);
 	/* They are still waiting, so they are still counted. */
 	list_splice_tail_init(&copy->waiters, &cbw->unserved);
+	list_splice_init(&copy->followers, &followers);
 	spin_unlock(&cbw->lock);
+	abandon_followers(&followers, reads);
 	put_copy(copy);
 }
 
-/* Start one copy at @first; returns what claim_run() returns. */
-static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last, bool may_sleep,
-		      struct bio_list *reads)
+/*
+ * Start one copy at @first; returns what claim_run() returns. It follows a copy of
+ * the engine @leader, if there is one that can lead it.
+ */
+static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
+		      struct fleece_cbw *leader, bool may_sleep, struct bio_list *reads)
 {
 	gfp_t gfp = may_sleep ? GFP_NOIO : GFP_NOWAIT | __GFP_NOWARN;
 	struct fleece_copy *copy;
@@ -1121,10 +1240,11 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last, b
 		return ret;
 	}
 	if (!alloc_bios(copy, may_sleep)) {
-		unclaim_run(copy);
+		unclaim_run(copy, reads);
 		return -ENOMEM;
 	}
-	prepare_reads(copy, reads);
+	if (!leader || !follow(copy, leader))
+		prepare_reads(copy, reads);
 	/* Whoever may sleep may next wait for what this very copy is going to give back. */
 	if (may_sleep)
 		submit_reads(reads);
@@ -1135,8 +1255,8 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last, b
  * Start copies until each cluster of the range is done, not needed or in
  * flight. Returns 0 or the error of claim_run().
  */
-static int start_missing(struct fleece_cbw *cbw, cluster_t first, cluster_t last, bool may_sleep,
-			 struct bio_list *reads)
+static int start_missing(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
+			 struct fleece_cbw *leader, bool may_sleep, struct bio_list *reads)
 {
 	cluster_t until;
 	u64 length;
@@ -1148,7 +1268,7 @@ static int start_missing(struct fleece_cbw *cbw, cluster_t first, cluster_t last
 		} else if (in_flight_until(cbw, first, &until)) {
 			first = until + 1;
 		} else {
-			ret = start_copy(cbw, first, last, may_sleep, reads);
+			ret = start_copy(cbw, first, last, leader, may_sleep, reads);
 			if (ret < 0)
 				return ret;
 		}
@@ -1186,17 +1306,17 @@ static struct list_head *list_to_wait_on(struct fleece_cbw *cbw,
 
 /* First come, first served: who cannot start a copy yet must not be overtaken. */
 static void start_in_turn(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
-			  struct bio_list *reads)
+			  struct fleece_cbw *leader, struct bio_list *reads)
 {
 	if (list_empty_careful(&cbw->unserved))
-		start_missing(cbw, first, last, false, reads);
+		start_missing(cbw, first, last, leader, false, reads);
 }
 
 void fleece_cbw_start(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors,
-		      struct bio_list *reads)
+		      struct fleece_cbw *leader, struct bio_list *reads)
 {
 	start_in_turn(cbw, fleece_cbw_cluster(cbw, sector),
-		      fleece_cbw_cluster(cbw, sector + nr_sectors - 1), reads);
+		      fleece_cbw_cluster(cbw, sector + nr_sectors - 1), leader, reads);
 }
 
 bool fleece_cbw_park(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
@@ -1204,7 +1324,7 @@ bool fleece_cbw_park(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
 {
 	struct list_head *list;
 
-	start_in_turn(cbw, waiter->first, waiter->last, reads);
+	start_in_turn(cbw, waiter->first, waiter->last, NULL, reads);
 
 	spin_lock(&cbw->lock);
 	list = list_to_wait_on(cbw, waiter);
@@ -1324,7 +1444,7 @@ static void serve_unserved(struct work_struct *work)
 	int ret;
 
 	while ((waiter = first_unserved(cbw, &first, &last))) {
-		ret = start_missing(cbw, first, last, true, &reads);
+		ret = start_missing(cbw, first, last, NULL, true, &reads);
 		if (ret == -ENOSPC && handle_full(cbw, waiter, first, last))
 			continue;
 		if (ret == -ENOMEM)

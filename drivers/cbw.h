@@ -405,15 +405,17 @@ bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
  * @cbw: the engine.
  * @sector: first sector that it overwrites.
  * @nr_sectors: above 0.
+ * @leader: another engine of the same origin, or NULL. What it is just reading is
+ *	not read again. It must not go before the caller returns.
  * @reads: to which the reads are added, as with fleece_cbw_park().
  *
  * For a write that waits for another engine first. What cannot be started now is
  * left to fleece_cbw_park().
  *
- * Context: Any, does not sleep.
+ * Context: Any, does not sleep. The engines are kept by RCU.
  */
 void fleece_cbw_start(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors,
-		      struct bio_list *reads);
+		      struct fleece_cbw *leader, struct bio_list *reads);
 
 /**
  * fleece_cbw_park() - start the copies that a write needs, and let it wait

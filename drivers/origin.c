@@ -216,27 +216,41 @@ static void set_waiter(struct live_write *write, struct fleece_cbw *cbw, struct 
 }
 
 /*
- * Let an admitted write wait for its copies. It can wait for one snapshot at a
- * time, but those after it on the list begin their copies as well: they were not
- * asked yet, those before it need none.
+ * A write waits for @cbw, but the engines after it on the list begin their copies
+ * as well: they were not asked yet, those before it need none. What @cbw reads for
+ * the write serves all.
  */
+static void start_others(struct fleece_origin *origin, struct fleece_cbw *cbw, struct bio *bio,
+			 struct bio_list *reads)
+{
+	struct fleece_cbw *other = cbw;
+	bool is_reading = false;
+	sector_t nr_sectors;
+
+	list_for_each_entry_continue_rcu(other, &origin->cbws, node) {
+		nr_sectors = sectors_of_snapshot(other, bio);
+		if (!nr_sectors)
+			continue;
+		if (!is_reading)
+			fleece_cbw_start(cbw, bio->bi_iter.bi_sector, sectors_of_snapshot(cbw, bio),
+					 NULL, reads);
+		is_reading = true;
+		fleece_cbw_start(other, bio->bi_iter.bi_sector, nr_sectors, cbw, reads);
+	}
+}
+
+/* Let an admitted write wait for its copies, of one snapshot at a time. */
 static enum verdict park_write(struct fleece_origin *origin, struct fleece_cbw *cbw,
 			       struct bio *bio, bool is_mapping, struct bio_list *reads)
 {
 	struct live_write *write = write_of(bio);
-	struct fleece_cbw *other = cbw;
-	sector_t nr_sectors;
 
 	if (is_mapping && bio->bi_opf & REQ_NOWAIT)
 		return REFUSED;
 	if (is_mapping)
 		cut_waiting(bio);
 	set_waiter(write, cbw, bio);
-	list_for_each_entry_continue_rcu(other, &origin->cbws, node) {
-		nr_sectors = sectors_of_snapshot(other, bio);
-		if (nr_sectors)
-			fleece_cbw_start(other, bio->bi_iter.bi_sector, nr_sectors, reads);
-	}
+	start_others(origin, cbw, bio, reads);
 	/*
 	 * It leaves the device's writes before it waits: once parked, it may be
 	 * admitted again and complete at any time.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # This test will overwrite a sector of the origin that cannot be read: the live
-# write succeeds, the snapshot loses that cluster and no other.
+# write succeeds, and each snapshot loses that cluster and no other.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -15,6 +15,7 @@ load_fleece
 make_discard_arena 56 opts=0
 make_disk disk $SECTORS
 make_disk cow "$(cow_sectors 128 256)"
+make_disk cow-b "$(cow_sectors 128 256)"
 make_origin origin disk
 or_bail pattern origin write 1 0 -
 
@@ -24,6 +25,7 @@ bad_sectors()
 }
 
 make_snapshot snap disk cow 128
+make_snapshot other disk cow-b 128
 bad_sectors 2
 defer bad_sectors 0
 if pattern disk read $((BAD * 512)) 4k > /dev/null; then
@@ -43,4 +45,9 @@ gets "its left neighbour is served" ok snap verify 1 0 $((CLUSTER * 65536))
 gets "its right neighbour is served" ok snap verify 1 $(((CLUSTER + 1) * 65536)) -
 gets "the origin has the new data" ok origin verify 2 $((CLUSTER * 65536)) 64k
 is "the lost cluster is no longer accessible" "$(snapshot_field snap accessible)" 255
+wait_copied other
+is "the other snapshot lost it too" "$(snapshot_field other state) $(snapshot_field other lost)" \
+	"active 1"
+gets "there it is an error as well" EIO other read $((CLUSTER * 65536)) 64k
+gets "its neighbours are served there" ok other verify 1 $(((CLUSTER + 1) * 65536)) -
 finish

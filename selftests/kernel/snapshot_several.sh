@@ -67,6 +67,54 @@ test_moments()
 	end_all a c
 }
 
+# sectors_read NAME: how many were read from a device until now.
+sectors_read()
+{
+	awk '{ print $3 }' "/sys/dev/block/$(dmsetup info -c --noheadings --separator : \
+		-o major,minor "$PREFIX-$1")/stat"
+}
+
+# Where udev runs, it reads from a device that somebody has written to.
+udev_queue()
+{
+	[ ! -e /run/udev/control ] || udevadm control "--$1-exec-queue"
+}
+
+# What several need of the same old data is read once, whatever their clusters.
+test_read_once()
+{
+	local before
+
+	make_snapshot a disk cow-a 128
+	make_snapshot b disk cow-b 8
+	make_snapshot c disk cow-c 128 "2 staging 0"
+	[ ! -e /run/udev/control ] || udevadm settle
+	defer udev_queue start
+	udev_queue stop
+	before=$(sectors_read disk)
+	or_bail pattern origin write 2 1M 1M
+	or_bail pattern origin write 2 8M 64k
+	for name in a b c; do
+		wait_copied "$name"
+	done
+	at_most "the old data of 1088 KiB is read once" $(($(sectors_read disk) - before)) 2176
+	udev_queue start
+	is "all have copied it" "$(snapshot_field a copied) $(snapshot_field b copied) \
+$(snapshot_field c copied)" "17 272 17"
+	for name in a b c; do
+		gets "$name has it" ok "$name" verify 1 0 -
+	done
+	or_bail dm_remove a
+	or_bail pattern origin write 2 4M 4k
+	wait_copied b
+	wait_copied c
+	is "clusters of another size: each has copied its own" \
+		"$(snapshot_field b copied) $(snapshot_field c copied)" "273 18"
+	gets "and both are right" ok b verify 1 4M 64k
+	gets "and both are right, too" ok c verify 1 4M 64k
+	end_all b c
+}
+
 # Each has its own checkpoint to begin with.
 test_since()
 {
@@ -185,6 +233,7 @@ test_lost_origin()
 }
 
 test_moments
+test_read_once
 test_since
 test_one_breaks
 test_one_stalls

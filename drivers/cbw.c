@@ -24,6 +24,7 @@
 #include <linux/err.h>
 #include <linux/log2.h>
 #include <linux/sched.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
 
@@ -51,6 +52,9 @@
 
 /* Clusters released before the lock is given up once. */
 #define RELEASE_BATCH		64
+
+/* Hash chains of the store moved before the lock is given up once. */
+#define MOVE_BATCH		256
 
 /* Ever made. */
 static atomic64_t nr_engines = ATOMIC64_INIT(0);
@@ -1748,6 +1752,70 @@ u32 fleece_cbw_slots(sector_t cow_sectors, unsigned int cluster_sectors)
 		     FLEECE_SLOT_NONE - 1);
 }
 
+/* More slots than there are. */
+static int grow_store(struct fleece_cbw *cbw, u32 nr_slots)
+{
+	struct fleece_store_growth growth;
+	bool is_moving = true;
+	bool is_news;
+
+	lockdep_assert_held(&cbw->grow_lock);
+	if (fleece_store_growth_init(&growth, &cbw->store, nr_slots))
+		return -ENOMEM;
+	spin_lock(&cbw->lock);
+	fleece_store_grow(&cbw->store, &growth);
+	is_news = note_free_slots(cbw);
+	spin_unlock(&cbw->lock);
+	while (is_moving) {
+		cond_resched();
+		spin_lock(&cbw->lock);
+		is_moving = fleece_store_move(&cbw->store, &growth, MOVE_BATCH);
+		spin_unlock(&cbw->lock);
+	}
+	fleece_store_growth_exit(&growth);
+	if (is_news)
+		cbw->config.methods->event(cbw->config.event_context);
+	return 0;
+}
+
+static int grow_locked(struct fleece_cbw *cbw)
+{
+	sector_t nr_sectors = bdev_nr_sectors(cbw->config.cow);
+	u32 nr_slots = fleece_cbw_slots(nr_sectors, cbw->config.cluster_sectors);
+	u32 old = cbw->store.nr_slots;
+	int ret = 0;
+
+	if (!fleece_cbw_is_active(cbw)) {
+		DMERR("%s: cannot grow: the snapshot is not active", cbw->config.name);
+		return -EIO;
+	}
+	if (nr_slots < old) {
+		DMERR("%s: COW device %pg is smaller than it was: %u slots instead of %u",
+		      cbw->config.name, cbw->config.cow, nr_slots, old);
+		return -EINVAL;
+	}
+	if (nr_slots > old)
+		ret = grow_store(cbw, nr_slots);
+	if (ret)
+		DMERR("%s: cannot grow: no memory for %u slots", cbw->config.name, nr_slots);
+	else if (nr_slots > old)
+		DMINFO("%s: COW device %pg has grown: %u slots instead of %u",
+		       cbw->config.name, cbw->config.cow, nr_slots, old);
+	return ret;
+}
+
+int fleece_cbw_grow(struct fleece_cbw *cbw)
+{
+	unsigned int noio = memalloc_noio_save();
+	int ret;
+
+	mutex_lock(&cbw->grow_lock);
+	ret = grow_locked(cbw);
+	mutex_unlock(&cbw->grow_lock);
+	memalloc_noio_restore(noio);
+	return ret;
+}
+
 static int init_maps(struct fleece_cbw *cbw)
 {
 	u64 longs = BITS_TO_LONGS(cbw->nr_clusters);
@@ -1829,6 +1897,7 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 	xa_init(&cbw->lost);
 	xa_init(&cbw->partial);
 	spin_lock_init(&cbw->lock);
+	mutex_init(&cbw->grow_lock);
 	mutex_init(&cbw->merge_lock);
 	mutex_init(&cbw->lose_lock);
 	mutex_init(&cbw->release_lock);

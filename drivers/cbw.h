@@ -173,6 +173,7 @@ struct fleece_cbw_config {
  * @staged_bytes (of those whose writes were let go), the counters, @error and
  * @error_sector.
  *
+ * @grow_lock: the right to grow @store.
  * Protected by @release_lock: @partial (clusters released in part).
  * @wq: runs the steps of copies and @merge.
  * @watch_wq: runs @watchdog, which must not wait behind a copy whose device hangs.
@@ -212,6 +213,7 @@ struct fleece_cbw {
 	bool low_water_told;
 	bool full_told;
 
+	struct mutex grow_lock;		/* the right to grow the store */
 	struct mutex merge_lock;	/* the right to clear late */
 	struct mutex lose_lock;		/* the right to lose a cluster */
 	struct mutex release_lock;	/* partial, nr_partial */
@@ -399,6 +401,19 @@ bool fleece_cbw_needs(struct fleece_cbw *cbw, cluster_t first, cluster_t last, u
  * Context: Any.
  */
 bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors);
+
+/**
+ * fleece_cbw_grow() - use all of the COW device
+ * @cbw: the engine.
+ *
+ * Writes that wait for a slot go on.
+ *
+ * Context: Process, may sleep; the origin may be suspended.
+ * Return: 0, also when the COW device has not grown; -EINVAL if it is smaller than
+ * it was, -EIO if the engine is not active, or -ENOMEM; then nothing is changed,
+ * and the log says why.
+ */
+int fleece_cbw_grow(struct fleece_cbw *cbw);
 
 /**
  * fleece_cbw_start() - start the copies that a write will wait for

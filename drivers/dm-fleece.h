@@ -18,10 +18,11 @@
  *                                            origin, and the right to quiesce its writes
  *   3. snap->ti_lock  (snapshot.c; mutex)    the table that hears of events
  *   4. cbw->release_lock (cbw.c; mutex)      partly released clusters
- *   5. cbw->merge_lock (cbw.c; mutex)        completing the access map
- *   6. cbw->lose_lock (cbw.c; mutex)         losing a cluster, and the note of it
- *   7. origin->held_lock (origin.c; spin)     writes held back while quiescing
- *   8. cbw->lock (cbw.c; spin)              copies in flight, slots, waiting writes, and
+ *   5. cbw->grow_lock (cbw.c; mutex)         the number of slots
+ *   6. cbw->merge_lock (cbw.c; mutex)        completing the access map
+ *   7. cbw->lose_lock (cbw.c; mutex)         losing a cluster, and the note of it
+ *   8. origin->held_lock (origin.c; spin)     writes held back while quiescing
+ *   9. cbw->lock (cbw.c; spin)              copies in flight, slots, waiting writes, and
  *                                            every change of the state and the done map
  *
  * The spin locks are not taken in interrupts: completions of copies are handed

@@ -385,6 +385,9 @@ static void snapshot_resume(struct dm_target *ti)
 	mutex_lock(&snap->ti_lock);
 	snap->ti = ti;
 	mutex_unlock(&snap->ti_lock);
+	/* Whoever has grown the COW device need not send a message as well. */
+	if (fleece_cbw_is_active(snap->cbw))
+		fleece_cbw_grow(snap->cbw);
 	/* Discards need a device that can be opened for writing. */
 	if (!snap->options.release_on_discard)
 		set_disk_ro(dm_disk(snap->md), true);
@@ -1044,12 +1047,12 @@ static int release_message(struct dm_target *ti, const char *sector_arg, const c
 static int snapshot_message(struct dm_target *ti, unsigned int argc, char **argv, char *result,
 			    unsigned int maxlen)
 {
+	struct snapshot_table *table = ti->private;
+
 	if (argc == 3 && !strcasecmp(argv[0], "release"))
 		return release_message(ti, argv[1], argv[2]);
-	if (argc == 1 && !strcasecmp(argv[0], "cow_resize")) {
-		DMERR("message cow_resize is not supported yet");
-		return -EOPNOTSUPP;
-	}
+	if (argc == 1 && !strcasecmp(argv[0], "cow_resize"))
+		return fleece_cbw_grow(table->snap->cbw);
 	DMERR("unknown message '%s' with %u arguments", argv[0], argc - 1);
 	return -EINVAL;
 }

@@ -38,29 +38,43 @@ static struct fleece_slot_entry *slot_entry(struct fleece_store *store, u32 slot
 
 static u32 *hash_head(struct fleece_store *store, cluster_t cluster)
 {
-	return &store->heads[hash_64(cluster, store->hash_bits)];
+	u32 chain = hash_64(cluster, store->hash_bits);
+
+	if (store->next_heads && chain < store->nr_moved)
+		return &store->next_heads[hash_64(cluster, store->next_hash_bits)];
+	return &store->heads[chain];
+}
+
+static unsigned int hash_bits_for(u32 nr_slots)
+{
+	return clamp(ilog2(nr_slots) - 1, HASH_BITS_MIN, HASH_BITS_MAX);
+}
+
+/* Empty chains, or NULL. */
+static u32 *alloc_heads(unsigned int hash_bits)
+{
+	u32 *heads = kvmalloc_array(1U << hash_bits, sizeof(*heads), GFP_KERNEL);
+	u32 i;
+
+	for (i = 0; heads && i < 1U << hash_bits; i++)
+		heads[i] = FLEECE_SLOT_NONE;
+	return heads;
 }
 
 int fleece_store_init(struct fleece_store *store, u32 nr_slots)
 {
-	u32 nr_heads;
-	u32 i;
-
 	store->nr_slots = nr_slots;
 	store->avoided = FLEECE_SLOT_NONE;
 	store->nr_pages = DIV_ROUND_UP(nr_slots, ENTRIES_PER_PAGE);
-	store->hash_bits = clamp(ilog2(nr_slots) - 1, HASH_BITS_MIN, HASH_BITS_MAX);
-	nr_heads = 1U << store->hash_bits;
+	store->hash_bits = hash_bits_for(nr_slots);
 
 	store->bits = vzalloc(BITS_TO_LONGS(nr_slots) * sizeof(unsigned long));
-	store->heads = kvmalloc_array(nr_heads, sizeof(*store->heads), GFP_KERNEL);
+	store->heads = alloc_heads(store->hash_bits);
 	store->pages = kvcalloc(store->nr_pages, sizeof(*store->pages), GFP_KERNEL);
 	if (!store->bits || !store->heads || !store->pages) {
 		fleece_store_exit(store);
 		return -ENOMEM;
 	}
-	for (i = 0; i < nr_heads; i++)
-		store->heads[i] = FLEECE_SLOT_NONE;
 	return 0;
 }
 
@@ -79,6 +93,86 @@ void fleece_store_exit(struct fleece_store *store)
 	kvfree(store->heads);
 	vfree(store->bits);
 	memset(store, 0, sizeof(*store));
+}
+
+int fleece_store_growth_init(struct fleece_store_growth *growth, const struct fleece_store *store,
+			     u32 nr_slots)
+{
+	bool has_heads;
+
+	growth->nr_slots = nr_slots;
+	growth->nr_pages = DIV_ROUND_UP(nr_slots, ENTRIES_PER_PAGE);
+	growth->hash_bits = hash_bits_for(nr_slots);
+	growth->bits = vzalloc(BITS_TO_LONGS(nr_slots) * sizeof(unsigned long));
+	growth->pages = kvcalloc(growth->nr_pages, sizeof(*growth->pages), GFP_KERNEL);
+	growth->heads = NULL;
+	has_heads = growth->hash_bits == store->hash_bits;
+	if (!has_heads) {
+		growth->heads = alloc_heads(growth->hash_bits);
+		has_heads = growth->heads;
+	}
+	if (!growth->bits || !growth->pages || !has_heads) {
+		fleece_store_growth_exit(growth);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+void fleece_store_growth_exit(struct fleece_store_growth *growth)
+{
+	kvfree(growth->heads);
+	kvfree(growth->pages);
+	vfree(growth->bits);
+	memset(growth, 0, sizeof(*growth));
+}
+
+void fleece_store_grow(struct fleece_store *store, struct fleece_store_growth *growth)
+{
+	memcpy(growth->bits, store->bits, BITS_TO_LONGS(store->nr_slots) * sizeof(unsigned long));
+	memcpy(growth->pages, store->pages, store->nr_pages * sizeof(*store->pages));
+	swap(growth->bits, store->bits);
+	swap(growth->pages, store->pages);
+	swap(growth->nr_pages, store->nr_pages);
+	store->nr_slots = growth->nr_slots;
+	store->next_heads = growth->heads;
+	store->next_hash_bits = growth->hash_bits;
+	store->nr_moved = 0;
+	growth->heads = NULL;
+}
+
+/* Empty one chain of the old ones into the new ones. */
+static void move_chain(struct fleece_store *store, u32 chain)
+{
+	struct fleece_slot_entry *entry;
+	u32 next;
+	u32 slot;
+	u32 *head;
+
+	for (slot = store->heads[chain]; slot != FLEECE_SLOT_NONE; slot = next) {
+		entry = slot_entry(store, slot);
+		next = entry->next;
+		head = &store->next_heads[hash_64(entry->cluster, store->next_hash_bits)];
+		entry->next = *head;
+		*head = slot;
+	}
+	store->heads[chain] = FLEECE_SLOT_NONE;
+}
+
+bool fleece_store_move(struct fleece_store *store, struct fleece_store_growth *growth, u32 count)
+{
+	u32 nr_heads = 1U << store->hash_bits;
+
+	if (!store->next_heads)
+		return false;
+	for (; count && store->nr_moved < nr_heads; count--)
+		move_chain(store, store->nr_moved++);
+	if (store->nr_moved < nr_heads)
+		return true;
+	growth->heads = store->heads;
+	store->heads = store->next_heads;
+	store->hash_bits = store->next_hash_bits;
+	store->next_heads = NULL;
+	return false;
 }
 
 void *fleece_store_refill(struct fleece_store *store, gfp_t gfp)

@@ -27,14 +27,18 @@ struct fleece_slot_entry;
 
 /**
  * struct fleece_store - slots and their owners
- * @nr_slots: how many there are; constant.
+ * @nr_slots: how many there are; changed by fleece_store_grow(), as are @bits,
+ *	@nr_pages and @pages.
  * @used: slots that are taken or owned.
  * @lowest: no slot below is free, but those that are avoided.
  * @avoided: no avoided slot is below; FLEECE_SLOT_NONE if there is none.
  * @bits: set for slots that are not free.
  * @heads: first slot of each hash chain of owned slots.
- * @hash_bits: log2 of the number of @heads; constant.
- * @nr_pages: length of @pages; constant.
+ * @hash_bits: log2 of the number of @heads.
+ * @next_heads: while the store gets more chains, the new ones; else NULL.
+ * @next_hash_bits: log2 of their number.
+ * @nr_moved: chains of @heads that have been emptied into @next_heads.
+ * @nr_pages: length of @pages.
  * @pages: entries of the slots, a page at a time, made when first needed.
  * @spares: pages for the next ones that are needed, see fleece_store_refill().
  * @nr_spares: how many there are.
@@ -47,10 +51,31 @@ struct fleece_store {
 	unsigned long *bits;
 	u32 *heads;
 	unsigned int hash_bits;
+	u32 *next_heads;
+	unsigned int next_hash_bits;
+	u32 nr_moved;
 	u32 nr_pages;
 	struct fleece_slot_entry **pages;
 	struct fleece_slot_entry *spares[FLEECE_STORE_SPARES];
 	unsigned int nr_spares;
+};
+
+/**
+ * struct fleece_store_growth - memory for a store to grow into
+ * @nr_slots: slots that the store will have.
+ * @bits: see struct fleece_store; after fleece_store_grow() the old one, as are
+ * @nr_pages: length of @pages and
+ * @pages: see there.
+ * @heads: new chains, or NULL; after fleece_store_move() has ended the old ones.
+ * @hash_bits: log2 of the number of @heads.
+ */
+struct fleece_store_growth {
+	u32 nr_slots;
+	unsigned long *bits;
+	u32 nr_pages;
+	struct fleece_slot_entry **pages;
+	u32 *heads;
+	unsigned int hash_bits;
 };
 
 /**
@@ -68,6 +93,47 @@ int fleece_store_init(struct fleece_store *store, u32 nr_slots);
  * @store: a store that fleece_store_init() made.
  */
 void fleece_store_exit(struct fleece_store *store);
+
+/**
+ * fleece_store_growth_init() - find the memory for more slots
+ * @growth: to be filled in.
+ * @store: the store. Another growth of it must not be under way.
+ * @nr_slots: more than it has.
+ *
+ * Context: Process, may sleep; the store's lock is not needed.
+ * Return: 0, or -ENOMEM; then nothing is left to be freed.
+ */
+int fleece_store_growth_init(struct fleece_store_growth *growth, const struct fleece_store *store,
+			     u32 nr_slots);
+
+/**
+ * fleece_store_growth_exit() - free what a growth holds
+ * @growth: from fleece_store_growth_init(), used or not.
+ *
+ * Context: Process, may sleep.
+ */
+void fleece_store_growth_exit(struct fleece_store_growth *growth);
+
+/**
+ * fleece_store_grow() - use the memory
+ * @store: the store.
+ * @growth: its growth; holds the old memory afterwards.
+ *
+ * Copies a bit for each slot and a pointer for each page of entries that there
+ * are: 0.6 MiB for a million slots. fleece_store_move() has to be called until it
+ * has ended; meanwhile the store can be used.
+ */
+void fleece_store_grow(struct fleece_store *store, struct fleece_store_growth *growth);
+
+/**
+ * fleece_store_move() - move some owners into the new hash chains
+ * @store: the store.
+ * @growth: the growth that the store was grown with.
+ * @count: chains to move at the most, above 0.
+ *
+ * Return: false when there is nothing left to move.
+ */
+bool fleece_store_move(struct fleece_store *store, struct fleece_store_growth *growth, u32 count);
 
 /**
  * fleece_store_refill() - have a page of entries ready

@@ -53,7 +53,7 @@ test_snapshot()
 	refuses_message "unknown message" "$INVALID" "message|unknown" snap frobnicate
 	refuses_message "an origin's message to the snapshot" "$INVALID" "message|unknown" \
 		snap checkpoint_create a
-	refuses_message "cow_resize" "$INVALID|not supported" "cow_resize" snap cow_resize
+	refuses_message "cow_resize with an argument" "$INVALID" "cow_resize" snap cow_resize 8
 	refuses_message "release without range" "$INVALID" "release|argument|message" snap release
 	refuses_message "release without length" "$INVALID" "release|argument|message" snap release 0
 	refuses_message "release of too many numbers" "$INVALID" "release|argument|message" \

@@ -373,6 +373,68 @@ static void test_avoided(void)
 	end();
 }
 
+static void begin_growth(struct fleece_store_growth *growth, u32 slots)
+{
+	require(!fleece_store_growth_init(growth, &store, slots), "no growth");
+	check_all();
+	fleece_store_grow(&store, growth);
+	for (; nr_slots < slots; nr_slots++)
+		model[nr_slots] = FREE;
+	check_all();
+}
+
+/* From one slot to the most, at work all the time, also while chains are moved. */
+static void test_growing(void)
+{
+	struct fleece_store_growth growth;
+	bool is_moving = false;
+	unsigned int round;
+
+	begin(1);
+	for (round = 0; round < 60000; round++) {
+		step(round / 5000 % 2 ? 0 : 12);
+		if (is_moving && unit_chance(20)) {
+			is_moving = fleece_store_move(&store, &growth, 1 + unit_random(5));
+			if (!is_moving)
+				fleece_store_growth_exit(&growth);
+		} else if (!is_moving && nr_slots < SLOTS_MAX && unit_chance(1000)) {
+			begin_growth(&growth, min_t(u32, nr_slots + 1 + unit_random(300),
+						    SLOTS_MAX));
+			is_moving = true;
+		}
+		if (!(round % 1000))
+			check_all();
+	}
+	require(nr_slots == SLOTS_MAX, "only %u slots", nr_slots);
+	while (is_moving)
+		is_moving = fleece_store_move(&store, &growth, 1000);
+	fleece_store_growth_exit(&growth);
+	require(!fleece_store_move(&store, &growth, 1), "there is something to move");
+	check_all();
+	end();
+}
+
+static void test_no_memory_to_grow(void)
+{
+	struct fleece_store_growth growth;
+	unsigned int nth;
+	long before;
+
+	begin(100);
+	before = unit_pieces();
+	for (nth = 1; ; nth++) {
+		unit_fail_allocation(nth);
+		if (!fleece_store_growth_init(&growth, &store, 2000))
+			break;
+		require(unit_pieces() == before, "allocation %u: memory is left", nth);
+	}
+	require(nth == 4, "%u allocations rather than 3", nth - 1);
+	unit_fail_allocation(0);
+	fleece_store_growth_exit(&growth);
+	require(unit_pieces() == before, "memory of an unused growth is left");
+	end();
+}
+
 static void test_no_memory(void)
 {
 	struct fleece_store zero = {};
@@ -400,6 +462,8 @@ static const struct unit_case cases[] = {
 	{ "store: avoided slots come last", test_avoided },
 	{ "store: spare pages are not lost", test_spare_pages },
 	{ "store: each allocation fails once", test_no_memory },
+	{ "store: growing at work", test_growing },
+	{ "store: each allocation of a growth fails once", test_no_memory_to_grow },
 	{ }
 };
 

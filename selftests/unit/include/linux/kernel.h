@@ -26,6 +26,15 @@
 #define min(a, b)			unit_pick(a, b, true)
 #define max(a, b)			unit_pick(a, b, false)
 #define min_t(type, a, b)		min((type)(a), (type)(b))
+#define swap(a, b)							\
+	({								\
+		__auto_type swap_a = &(a);				\
+		__auto_type swap_b = &(b);				\
+		__auto_type swap_value = *swap_a;			\
+									\
+		*swap_a = *swap_b;					\
+		*swap_b = swap_value;					\
+	})
 #define clamp(value, low, high)		min(max(value, low), high)
 
 #endif

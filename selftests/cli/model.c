@@ -279,6 +279,8 @@ int fleece_dm_message(const char *name, const char *text, char **reply)
 	(void)name;
 	if (!strncmp(text, "checkpoint_delete ", 18))
 		model->deleted++;
+	if (!strcmp(text, "cow_resize"))
+		model->grown++;
 	if (reply)
 		*reply = strdup(model->checkpoints);
 	return 0;
@@ -409,6 +411,13 @@ enum status cow_make(const struct cow_request *request, const struct origin *ori
 void cow_put(struct cow *cow)
 {
 	cow->held = -1;
+}
+
+enum status cow_grow(enum cow_kind kind, dev_t devno, const char *snapshot, uint64_t bytes)
+{
+	(void)kind;
+	(void)devno;
+	return bytes > MODEL_COW_MAX ? report(FAILED, snapshot, "no room") : DONE;
 }
 
 enum status cow_free(enum cow_kind kind, dev_t devno, const char *snapshot)

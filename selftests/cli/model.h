@@ -14,6 +14,8 @@
 
 #define MODEL_DEVICES	16
 #define MODEL_TEXT	256
+/* COW space does not grow beyond. */
+#define MODEL_COW_MAX	(1ULL << 30)
 
 /**
  * struct model_table - a table of one line; without a type there is none
@@ -61,6 +63,7 @@ struct model_device {
  * @cows: COW devices in existence.
  * @checkpoints: answer to checkpoint_list.
  * @deleted: checkpoint_delete messages.
+ * @grown: cow_resize messages.
  * @locks: how often the right to change devices was taken.
  * @main_pid: process whose changes can fail or kill.
  */
@@ -75,6 +78,7 @@ struct model {
 	unsigned int cows;
 	char checkpoints[1024];
 	unsigned int deleted;
+	unsigned int grown;
 	unsigned int locks;
 	int main_pid;
 };

@@ -240,6 +240,11 @@ static void test_snapshot(void)
 	       "a second snapshot of another name is taken");
 	tap_ok(run("fleece remove a-later") == DONE && is_table("a-snap", "fleece-snapshot") &&
 	       model->cows == 2, "and removed");
+	tap_ok(run("fleece grow a-snap 1G") == DONE && model->grown == 1, "grow tells the module");
+	tap_ok(run("fleece grow a-snap 2G") == FAILED && model->grown == 1,
+	       "grow without room does not");
+	tap_ok(run("fleece grow a 1G") == NO_DEVICE && run("fleece grow c 1G") == NO_DEVICE,
+	       "grow of what is no snapshot is refused");
 	model->locks = 0;
 	tap_ok(run("fleece remove a-snap b-snap") == DONE && origins_are_unharmed(),
 	       "remove frees the COW space");

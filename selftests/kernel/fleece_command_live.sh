@@ -65,6 +65,12 @@ says "a second snapshot of another name" "^frozen for" \
 is "the origin has two" "$("$FLEECE" status "$data" --json | jq -r '.origins[0].snapshots')" 2
 is "the second one's COW space is a volume of its name" "$(lvs --noheadings -o name "$GROUP/data-second-cow" | tr -d ' ')" \
 	data-second-cow
+says "grow the second one" "^second  [0-9]+ of 368 clusters used, each 64.0K" \
+	"$FLEECE" grow second 24M
+is "its volume is larger" \
+	"$(blockdev --getsize64 "/dev/$GROUP/data-second-cow")" $((24 * 1024 * 1024))
+exits "make it smaller again" 1 "$FLEECE" grow second 20M
+exits "more than the group has" 1 "$FLEECE" grow second 1T
 says "remove the second one" "^$" "$FLEECE" remove second
 fails "its COW space is gone" "Failed to find" lvs "$GROUP/data-second-cow"
 exits "detach with a snapshot" 5 "$FLEECE" detach "$data"

@@ -172,19 +172,50 @@ static enum status make_lvm(const struct cow_request *request, const struct orig
 	return stat_device(snapshot, cow);
 }
 
-static enum status free_lvm(dev_t devno, const char *snapshot)
+/* Room for GROUP/VOLUME. */
+#define LVM_NAME	(2 * DM_NAME_LEN + 1)
+
+/* GROUP/VOLUME of a device. Returns 0, -ENXIO when it is gone, or another -errno. */
+static int lvm_name(dev_t devno, char *full)
 {
-	char group[DM_NAME_LEN], volume[DM_NAME_LEN], full[2 * DM_NAME_LEN + 1], output[512];
-	const char *const argv[] = { "lvremove", "--yes", "-f", full, NULL };
+	char group[DM_NAME_LEN], volume[DM_NAME_LEN];
 	struct fleece_dm_info info;
+	int ret = fleece_dm_info_devno(devno, &info);
+
+	if (!ret)
+		ret = cow_lvm_split(info.name, group, volume);
+	if (!ret)
+		snprintf(full, LVM_NAME, "%s/%s", group, volume);
+	return ret;
+}
+
+static enum status grow_lvm(dev_t devno, const char *snapshot, uint64_t bytes)
+{
+	char full[LVM_NAME], size[32], output[512];
+	const char *const argv[] = { "lvextend", "--yes", "-L", size, full, NULL };
 	int ret;
 
-	ret = fleece_dm_info_devno(devno, &info);
+	if (lvm_name(devno, full))
+		return report(FAILED, snapshot, "cannot tell which logical volume its COW device is");
+	snprintf(size, sizeof(size), "%llub", (unsigned long long)bytes);
+	ret = process_run(argv, output, sizeof(output));
+	if (ret < 0)
+		return report_errno(ret, snapshot, "cannot run lvextend for %s", full);
+	return ret ? report(FAILED, snapshot, "cannot extend COW space %s: lvextend: %s", full,
+			    output) : DONE;
+}
+
+static enum status free_lvm(dev_t devno, const char *snapshot)
+{
+	char full[LVM_NAME], output[512];
+	const char *const argv[] = { "lvremove", "--yes", "-f", full, NULL };
+	int ret;
+
+	ret = lvm_name(devno, full);
 	if (ret == -ENXIO)
 		return DONE;
-	if (ret || cow_lvm_split(info.name, group, volume))
+	if (ret)
 		return report(FAILED, snapshot, "cannot tell which logical volume its COW device is");
-	snprintf(full, sizeof(full), "%s/%s", group, volume);
 	ret = process_run(argv, output, sizeof(output));
 	if (ret < 0)
 		return report_errno(ret, snapshot, "cannot run lvremove for %s", full);
@@ -562,4 +593,37 @@ enum status cow_free(enum cow_kind kind, dev_t devno, const char *snapshot)
 		break;
 	}
 	return DONE;
+}
+
+enum status cow_grow(enum cow_kind kind, dev_t devno, const char *snapshot, uint64_t bytes)
+{
+	char path[PATH_MAX];
+	uint64_t now;
+	int ret = device_size(devno, &now);
+
+	device_path(path, sizeof(path), devno);
+	if (ret)
+		return report_errno(ret, snapshot, "cannot read the size of its COW device %s",
+				    path);
+	if (bytes < now)
+		return report(FAILED, snapshot,
+			      "its COW device %s has %llu bytes already, and does not shrink", path,
+			      (unsigned long long)now);
+	if (bytes == now)
+		return DONE;
+	switch (kind) {
+	case COW_LVM:
+		return grow_lvm(devno, snapshot, bytes);
+	case COW_USER:
+		return report(FAILED, snapshot,
+			      "its COW device %s has %llu bytes; grow it first, then try again",
+			      path, (unsigned long long)now);
+	case COW_AUTO:
+	case COW_ZRAM:
+	case COW_FILE:
+		break;
+	}
+	return report(FAILED, snapshot,
+		      "its COW space is %s, which cannot grow; only LVM's can, and devices named with --cow",
+		      kind == COW_ZRAM ? "zram" : "a file without a name");
 }

@@ -91,6 +91,20 @@ void cow_put(struct cow *cow);
 enum status cow_free(enum cow_kind kind, dev_t devno, const char *snapshot);
 
 /**
+ * cow_grow() - see to it that the space has a size
+ * @kind: where it is.
+ * @devno: the COW device.
+ * @snapshot: the snapshot's name, for messages.
+ * @bytes: the size.
+ *
+ * A logical volume is extended. A device of the user has been grown by him; other
+ * space cannot grow.
+ *
+ * Return: DONE, or what was reported.
+ */
+enum status cow_grow(enum cow_kind kind, dev_t devno, const char *snapshot, uint64_t bytes);
+
+/**
  * cow_kind_name() - name of a kind, as in a uuid and on the command line
  * @kind: the kind.
  *

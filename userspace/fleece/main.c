@@ -49,7 +49,9 @@ static const struct verb verbs[] = {
 	  "  --json              for programs\n" },
 	{ "remove", verb_remove, "SNAPSHOT...",
 	  "Removes snapshots and COW space made for them.\n" },
-	{ "grow", verb_later, "SNAPSHOT SIZE", "Comes with a later version.\n" },
+	{ "grow", verb_grow, "SNAPSHOT SIZE",
+	  "Gives a snapshot more COW space: extends the logical volume made for it, or takes\n"
+	  "up what a device named with --cow has gained. SIZE is that of the whole COW device.\n" },
 	{ "release", verb_release, "SNAPSHOT OFFSET:LENGTH|all",
 	  "Gives up a range of a snapshot; it is not copied any more and cannot be read.\n" },
 	{ "list", verb_list, "", "  --json              for programs\n" },
@@ -79,12 +81,10 @@ static const struct verb *current;
 
 static enum status verb_later(int argc, char **argv)
 {
-	const char *hint = "use nbdcopy or qemu-img with what 'fleece serve' prints";
-
 	(void)argc;
-	if (!strcmp(argv[0], "grow"))
-		hint = "remove the snapshot and take one with more --cow-size";
-	return report(FAILED, NULL, "comes with a later version of dm-fleece; %s", hint);
+	(void)argv;
+	return report(FAILED, NULL,
+		      "comes with a later version of dm-fleece; use nbdcopy or qemu-img with what 'fleece serve' prints");
 }
 
 static void print_help(FILE *out)

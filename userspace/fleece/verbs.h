@@ -50,6 +50,7 @@ enum status verb_detach(int argc, char **argv);
 enum status verb_checkpoint(int argc, char **argv);
 enum status verb_snapshot(int argc, char **argv);
 enum status verb_remove(int argc, char **argv);
+enum status verb_grow(int argc, char **argv);
 enum status verb_release(int argc, char **argv);
 enum status verb_list(int argc, char **argv);
 enum status verb_status(int argc, char **argv);

@@ -41,6 +41,9 @@
 /* Buffers of a snapshot that stages little or nothing: copies still need some. */
 #define BUFFER_BYTES_MIN	(8U << 20)
 
+/* Pages kept for the next copies: no more than the least limit of all buffers. */
+#define KEPT_PAGES		(BUFFER_BYTES_MIN / PAGE_SIZE)
+
 #define RESERVED_COPIES		16
 #define RESERVED_BIOS		32
 
@@ -218,6 +221,13 @@ bool fleece_cbw_needs(struct fleece_cbw *cbw, cluster_t first, cluster_t last, u
 	return value;
 }
 
+static bool needs_all(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
+{
+	u64 length;
+
+	return fleece_cbw_needs(cbw, first, last, &length) && length > last - first;
+}
+
 bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors)
 {
 	cluster_t first = fleece_cbw_cluster(cbw, sector);
@@ -307,6 +317,7 @@ static void arm_watchdog(struct fleece_cbw *cbw, unsigned long deadline)
 
 	lockdep_assert_held(&cbw->lock);
 	cbw->watch_at = deadline;
+	cbw->is_watching = true;
 	mod_delayed_work(cbw->watch_wq, &cbw->watchdog, max(left, 0L));
 }
 
@@ -314,14 +325,17 @@ static void add_waiter(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
 		       struct list_head *list)
 {
 	unsigned long deadline = waiter->since + msecs_to_jiffies(cbw->config.timeout_ms);
-	bool is_first = !cbw->nr_waiting++;
 
 	lockdep_assert_held(&cbw->lock);
 	list_add_tail(&waiter->node, list);
+	cbw->nr_waiting++;
 	if (!cbw->config.timeout_ms)
 		return;
-	/* It may have waited before: for another copy, or for one that has failed. */
-	if (is_first || time_before(deadline, cbw->watch_at))
+	/*
+	 * When nobody is left to be watched the watchdog stays armed, as the next one is
+	 * not far. This one may have waited before: for another copy, or one that failed.
+	 */
+	if (!cbw->is_watching || time_before(deadline, cbw->watch_at))
 		arm_watchdog(cbw, deadline);
 }
 
@@ -403,14 +417,11 @@ void fleece_cbw_break(struct fleece_cbw *cbw, int error, sector_t sector, const 
 
 static void free_bios(struct fleece_copy *copy)
 {
-	struct fleece_cbw *cbw = copy->cbw;
 	struct bio *bio;
-	unsigned int i;
 
 	while (copy->nr_bios) {
 		bio = copy->bios[--copy->nr_bios];
-		for (i = 0; i < bio->bi_vcnt; i++)
-			mempool_free(bio->bi_io_vec[i].bv_page, &cbw->pages);
+		fleece_pages_remove(&copy->cbw->pages, bio);
 		bio_put(bio);
 	}
 }
@@ -435,36 +446,20 @@ static void put_copy(struct fleece_copy *copy)
 	spin_unlock(&cbw->lock);
 }
 
-/* Without @may_sleep the reserve is left to those who must not fail. */
-static struct page *alloc_buffer_page(struct fleece_cbw *cbw, bool may_sleep)
-{
-	if (may_sleep)
-		return mempool_alloc(&cbw->pages, GFP_NOIO);
-	return alloc_page(GFP_NOWAIT | __GFP_NOWARN);
-}
-
-static bool alloc_bio(struct fleece_copy *copy, u64 bytes, bool may_sleep)
+static bool alloc_bio(struct fleece_copy *copy, unsigned int bytes, bool may_sleep)
 {
 	gfp_t gfp = may_sleep ? GFP_NOIO : GFP_NOWAIT | __GFP_NOWARN;
-	unsigned int nr_pages = DIV_ROUND_UP(bytes, PAGE_SIZE);
 	struct fleece_cbw *cbw = copy->cbw;
-	struct page *page;
 	struct bio *bio;
 
-	bio = fleece_bio_alloc(cbw->config.origin, nr_pages, REQ_OP_READ, gfp, &cbw->bios);
+	bio = fleece_bio_alloc(cbw->config.origin, DIV_ROUND_UP(bytes, PAGE_SIZE), REQ_OP_READ, gfp,
+			       &cbw->bios);
 	if (!bio)
 		return false;
 	/* A writer with a limit on its I/O must not slow down what others wait for. */
 	bio_associate_blkg_from_css(bio, blkcg_root_css);
 	copy->bios[copy->nr_bios++] = bio;
-	for (; bytes; bytes -= min_t(u64, bytes, PAGE_SIZE)) {
-		page = alloc_buffer_page(cbw, may_sleep);
-		if (!page)
-			return false;
-		/* Never merges pages, so page i of the bio is entry i. */
-		__bio_add_page(bio, page, min_t(u64, bytes, PAGE_SIZE), 0);
-	}
-	return true;
+	return fleece_pages_add(&cbw->pages, bio, bytes, may_sleep);
 }
 
 /* Find all memory that a copy needs; if that fails, none is held. */
@@ -582,16 +577,8 @@ static struct page *buffer_page(struct fleece_copy *copy, u64 offset)
  */
 static bool can_lead(struct fleece_copy *leader, cluster_t first, cluster_t last)
 {
-	cluster_t c;
-
 	lockdep_assert_held(&leader->cbw->lock);
-	if (leader->is_read || last > leader->run.last)
-		return false;
-	for (c = first; c <= last; c++) {
-		if (!needs_copy(leader->cbw, c))
-			return false;
-	}
-	return true;
+	return !leader->is_read && last <= leader->run.last && needs_all(leader->cbw, first, last);
 }
 
 /*
@@ -917,6 +904,7 @@ static void watch_waiters(struct work_struct *work)
 	bool is_late = false;
 
 	spin_lock(&cbw->lock);
+	cbw->is_watching = false;
 	for (i = 0; !may_break && i < ARRAY_SIZE(cbw->inflight.buckets); i++) {
 		list_for_each_entry(run, &cbw->inflight.buckets[i], node)
 			take_expired(cbw, &copy_of(run)->waiters, &expired);
@@ -1063,18 +1051,19 @@ static void finish_copy(struct fleece_copy *copy, bool is_stored)
 	put_copy(copy);
 }
 
+/* Slots have been taken. Returns true if that is news. */
+static bool note_low_water(struct fleece_cbw *cbw)
+{
+	lockdep_assert_held(&cbw->lock);
+	if (cbw->low_water_told ||
+	    cbw->store.nr_slots - cbw->store.used >= cbw->config.low_water_slots)
+		return false;
+	cbw->low_water_told = true;
+	return true;
+}
+
 static void tell_low_water(struct fleece_cbw *cbw)
 {
-	bool is_low;
-
-	spin_lock(&cbw->lock);
-	is_low = cbw->store.nr_slots - cbw->store.used < cbw->config.low_water_slots;
-	swap(is_low, cbw->low_water_told);
-	is_low = cbw->low_water_told && !is_low;
-	spin_unlock(&cbw->lock);
-
-	if (!is_low)
-		return;
 	DMWARN("%s: fewer than %u slots of %pg are free", cbw->config.name,
 	       cbw->config.low_water_slots, cbw->config.cow);
 	cbw->config.methods->event(cbw->config.event_context);
@@ -1086,6 +1075,7 @@ static void read_done(struct fleece_copy *copy)
 	struct fleece_cbw *cbw = copy->cbw;
 	LIST_HEAD(followers);
 	LIST_HEAD(waiters);
+	bool is_low;
 
 	if (copy->status)
 		rescue_clusters(copy);
@@ -1093,6 +1083,7 @@ static void read_done(struct fleece_copy *copy)
 
 	spin_lock(&cbw->lock);
 	copy->is_read = true;
+	is_low = note_low_water(cbw);
 	list_splice_init(&copy->followers, &followers);
 	if (fleece_cbw_is_active(cbw) &&
 	    cbw->staged_bytes + copy_bytes(copy) <= cbw->config.staging_bytes) {
@@ -1103,6 +1094,8 @@ static void read_done(struct fleece_copy *copy)
 	spin_unlock(&cbw->lock);
 
 	resume_waiters(cbw, &waiters);
+	if (is_low)
+		tell_low_water(cbw);
 	feed_followers(copy, &followers);
 	if (!copy->error && is_wanted(copy))
 		submit_writes(copy);
@@ -1133,7 +1126,6 @@ static void copy_step(struct work_struct *work)
 
 	switch (copy->phase) {
 	case COPY_READ:
-		tell_low_water(copy->cbw);
 		read_done(copy);
 		break;
 	case COPY_WRITE:
@@ -1269,13 +1261,13 @@ static int start_missing(struct fleece_cbw *cbw, cluster_t first, cluster_t last
 	while (first <= last) {
 		if (!fleece_cbw_needs(cbw, first, last, &length)) {
 			first += length;
-		} else if (in_flight_until(cbw, first, &until)) {
-			first = until + 1;
-		} else {
-			ret = start_copy(cbw, first, last, leader, may_sleep, reads);
-			if (ret < 0)
-				return ret;
+			continue;
 		}
+		ret = start_copy(cbw, first, last, leader, may_sleep, reads);
+		if (ret < 0)
+			return ret;
+		if (!ret && in_flight_until(cbw, first, &until))
+			first = until + 1;
 	}
 	return 0;
 }
@@ -1521,16 +1513,16 @@ void fleece_cbw_locate(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 	cluster_t first = fleece_cbw_cluster(cbw, sector);
 	cluster_t last = fleece_cbw_cluster(cbw, sector + nr_sectors - 1);
 	cluster_t c = first;
+	u64 length;
 
 	if (!fleece_cbw_is_active(cbw)) {
 		place->kind = FLEECE_PLACE_LOST;
 		c = last;
 	} else if (!is_accessible(cbw, first)) {
 		locate_denied(cbw, first, place);
-	} else if (!is_done(cbw, first)) {
+	} else if (fleece_cbw_needs(cbw, first, last, &length)) {
 		place->kind = FLEECE_PLACE_ORIGIN;
-		while (c < last && is_accessible(cbw, c + 1) && !is_done(cbw, c + 1))
-			c++;
+		c = first + length - 1;
 	} else {
 		c = locate_copied(cbw, first, last, place);
 	}
@@ -1574,15 +1566,11 @@ bool fleece_cbw_still_there(struct fleece_cbw *cbw, enum fleece_place_kind kind,
 
 	/* (B): the data first, then what is known of it. Pairs with (A). */
 	smp_mb();
-	if (!fleece_cbw_is_active(cbw))
-		return false;
-	for (; c <= last; c++) {
-		if (!is_accessible(cbw, c))
-			return false;
-		if (kind == FLEECE_PLACE_ORIGIN && is_done(cbw, c))
-			return false;
-	}
-	return true;
+	if (kind == FLEECE_PLACE_ORIGIN)
+		return needs_all(cbw, c, last);
+	while (c <= last && is_accessible(cbw, c))
+		c++;
+	return c > last && fleece_cbw_is_active(cbw);
 }
 
 /* ------------------------- Releasing ------------------------- */
@@ -1838,7 +1826,8 @@ static int init_pools(struct fleece_cbw *cbw)
 	unsigned int copy_pages = cbw->bios_per_copy * BIO_PAGES;
 
 	return mempool_init_kmalloc_pool(&cbw->copies, RESERVED_COPIES, copy_size) ?:
-	       mempool_init_page_pool(&cbw->pages, copy_pages, 0) ?:
+	       fleece_pages_init(&cbw->pages, copy_pages,
+				 max_t(unsigned int, copy_pages, KEPT_PAGES)) ?:
 	       bioset_init(&cbw->bios, RESERVED_BIOS, 0, BIOSET_NEED_BVECS) ?:
 	       bioset_init(&cbw->rescue_bios, 1, 0, BIOSET_NEED_BVECS);
 }
@@ -1875,7 +1864,7 @@ static void free_engine(struct fleece_cbw *cbw)
 	xa_destroy(&cbw->lost);
 	bioset_exit(&cbw->rescue_bios);
 	bioset_exit(&cbw->bios);
-	mempool_exit(&cbw->pages);
+	fleece_pages_exit(&cbw->pages);
 	mempool_exit(&cbw->copies);
 	fleece_store_exit(&cbw->store);
 	vfree(cbw->done);
@@ -1923,7 +1912,7 @@ struct fleece_cbw *fleece_cbw_create(const struct fleece_cbw_config *config, cha
 	if (!cbw)
 		return ERR_PTR(-ENOMEM);
 	init_engine(cbw, config);
-	cbw->wq = alloc_workqueue("fleece/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_PERCPU, 0,
+	cbw->wq = alloc_workqueue("fleece/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_UNBOUND, 0,
 				  config->name);
 	cbw->memory_wq = alloc_ordered_workqueue("fleece-mem/%s", WQ_MEM_RECLAIM, config->name);
 	cbw->watch_wq = alloc_ordered_workqueue("fleece-watch/%s", WQ_MEM_RECLAIM, config->name);

@@ -67,6 +67,7 @@
 
 #include "bits.h"
 #include "inflight.h"
+#include "pages.h"
 #include "store.h"
 
 enum fleece_cbw_state {
@@ -168,14 +169,15 @@ struct fleece_cbw_config {
  * @lost: the clusters whose access fell because their copy failed.
  *
  * Protected by @lock: @store, @inflight, @unserved (writes for which no copy
- * could be started yet), @nr_waiting (live writes on any list), @watch_at (when
- * the watchdog looks at them), @nr_copies, @buffered_bytes (of all copies),
- * @staged_bytes (of those whose writes were let go), the counters, @error and
- * @error_sector.
+ * could be started yet), @nr_waiting (live writes on any list), @is_watching (the
+ * watchdog is armed), @watch_at (when it looks at them), @nr_copies, @buffered_bytes
+ * (of all copies), @staged_bytes (of those whose writes were let go), the counters,
+ * @error and @error_sector.
  *
  * @grow_lock: the right to grow @store.
  * Protected by @release_lock: @partial (clusters released in part).
- * @wq: runs the steps of copies and @merge.
+ * @wq: runs the steps of copies and @merge; on any CPU, as a writer that is busy would
+ *	hold up its own copies.
  * @watch_wq: runs @watchdog, which must not wait behind a copy whose device hangs.
  * @memory_wq: runs @serve, which may wait for memory.
  */
@@ -200,6 +202,7 @@ struct fleece_cbw {
 	struct fleece_inflight inflight;
 	struct list_head unserved;
 	unsigned int nr_waiting;
+	bool is_watching;
 	unsigned long watch_at;
 	unsigned int nr_copies;
 	u64 buffered_bytes;
@@ -221,7 +224,7 @@ struct fleece_cbw {
 	unsigned int nr_partial;
 
 	mempool_t copies;
-	mempool_t pages;
+	struct fleece_pages pages;
 	struct bio_set bios;
 	struct bio_set rescue_bios;
 	wait_queue_head_t idle;

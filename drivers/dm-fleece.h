@@ -7,7 +7,7 @@
  *
  * Dependencies point one way:
  *
- *   main -> control -> snapshot -> origin -> cbw -> store, inflight
+ *   main -> control -> snapshot -> origin -> cbw -> store, inflight, pages
  *                                  origin -> tracker -> bits
  *
  * Lock order, outermost first. A lock is never taken while a later one of this

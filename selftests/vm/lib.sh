@@ -10,6 +10,9 @@ FLEECE_TREE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 FLEECE_BUILD=${FLEECE_BUILD:-$FLEECE_TREE/build}
 # shellcheck disable=SC2034 # for the commands that read this file
 FLEECE_SUITES="bullseye bookworm trixie trixie-backports"
+# The same userspace as bookworm, with a kernel of our own.
+# shellcheck disable=SC2034 # likewise
+FLEECE_DEBUG_SUITES="debug kcsan"
 
 say()
 {
@@ -74,6 +77,33 @@ in_namespace()
 	unshare --mount --propagation private true 2>/dev/null || propagation=unchanged
 	setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child \
 		--propagation $propagation -- "$@"
+}
+
+# enter_root: a shell script for in_namespace, with the arguments ROOT MOUNTPOINT WORK
+# WORD. It runs WORK/steps in ROOT, which is read-only, as `sh /fleece/steps WORD`;
+# /fleece is WORK. The mounts are seen by that shell alone. It makes its own few
+# devices: unmounting a copy of /dev could reach the original.
+enter_root()
+{
+	cat <<'END'
+set -eu
+root=$1 mnt=$2 work=$3 word=$4
+mount --bind "$root" "$mnt"
+mount -o remount,bind,ro "$mnt"
+mount -t proc proc "$mnt/proc"
+mount -t tmpfs tmpfs "$mnt/tmp"
+mount -t tmpfs -o mode=755 tmpfs "$mnt/dev"
+for device in null:3 zero:5 full:7 random:8 urandom:9; do
+	mknod -m 666 "$mnt/dev/${device%:*}" c 1 "${device#*:}"
+done
+ln -s /proc/self/fd "$mnt/dev/fd"
+mount --bind "$work" "$mnt/fleece"
+status=0
+chroot "$mnt" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8 \
+	sh -c 'cd /fleece && exec sh ./steps "$1"' sh "$word" || status=$?
+umount --recursive "$mnt"
+exit $status
+END
 }
 
 # interruptible COMMAND...: a trap runs only between commands, so that a long

@@ -36,6 +36,9 @@ vm-test:
 soak:
 	for suite in $(SUITES); do selftests/run-check soak:$$suite || exit 1; done
 
+debug:
+	selftests/run-check debug:debug debug:kcsan
+
 bench:
 	selftests/bench/run
 
@@ -63,9 +66,10 @@ help:
 	@echo '  make style               only checkpatch, sparse, shellcheck'
 	@echo '  make vm-test SUITE=...   the kernel tests on one of $(SUITES)'
 	@echo '  make soak                the stress test for two minutes on each kernel'
+	@echo '  make debug               the kernel tests with KASAN, lockdep, kmemleak and KCSAN'
 	@echo '  make bench               the cost, with dm-linear, dm-era and dm-snapshot beside it'
 	@echo
 	@echo 'Roots of the VMs are kept in $${FLEECE_CACHE:-/var/cache/dm-fleece}.'
 	@echo 'selftests/vm/run --help tells how to run one command, or a shell, in a VM.'
 
-.PHONY: all modules modules_install userspace install demo check unit model style vm-test soak bench clean help
+.PHONY: all modules modules_install userspace install demo check unit model style vm-test soak debug bench clean help

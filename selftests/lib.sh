@@ -320,10 +320,11 @@ now_ms()
 	echo $((now / 1000))
 }
 
-# wait_until SECONDS COMMAND...: waits for the command to succeed.
+# wait_until SECONDS COMMAND...: waits for the command to succeed, see run-tests for
+# the slowdown.
 wait_until()
 {
-	local deadline=$(($(now_ms) + $1 * 1000))
+	local deadline=$(($(now_ms) + $1 * 1000 * ${FLEECE_SLOWDOWN:-1}))
 
 	until "${@:2}" > /dev/null 2>&1; do
 		[ "$(now_ms)" -lt "$deadline" ] || return 1

@@ -109,7 +109,12 @@ static enum verdict admit_write(struct fleece_origin *origin, struct bio *bio, b
 	enum verdict verdict = REFUSED;
 
 	for (;;) {
-		if (likely(percpu_ref_tryget_live(&origin->writes))) {
+		/*
+		 * data_race(): its fallback reads the flags of the reference plainly, while
+		 * we switch modes or kill it. Of both bits either value will do: whether the
+		 * reference is had is decided by the atomic counter that comes next.
+		 */
+		if (likely(data_race(percpu_ref_tryget_live(&origin->writes)))) {
 			/*
 			 * Pairs with the smp_wmb() in fleece_origin_release(): a write
 			 * that is admitted after it sees the new segment and snapshot.

@@ -8,6 +8,10 @@
  * error; exits 0 if the operation was carried out and the data was right.
  *
  *   pattern DEVICE write SEED OFFSET LENGTH
+ *   pattern DEVICE huge SEED OFFSET LENGTH       one call for up to 32 MiB, of huge pages:
+ *                                                a bio takes 256 pages of any size
+ *   pattern DEVICE dsync SEED OFFSET LENGTH      with RWF_DSYNC: FUA
+ *   pattern DEVICE nowait SEED OFFSET LENGTH     with RWF_NOWAIT: EAGAIN for waiting
  *   pattern DEVICE verify SEED OFFSET LENGTH     SEED "zero": zeroes
  *   pattern DEVICE read OFFSET LENGTH
  *   pattern DEVICE discard OFFSET LENGTH
@@ -26,12 +30,27 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "stamp.h"
 
 #define MAX_BYTES	(4u << 20)
-#define ALIGNMENT	4096
+#define HUGE_BYTES	(32u << 20)
+#define HUGE_PAGE	(2u << 20)
+
+/* The verbs that write, and in which manner. */
+static const struct writer {
+	const char *verb;
+	size_t piece_bytes;
+	int flags;
+} writers[] = {
+	{ "write", MAX_BYTES, 0 },
+	{ "huge", HUGE_BYTES, 0 },
+	{ "dsync", MAX_BYTES, RWF_DSYNC },
+	{ "nowait", MAX_BYTES, RWF_NOWAIT },
+};
 
 static const struct {
 	int error;
@@ -81,19 +100,21 @@ static uint64_t parse_bytes(const char *text)
 static void fill(uint64_t *words, const char *seed_text, uint64_t offset, size_t bytes)
 {
 	bool is_zero = !strcmp(seed_text, "zero");
-	uint64_t seed = strtoull(seed_text, NULL, 10);
+	uint64_t seed = strtoull(seed_text, NULL, 0);
 	size_t i;
 
 	for (i = 0; i < bytes / 8; i++)
 		words[i] = is_zero ? 0 : mix64(seed << 48 ^ (offset / 8 + i));
 }
 
-static int write_pattern(int fd, const char *seed, uint64_t offset, size_t bytes, void *data)
+static int write_pattern(int fd, const char *seed, uint64_t offset, size_t bytes, void *data,
+			 int flags)
 {
+	struct iovec piece = { data, bytes };
 	ssize_t done;
 
 	fill(data, seed, offset, bytes);
-	done = pwrite(fd, data, bytes, (off_t)offset);
+	done = pwritev2(fd, &piece, 1, (off_t)offset, flags);
 	if (done < 0)
 		return errno;
 	return (size_t)done == bytes ? 0 : EIO;
@@ -136,16 +157,31 @@ static int range_ioctl(int fd, unsigned long code, uint64_t offset, uint64_t byt
 	return ioctl(fd, code, range) < 0 ? errno : 0;
 }
 
+static const struct writer *find_writer(const char *verb)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(writers) / sizeof(writers[0]); i++)
+		if (!strcmp(writers[i].verb, verb))
+			return &writers[i];
+	return NULL;
+}
+
 static int transfer(int fd, const char *verb, const char *seed, uint64_t offset, uint64_t bytes)
 {
-	void *data = aligned_alloc(ALIGNMENT, MAX_BYTES);
+	const struct writer *writer = find_writer(verb);
+	size_t piece_bytes = writer ? writer->piece_bytes : MAX_BYTES;
+	void *data = aligned_alloc(HUGE_PAGE, piece_bytes);
 	int error = data ? 0 : ENOMEM;
 	size_t piece;
 
+	/* Where that fails the bios are smaller; the tests look at how many there were. */
+	if (!error && piece_bytes > MAX_BYTES)
+		madvise(data, piece_bytes, MADV_HUGEPAGE);
 	while (!error && bytes) {
-		piece = bytes < MAX_BYTES ? bytes : MAX_BYTES;
-		if (!strcmp(verb, "write"))
-			error = write_pattern(fd, seed, offset, piece, data);
+		piece = bytes < piece_bytes ? bytes : piece_bytes;
+		if (writer)
+			error = write_pattern(fd, seed, offset, piece, data, writer->flags);
 		else if (!strcmp(verb, "verify"))
 			error = verify_pattern(fd, seed, offset, piece, data);
 		else
@@ -171,7 +207,7 @@ static uint64_t device_bytes(const char *path)
 int main(int argc, char **argv)
 {
 	const char *verb = argc > 2 ? argv[2] : "";
-	bool has_seed = !strcmp(verb, "write") || !strcmp(verb, "verify");
+	bool has_seed = find_writer(verb) || !strcmp(verb, "verify");
 	bool is_reader = !strcmp(verb, "read") || !strcmp(verb, "verify");
 	uint64_t offset, bytes;
 	int fd;

@@ -24,6 +24,7 @@
  *   8. origin->held_lock (origin.c; spin)     writes held back while quiescing
  *   9. cbw->lock (cbw.c; spin)              copies in flight, slots, waiting writes, and
  *                                            every change of the state and the done map
+ *  10. pages->lock (pages.c; spin)         buffer pages that are not in use
  *
  * The spin locks are not taken in interrupts: completions of copies are handed
  * to a workqueue, and the recheck of a read is lock-free.

@@ -19,7 +19,7 @@
  * struct fleece_pages - pages that are not in use
  * @reserve: how many are left to those who may sleep.
  * @limit: how many are kept.
- * @lock: protects @nr and what @pages points to; the innermost of all.
+ * @lock: protects @nr and what @pages points to.
  * @nr: how many there are.
  * @pages: array of @limit.
  * @returned: who waits for @nr to be more than 0.
@@ -57,8 +57,9 @@ void fleece_pages_exit(struct fleece_pages *pool);
  * @pool: where they are taken from, or else new ones.
  * @bio: empty, with room for them; page i becomes its entry i.
  * @bytes: how much they hold.
- * @may_sleep: wait for memory instead of failing. Only for one user at a time,
- *	who holds no more than the reserve that is not on its way to come back.
+ * @may_sleep: wait for memory instead of failing. Only for one user at a time; what
+ *	it holds of the pages, but has not yet sent on its way, is no more than the
+ *	reserve.
  *
  * Context: Process; sleeps only with @may_sleep.
  * Return: false, without @may_sleep only, if there is too little memory: then the

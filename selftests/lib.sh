@@ -410,6 +410,21 @@ dm_remove()
 	wait_until 20 dmsetup remove "$PREFIX-$1"
 }
 
+# device_stat NAME FIELD: of the kernel's statistics of a device: 1 reads, 3 sectors
+# read, 5 writes, 7 sectors written.
+device_stat()
+{
+	awk -v field="$2" '{ print $field }' "/sys/dev/block/$(dmsetup info -c --noheadings \
+		--separator : -o major,minor "$PREFIX-$1")/stat"
+}
+
+# udev_queue stop|start: where udev runs, it reads from a device that somebody has
+# written to.
+udev_queue()
+{
+	[ ! -e /run/udev/control ] || udevadm control "--$1-exec-queue"
+}
+
 # At the end: whatever state it is in, it must go.
 dm_remove_deferred()
 {
@@ -597,6 +612,12 @@ snapshot_field()
 snapshot_field_is()
 {
 	[ "$(snapshot_field "$1" "$2")" = "$3" ]
+}
+
+# copied_and_used: two fields of the snapshot "snap".
+copied_and_used()
+{
+	echo "$(snapshot_field snap copied) $(snapshot_field snap used)"
 }
 
 # Copies go on after the write that caused them has returned.

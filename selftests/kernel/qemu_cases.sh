@@ -69,11 +69,6 @@ end()
 	or_bail dm_remove snap
 }
 
-copied_and_used()
-{
-	echo "$(snapshot_field snap copied) $(snapshot_field snap used)"
-}
-
 # denies DESCRIPTION OFFSET LENGTH: neither data nor a broken snapshot's error.
 denies()
 {
@@ -475,12 +470,6 @@ test_concurrent_writes()
 	is "two writes, failing: one copy" "$(copied_and_used)" "1 1"
 	gets "two writes, failing: the snapshot has the old data" ok snap verify zero 1M 64k
 	end
-}
-
-# Where udev runs, it reads from a device that somebody has written to.
-udev_queue()
-{
-	[ ! -e /run/udev/control ] || udevadm control "--$1-exec-queue"
 }
 
 # read_slowly NAME: leaves a reader in $background that reads a cluster, at $offset,

@@ -35,11 +35,6 @@ end()
 	or_bail dm_remove origin
 }
 
-copied_and_used()
-{
-	echo "$(snapshot_field snap copied) $(snapshot_field snap used)"
-}
-
 # A discard is advice: not even with room for one cluster can it do any harm.
 test_discard_advice()
 {
@@ -65,29 +60,41 @@ test_discard_advice()
 	end
 }
 
+# clear_parts NAME VERB OFFSET LENGTH: a part of a cluster, two sectors astride two
+# clusters, and what OFFSET and LENGTH say of the last cluster. VERB leaves zeroes.
+clear_parts()
+{
+	gets "$1: a part of a cluster" ok origin "$2" $((1048576 + 4096)) 8k
+	gets "$1: astride two clusters" ok origin "$2" $((2097152 - 512)) 1024
+	gets "$1: in the last cluster" ok origin "$2" "$3" "$4"
+	wait_copied snap
+	is "$1: whole clusters are copied" "$(copied_and_used)" "4 4"
+	gets "$1: just that part is cleared" ok origin verify zero $((1048576 + 4096)) 8k
+	gets "$1: not what is before it" ok origin verify 1 1M 4k
+	gets "$1: not what is after it" ok origin verify 1 $((1048576 + 12288)) 52k
+	gets "$1: the two sectors astride" ok origin verify zero $((2097152 - 512)) 1024
+	gets "$1: what it was of the last cluster" ok origin verify zero "$3" "$4"
+}
+
+# clear_much NAME VERB: after clear_parts, in one piece.
+clear_much()
+{
+	gets "$1: in one piece, larger than a write may wait for" ok origin "$2" 8M 16M
+	wait_copied snap
+	is "$1: all of it is copied" "$(copied_and_used)" "260 260"
+	gets "$1: all of it is cleared" ok origin verify zero 8M 16M
+	gets "$1: the snapshot is of its time" ok snap verify 1 0 -
+}
+
 test_discard_copy()
 {
 	begin "1 discard_copy"
 	make_snapshot snap disk cow $CLUSTER
-	gets "discard_copy: of a part of a cluster" ok origin discard $((1048576 + 4096)) 8k
-	gets "discard_copy: astride two clusters" ok origin discard $((2097152 - 512)) 1024
-	gets "discard_copy: of the partial last cluster" ok origin discard $LAST 60k
-	wait_copied snap
-	is "discard_copy: whole clusters are copied" "$(copied_and_used)" "4 4"
-	gets "discard_copy: just that part is discarded" ok origin verify zero $((1048576 + 4096)) 8k
-	gets "discard_copy: not what is before it" ok origin verify 1 1M 4k
-	gets "discard_copy: not what is after it" ok origin verify 1 $((1048576 + 12288)) 52k
-	gets "discard_copy: the two sectors astride" ok origin verify zero $((2097152 - 512)) 1024
-	gets "discard_copy: the last cluster" ok origin verify zero $LAST -
+	clear_parts "discard_copy" discard $LAST 60k
 	gets "discard_copy: the snapshot is of its time" ok snap verify 1 0 -
 	gets "discard_copy: of what was copied" ok origin discard 1M 64k
 	is "discard_copy: copies nothing again" "$(copied_and_used)" "4 4"
-	gets "discard_copy: in one piece, larger than a write may wait for" ok \
-		origin discard 8M 16M
-	wait_copied snap
-	is "discard_copy: all of it is copied" "$(copied_and_used)" "260 260"
-	gets "discard_copy: all of it is discarded" ok origin verify zero 8M 16M
-	gets "discard_copy: the snapshot is still of its time" ok snap verify 1 0 -
+	clear_much "discard_copy" discard
 	end
 }
 
@@ -95,21 +102,9 @@ test_zeroes()
 {
 	begin
 	make_snapshot snap disk cow $CLUSTER
-	gets "zeroes: over a part of a cluster" ok origin zero $((1048576 + 4096)) 8k
-	gets "zeroes: astride two clusters" ok origin zero $((2097152 - 512)) 1024
-	gets "zeroes: to the last sector" ok origin zero $((BYTES - 512)) 512
-	wait_copied snap
-	is "zeroes: whole clusters are copied" "$(copied_and_used)" "4 4"
-	gets "zeroes: just that part is zeroed" ok origin verify zero $((1048576 + 4096)) 8k
-	gets "zeroes: not what is before it" ok origin verify 1 1M 4k
-	gets "zeroes: not what is after it" ok origin verify 1 $((1048576 + 12288)) 52k
+	clear_parts "zeroes" zero $((BYTES - 512)) 512
 	gets "zeroes: of the last cluster the last sector only" ok origin verify 1 $LAST 60928
-	gets "zeroes: which is zeroed" ok origin verify zero $((BYTES - 512)) 512
-	gets "zeroes: in one piece, larger than a write may wait for" ok origin zero 8M 16M
-	wait_copied snap
-	is "zeroes: all of it is copied" "$(copied_and_used)" "260 260"
-	gets "zeroes: all of it is zeroed" ok origin verify zero 8M 16M
-	gets "zeroes: the snapshot is of its time" ok snap verify 1 0 -
+	clear_much "zeroes" zero
 	end
 }
 
@@ -244,13 +239,6 @@ test_nowait()
 	end
 }
 
-# writes_of NAME: how many were made to a device until now.
-writes_of()
-{
-	awk '{ print $5 }' "/sys/dev/block/$(dmsetup info -c --noheadings --separator : \
-		-o major,minor "$PREFIX-$1")/stat"
-}
-
 # A bio much larger than a copy (1 MiB), and than a write that may wait (4 MiB).
 # test_huge CLUSTER STAGING
 test_huge()
@@ -280,9 +268,9 @@ test_huge_bios()
 	local before writes
 
 	begin
-	before=$(writes_of origin)
+	before=$(device_stat origin 5)
 	or_bail pattern origin huge 1 0 20M
-	writes=$(($(writes_of origin) - before))
+	writes=$(($(device_stat origin 5) - before))
 	if [ "$writes" -gt 4 ]; then
 		skip "huge" "20 MiB took $writes bios: there are no huge pages"
 	else

@@ -27,7 +27,7 @@ test_borders()
 	or_bail pattern origin write 4 $((33554432 + 32768)) 64k
 	or_bail pattern origin write 4 $((SECTORS * 512 - 4096)) 4k
 	wait_copied snap
-	is "six clusters are copied" "$(snapshot_field snap copied) $(snapshot_field snap used)" "6 6"
+	is "six clusters are copied" "$(copied_and_used)" "6 6"
 	gets "old data, whole cluster" ok snap verify 2 0 64k
 	gets "old data, left of the border" ok snap verify 1 $((1048576 - 65536)) 64k
 	gets "old data, right of the border" ok snap verify 3 1M 64k

@@ -126,7 +126,7 @@ test_write_cow_error()
 	or_bail replace_table cow "$good_cow"
 	gets "break_write: later the write succeeds" ok origin write 2 1M 64k
 	gets "break_write: and the old data is kept" ok snap verify 1 0 -
-	is "break_write: in one slot" "$(snapshot_field snap copied) $(snapshot_field snap used)" "1 1"
+	is "break_write: in one slot" "$(copied_and_used)" "1 1"
 	is "break_write: never staged" "$(snapshot_field snap staged)" 0
 	end_snapshot
 }

@@ -59,7 +59,7 @@ test_waiting_writes()
 	wait $writer
 	is "the writer succeeds" "$(cat "$SCRATCH/write")" ok
 	wait_copied snap
-	is "all is copied" "$(snapshot_field snap copied) $(snapshot_field snap used)" "8192 8192"
+	is "all is copied" "$(copied_and_used)" "8192 8192"
 	gets "the snapshot has all old data" ok snap verify 1 0 -
 	gets "the origin has all new data" ok origin verify 2 0 -
 	or_bail dm_remove snap

@@ -67,19 +67,6 @@ test_moments()
 	end_all a c
 }
 
-# sectors_read NAME: how many were read from a device until now.
-sectors_read()
-{
-	awk '{ print $3 }' "/sys/dev/block/$(dmsetup info -c --noheadings --separator : \
-		-o major,minor "$PREFIX-$1")/stat"
-}
-
-# Where udev runs, it reads from a device that somebody has written to.
-udev_queue()
-{
-	[ ! -e /run/udev/control ] || udevadm control "--$1-exec-queue"
-}
-
 # What several need of the same old data is read once, whatever their clusters.
 test_read_once()
 {
@@ -91,13 +78,13 @@ test_read_once()
 	[ ! -e /run/udev/control ] || udevadm settle
 	defer udev_queue start
 	udev_queue stop
-	before=$(sectors_read disk)
+	before=$(device_stat disk 3)
 	or_bail pattern origin write 2 1M 1M
 	or_bail pattern origin write 2 8M 64k
 	for name in a b c; do
 		wait_copied "$name"
 	done
-	at_most "the old data of 1088 KiB is read once" $(($(sectors_read disk) - before)) 2176
+	at_most "the old data of 1088 KiB is read once" $(($(device_stat disk 3) - before)) 2176
 	udev_queue start
 	is "all have copied it" "$(snapshot_field a copied) $(snapshot_field b copied) \
 $(snapshot_field c copied)" "17 272 17"

@@ -86,7 +86,7 @@ test_two_writes()
 	unstall
 	wait $writer $second
 	is "both succeed" "$(cat "$SCRATCH/write" "$SCRATCH/second" | paste -sd' ')" "ok ok"
-	is "with one copy" "$(snapshot_field snap copied) $(snapshot_field snap used)" "1 1"
+	is "with one copy" "$(copied_and_used)" "1 1"
 	gets "of the old data" ok snap verify 1 1M 64k
 	or_bail dm_remove snap
 	or_bail pattern origin write 1 0 2M

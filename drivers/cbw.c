@@ -7,7 +7,7 @@
  * Life of a copy: claim_run() takes slots and enters the run into the in-flight
  * table; memory is found and the old data is read (COPY_READ); when it is in RAM
  * within the staging budget, done is set and the waiting writes go on; the data
- * is written to the slots (COPY_WRITE); finish_copy() makes the clusters the
+ * is written to the slots (COPY_STORE, COPY_WRITE); finish_copy() makes the clusters the
  * owners of their slots and leaves the table. Every step but the first runs in a
  * work item of the copy, so no lock is ever taken in an interrupt.
  *
@@ -64,6 +64,7 @@ static atomic64_t nr_engines = ATOMIC64_INIT(0);
 
 enum copy_phase {
 	COPY_READ,
+	COPY_STORE,
 	COPY_WRITE,
 };
 
@@ -480,6 +481,14 @@ static bool alloc_bios(struct fleece_copy *copy, bool may_sleep)
 
 /* ------------------------- I/O of a copy ------------------------- */
 
+/* The next step. A step that queues another one has lost the copy to it. */
+static void queue_step(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+
+	queue_work(copy->phase == COPY_READ ? cbw->wq : cbw->cow_wq, &copy->work);
+}
+
 static void copy_endio(struct bio *bio)
 {
 	struct fleece_copy *copy = bio->bi_private;
@@ -488,7 +497,7 @@ static void copy_endio(struct bio *bio)
 		WRITE_ONCE(copy->status, bio->bi_status);
 	/* A full barrier: the work item sees the status of every bio. */
 	if (atomic_dec_and_test(&copy->pending))
-		queue_work(copy->cbw->wq, &copy->work);
+		queue_step(copy);
 }
 
 static void prepare_bio(struct fleece_copy *copy, struct bio *bio, sector_t sector)
@@ -649,7 +658,7 @@ static void feed_followers(struct fleece_copy *leader, struct list_head *followe
 	}
 	list_for_each_entry_safe(copy, next, followers, follower) {
 		copy_buffer(copy, leader);
-		queue_work(copy->cbw->wq, &copy->work);
+		queue_step(copy);
 	}
 }
 
@@ -1097,7 +1106,18 @@ static void read_done(struct fleece_copy *copy)
 	if (is_low)
 		tell_low_water(cbw);
 	feed_followers(copy, &followers);
-	if (!copy->error && is_wanted(copy))
+	if (copy->error) {
+		finish_copy(copy, false);
+		return;
+	}
+	copy->phase = COPY_STORE;
+	queue_step(copy);
+}
+
+static void store_copy(struct fleece_copy *copy)
+{
+	/* Released or broken meanwhile? The COW device of a broken snapshot is left alone. */
+	if (is_wanted(copy))
 		submit_writes(copy);
 	else
 		finish_copy(copy, false);
@@ -1127,6 +1147,9 @@ static void copy_step(struct work_struct *work)
 	switch (copy->phase) {
 	case COPY_READ:
 		read_done(copy);
+		break;
+	case COPY_STORE:
+		store_copy(copy);
 		break;
 	case COPY_WRITE:
 		write_done(copy);
@@ -1856,6 +1879,8 @@ static void free_engine(struct fleece_cbw *cbw)
 {
 	if (cbw->watch_wq)
 		destroy_workqueue(cbw->watch_wq);
+	if (cbw->cow_wq)
+		destroy_workqueue(cbw->cow_wq);
 	if (cbw->wq)
 		destroy_workqueue(cbw->wq);
 	if (cbw->memory_wq)
@@ -1914,9 +1939,11 @@ struct fleece_cbw *fleece_cbw_create(const struct fleece_cbw_config *config, cha
 	init_engine(cbw, config);
 	cbw->wq = alloc_workqueue("fleece/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_UNBOUND, 0,
 				  config->name);
+	cbw->cow_wq = alloc_workqueue("fleece-cow/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_UNBOUND, 0,
+				      config->name);
 	cbw->memory_wq = alloc_ordered_workqueue("fleece-mem/%s", WQ_MEM_RECLAIM, config->name);
 	cbw->watch_wq = alloc_ordered_workqueue("fleece-watch/%s", WQ_MEM_RECLAIM, config->name);
-	if (!cbw->wq || !cbw->memory_wq || !cbw->watch_wq || init_maps(cbw) ||
+	if (!cbw->wq || !cbw->cow_wq || !cbw->memory_wq || !cbw->watch_wq || init_maps(cbw) ||
 	    fleece_store_init(&cbw->store, nr_slots) || init_pools(cbw) || fill_spares(cbw)) {
 		free_engine(cbw);
 		return ERR_PTR(-ENOMEM);

@@ -176,8 +176,10 @@ struct fleece_cbw_config {
  *
  * @grow_lock: the right to grow @store.
  * Protected by @release_lock: @partial (clusters released in part).
- * @wq: runs the steps of copies and @merge; on any CPU, as a writer that is busy would
- *	hold up its own copies.
+ * @wq: runs what follows the reading of old data, and @merge; on any CPU, as a writer
+ *	that is busy would hold up its own copies.
+ * @cow_wq: runs the steps that may wait for the COW device. If that hangs, data that is
+ *	read still gets to the writes and the followers that wait for it.
  * @watch_wq: runs @watchdog, which must not wait behind a copy whose device hangs.
  * @memory_wq: runs @serve, which may wait for memory.
  */
@@ -229,6 +231,7 @@ struct fleece_cbw {
 	struct bio_set rescue_bios;
 	wait_queue_head_t idle;
 	struct workqueue_struct *wq;
+	struct workqueue_struct *cow_wq;
 	struct workqueue_struct *watch_wq;
 	struct workqueue_struct *memory_wq;
 	struct delayed_work serve;

@@ -3,7 +3,8 @@
 #
 # This test will suspend the COW device, so that copies stall: snapshot reads go
 # on and return old data, live writes wait no longer than cbw_timeout, and with
-# staging they do not wait at all as long as there is room.
+# staging they do not wait at all as long as there is room. One that takes two
+# requests at a time, and long for each, makes its submitters wait as well.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -146,8 +147,51 @@ test_staging()
 	or_bail dm_remove snap
 }
 
+# make_two_at_a_time NAME SECTORS: a disk of null_blk's that takes 100 ms for a request.
+make_two_at_a_time()
+{
+	local dir=/sys/kernel/config/nullb/fleece-$1 device value
+
+	modprobe null_blk nr_devices=0 2>/dev/null || return
+	defer unload_module null_blk
+	mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config || return
+	mkdir "$dir" || return
+	defer rmdir "$dir"
+	for value in memory_backed=1 "size=$(($2 / 2048 + 1))" blocksize=512 queue_mode=2 \
+		hw_queue_depth=2 irqmode=2 completion_nsec=100000000 power=1; do
+		echo "${value#*=}" > "$dir/${value%%=*}" || return
+	done
+	# Newer kernels name the device as the directory, older ones by a number.
+	device=/dev/fleece-$1
+	[ -d "/sys/block/fleece-$1" ] || device=/dev/nullb$(cat "$dir/index")
+	wait_until 10 test -b "$device" || return
+	or_bail dm_create "$1" "0 $2 linear $device 0"
+	defer dm_remove_deferred "$1"
+}
+
+# More copies than a workqueue has workers wait for the device to take their data.
+test_submitters()
+{
+	if [ -d /sys/module/null_blk ] ||
+		! make_two_at_a_time narrow "$(cow_sectors 8 1024)"; then
+		skip "slow submission" "null_blk makes no such device"
+		return
+	fi
+	make_snapshot snap disk narrow 8 "2 cbw_timeout 0"
+	or_bail dd if=/dev/zero "of=$(path_of origin)" bs=4k count=600 oflag=direct status=none
+	at_least "live writes have not waited for slow submission: their old data is staged" \
+		"$(snapshot_field snap staged)" $((400 * 4096))
+	gets "and read" ok snap verify 1 0 4M
+	wait_until 120 snapshot_field_is snap staged 0
+	is "all of it is copied" "$(copied_and_used)" "600 600"
+	gets "and read, again" ok snap verify 1 0 4M
+	or_bail dm_remove snap
+	or_bail pattern origin write 1 0 4M
+}
+
 test_reads
 test_two_writes
 test_timeout
+test_submitters
 test_staging
 finish

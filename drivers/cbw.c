@@ -53,6 +53,9 @@
 /* Pause before the next attempt to note where old data is, if there is no memory for it. */
 #define SERVE_RETRY_JIFFIES	max(HZ / 100, 1)
 
+/* Clusters that become accessible before the CPU is offered once. */
+#define MERGE_BATCH		65536
+
 /* Clusters released before the lock is given up once. */
 #define RELEASE_BATCH		64
 
@@ -266,6 +269,8 @@ static void merge_late(struct fleece_cbw *cbw)
 		for (; c <= last; c++) {
 			if (!test_and_set_bit(c, cbw->access))
 				count++;
+			if (c % MERGE_BATCH == 0)
+				cond_resched();
 		}
 	}
 	spin_lock(&cbw->lock);

@@ -942,20 +942,18 @@ static int delete_checkpoint(struct fleece_origin *origin, const char *name)
 	return ret;
 }
 
-static int emit_checkpoints(const struct fleece_history *history, char *result,
-			    unsigned int maxlen)
+static int emit_checkpoints(struct fleece_history *history, char *result, unsigned int maxlen)
 {
 	const struct fleece_moment *moment;
-	struct fleece_view view;
 	unsigned int sz = 0;
 	unsigned int i;
 
+	fleece_history_count(history);
 	*result = '\0';
 	for (i = 0; i < history->nr_entries; i++) {
 		moment = &history->entries[i].moment;
-		fleece_history_since(history, moment->name, &view);
 		DMEMIT("%s%s %pUb %llu %llu valid", i ? "\n" : "", moment->name, &moment->uuid,
-		       moment->created, fleece_bits_count(&view));
+		       moment->created, history->entries[i].changed);
 	}
 	return 1;
 }

@@ -3,6 +3,7 @@
  * tracker: what was changed on one origin, and since which checkpoint, see
  * tracker.h. Owns the segments; knows neither bios nor devices, takes no lock.
  */
+#include <linux/bitops.h>
 #include <linux/errno.h>
 #include <linux/kernel.h>
 #include <linux/log2.h>
@@ -365,6 +366,37 @@ void fleece_history_put(struct fleece_history *history)
 	kvfree(history->maps);
 	kvfree(history->entries);
 	memset(history, 0, sizeof(*history));
+}
+
+/* From the newest to the oldest: each one's changes are also those of the ones before. */
+static void count_word(struct fleece_history *history, u64 index)
+{
+	unsigned int segment = history->nr_segments;
+	unsigned int i = history->nr_entries;
+	struct fleece_history_entry *entry;
+	unsigned long word = 0;
+
+	while (i--) {
+		entry = &history->entries[i];
+		while (segment > entry->first)
+			word |= READ_ONCE(history->maps[--segment][index]);
+		entry->changed += hweight_long(word);
+	}
+}
+
+void fleece_history_count(struct fleece_history *history)
+{
+	u64 words = BITS_TO_LONGS(history->nr_granules);
+	unsigned int i;
+	u64 index;
+
+	for (i = 0; i < history->nr_entries; i++)
+		history->entries[i].changed = 0;
+	for (index = 0; index < words; index++) {
+		count_word(history, index);
+		if (index % WORDS_PER_TURN == WORDS_PER_TURN - 1)
+			cond_resched();
+	}
 }
 
 int fleece_history_since(const struct fleece_history *history, const char *name,

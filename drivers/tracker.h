@@ -87,10 +87,12 @@ struct fleece_tracker {
  * @moment: the checkpoint.
  * @first: index of the first segment after it; the number of segments when
  *	the history ends with this very checkpoint.
+ * @changed: granules changed since, by fleece_history_count().
  */
 struct fleece_history_entry {
 	struct fleece_moment moment;
 	unsigned int first;
+	u64 changed;
 };
 
 /**
@@ -294,6 +296,16 @@ void fleece_history_end_here(struct fleece_history *history, struct fleece_track
  * Context: Process, may sleep.
  */
 void fleece_history_put(struct fleece_history *history);
+
+/**
+ * fleece_history_count() - count what was changed since each checkpoint
+ * @history: the history; its entries get their @changed.
+ *
+ * All in one pass over the maps.
+ *
+ * Context: Process, may sleep.
+ */
+void fleece_history_count(struct fleece_history *history);
 
 /**
  * fleece_history_since() - the changes since a checkpoint

@@ -647,7 +647,9 @@ static void test_limit(void)
 	require(fleece_tracker_check_new(&tracker, "point-7") == -EEXIST, "twice");
 	require(fleece_tracker_check_new(&tracker, "-") == -EINVAL, "malformed");
 	require(!fleece_history_get(&history, &tracker), "out of memory");
+	fleece_history_count(&history);
 	for (i = 0; i < FLEECE_CHECKPOINTS_MAX; i++) {
+		require(history.entries[i].changed == FLEECE_CHECKPOINTS_MAX - i, "count %u", i);
 		name_of(i, name);
 		require(!fleece_history_since(&history, name, &view), "%s", name);
 		require(fleece_bits_count(&view) == FLEECE_CHECKPOINTS_MAX - i, "since %s", name);

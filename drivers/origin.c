@@ -829,6 +829,21 @@ static void origin_postsuspend(struct dm_target *ti)
 	WRITE_ONCE(table->origin->is_suspended, true);
 }
 
+/*
+ * The origin may have grown since the table was loaded, by the resume of one that was
+ * loaded before: then this one shrinks it, and nobody has looked whether it may.
+ */
+static int origin_preresume(struct dm_target *ti)
+{
+	struct fleece_table *table = ti->private;
+
+	if (table->shrinks || ti->len >= READ_ONCE(table->origin->nr_sectors))
+		return 0;
+	DMERR("%s: the table is shorter than the device has become: load it again",
+	      dm_device_name(table->origin->md));
+	return -EBUSY;
+}
+
 static void origin_resume(struct dm_target *ti)
 {
 	struct fleece_table *table = ti->private;
@@ -1017,6 +1032,7 @@ static struct target_type origin_target = {
 	.map = origin_map,
 	.end_io = origin_end_io,
 	.postsuspend = origin_postsuspend,
+	.preresume = origin_preresume,
 	.resume = origin_resume,
 	.status = origin_status,
 	.message = origin_message,

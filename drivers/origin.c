@@ -563,7 +563,10 @@ static struct fleece_origin *join_origin(struct dm_target *ti, struct block_devi
 					 unsigned int granule_sectors)
 {
 	struct fleece_origin *origin;
+	unsigned int noio;
 
+	/* Another origin may be suspended: do not wait for memory by writing to it. */
+	noio = memalloc_noio_save();
 	mutex_lock(&registry_lock);
 	origin = lookup_lower(lower);
 	if (is_claimed(lower->bd_dev)) {
@@ -584,6 +587,7 @@ static struct fleece_origin *join_origin(struct dm_target *ti, struct block_devi
 	if (!IS_ERR(origin))
 		origin->nr_tables++;
 	mutex_unlock(&registry_lock);
+	memalloc_noio_restore(noio);
 	return origin;
 }
 

@@ -758,14 +758,8 @@ static struct fleece_snapshot *make_snapshot(struct dm_target *ti, struct snapsh
 		ret = PTR_ERR(snap->cbw);
 		goto err_unclaim_cow;
 	}
-	ti->error = "Cannot write the header of the COW device";
-	ret = write_header(table->cow->bdev);
-	if (ret)
-		goto err_destroy_engine;
 	return snap;
 
-err_destroy_engine:
-	fleece_cbw_destroy(snap->cbw);
 err_unclaim_cow:
 	fleece_origin_unclaim_cow(&snap->cow);
 err_put_spare:
@@ -842,28 +836,6 @@ static struct fleece_snapshot *join_snapshot(struct dm_target *ti, struct snapsh
 	return snap;
 }
 
-static struct fleece_snapshot *find_or_make(struct dm_target *ti, struct snapshot_table *table,
-					    const struct fleece_snapshot_options *options)
-{
-	struct fleece_origin *origin = fleece_origin_find(table->origin->bdev);
-	struct fleece_snapshot *snap;
-	unsigned int noio;
-
-	if (!origin) {
-		ti->error = "Origin device is not attached: no fleece target is on it";
-		return ERR_PTR(-ENODEV);
-	}
-	/* The origin may be suspended: memory must not be waited for by writing to it. */
-	noio = memalloc_noio_save();
-	mutex_lock(&registry_lock);
-	snap = join_snapshot(ti, table, options, origin);
-	mutex_unlock(&registry_lock);
-	memalloc_noio_restore(noio);
-	if (IS_ERR(snap))
-		fleece_origin_put(origin);
-	return snap;
-}
-
 /* The last table is gone: no reader is left, writers must forget the engine. */
 static void end_snapshot(struct fleece_snapshot *snap)
 {
@@ -893,6 +865,46 @@ static void leave_snapshot(struct fleece_snapshot *snap)
 	mutex_unlock(&registry_lock);
 	if (is_last)
 		end_snapshot(snap);
+}
+
+static struct fleece_snapshot *begin_cow(struct dm_target *ti, struct snapshot_table *table,
+					 struct fleece_snapshot *snap)
+{
+	int ret = write_header(table->cow->bdev);
+
+	if (!ret)
+		return snap;
+	ti->error = "Cannot write the header of the COW device";
+	leave_snapshot(snap);
+	return ERR_PTR(ret);
+}
+
+static struct fleece_snapshot *find_or_make(struct dm_target *ti, struct snapshot_table *table,
+					    const struct fleece_snapshot_options *options)
+{
+	struct fleece_origin *origin = fleece_origin_find(table->origin->bdev);
+	struct fleece_snapshot *snap;
+	bool is_new = false;
+	unsigned int noio;
+
+	if (!origin) {
+		ti->error = "Origin device is not attached: no fleece target is on it";
+		return ERR_PTR(-ENODEV);
+	}
+	/* The origin may be suspended: memory must not be waited for by writing to it. */
+	noio = memalloc_noio_save();
+	mutex_lock(&registry_lock);
+	snap = join_snapshot(ti, table, options, origin);
+	if (!IS_ERR(snap))
+		is_new = snap->nr_tables == 1;
+	mutex_unlock(&registry_lock);
+	if (IS_ERR(snap))
+		fleece_origin_put(origin);
+	/* Without the lock: the COW device may be slow, or not get on at all. */
+	if (is_new)
+		snap = begin_cow(ti, table, snap);
+	memalloc_noio_restore(noio);
+	return snap;
 }
 
 /* ------------------------- Constructor and destructor ------------------------- */

@@ -443,8 +443,9 @@ static struct fleece_origin *make_origin(struct dm_target *ti, struct block_devi
 		return NULL;
 	if (percpu_ref_init(&origin->writes, writes_drained, PERCPU_REF_ALLOW_REINIT, GFP_KERNEL))
 		goto err_free;
-	origin->wq = alloc_workqueue("fleece-origin/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_PERCPU, 0,
-				     dm_device_name(md));
+	/* The long pass of @compact must not hold up @resubmit. */
+	origin->wq = alloc_workqueue("fleece-origin/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_PERCPU |
+				     WQ_CPU_INTENSIVE, 0, dm_device_name(md));
 	if (!origin->wq)
 		goto err_exit_ref;
 
@@ -631,6 +632,9 @@ static void adopt_size(struct fleece_table *table, sector_t nr_sectors)
 	struct fleece_origin *origin = table->origin;
 	unsigned int noio;
 
+	/* Do not wait, with the device suspended, for a pass over the maps that holds the lock. */
+	if (!table->shrinks && nr_sectors == origin->nr_sectors)
+		return;
 	noio = fleece_origin_lock(origin);
 	end_shrinking(table);
 	if (nr_sectors != origin->nr_sectors) {
@@ -940,7 +944,7 @@ static int create_checkpoint(struct fleece_origin *origin, const char *name)
 	if (!ret) {
 		fleece_tracker_switch(&origin->tracker, segment, name);
 		fleece_origin_release(origin);
-		fleece_tracker_compact(&origin->tracker);
+		queue_work(origin->wq, &origin->compact);
 		segment = NULL;
 	}
 	fleece_origin_unlock(origin, noio);

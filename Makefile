@@ -33,6 +33,9 @@ unit model style:
 vm-test:
 	selftests/run-check build:$(SUITE) vm:$(SUITE)
 
+full:
+	selftests/run-check $(SUITES:%=full:%)
+
 soak:
 	for suite in $(SUITES); do selftests/run-check soak:$$suite || exit 1; done
 
@@ -65,6 +68,7 @@ help:
 	@echo '  make model               only the exhaustive check of the copy protocol'
 	@echo '  make style               only checkpatch, sparse, shellcheck'
 	@echo '  make vm-test SUITE=...   the kernel tests on one of $(SUITES)'
+	@echo '  make full                all kernel tests on all four kernels'
 	@echo '  make soak                the stress test for two minutes on each kernel'
 	@echo '  make debug               the kernel tests with KASAN, lockdep, kmemleak and KCSAN'
 	@echo '  make bench               the cost, with dm-linear, dm-era and dm-snapshot beside it'
@@ -72,4 +76,4 @@ help:
 	@echo 'Roots of the VMs are kept in $${FLEECE_CACHE:-/var/cache/dm-fleece}.'
 	@echo 'selftests/vm/run --help tells how to run one command, or a shell, in a VM.'
 
-.PHONY: all modules modules_install userspace install demo check unit model style vm-test soak debug bench clean help
+.PHONY: all modules modules_install userspace install demo check unit model style vm-test full soak debug bench clean help

@@ -56,8 +56,11 @@
 /* Clusters that become accessible before the CPU is offered once. */
 #define MERGE_BATCH		65536
 
-/* Clusters released before the lock is given up once. */
-#define RELEASE_BATCH		64
+/* Clusters looked at for a release at a time. */
+#define RELEASE_BATCH		4096
+
+/* Steps of a release, each of a cluster or a word, before the lock is given up once. */
+#define RELEASE_STEPS		64
 
 /* Hash chains of the store moved before the lock is given up once. */
 #define MOVE_BATCH		256
@@ -1620,6 +1623,42 @@ static void release_cluster(struct fleece_cbw *cbw, cluster_t cluster, struct li
 		fleece_store_remove(&cbw->store, cluster);
 }
 
+/*
+ * The clusters of a word at once, if none of them is copied or being copied: most of
+ * a large device is not. Returns false if that is not so.
+ */
+static bool release_word(struct fleece_cbw *cbw, cluster_t first, cluster_t end)
+{
+	u64 index = first / BITS_PER_LONG;
+	unsigned int count;
+
+	lockdep_assert_held(&cbw->lock);
+	if (first % BITS_PER_LONG || end - first < BITS_PER_LONG ||
+	    READ_ONCE(cbw->done[index]) ||
+	    fleece_inflight_any(&cbw->inflight, first, first + BITS_PER_LONG - 1))
+		return false;
+	/* A full barrier, as test_and_clear_bit() is. */
+	count = hweight_long(xchg(&cbw->access[index], 0));
+	cbw->nr_accessible -= count;
+	cbw->nr_released += count;
+	return true;
+}
+
+/* Release clusters before @end, as long as the lock may be held. Returns the next one. */
+static cluster_t release_batch(struct fleece_cbw *cbw, cluster_t first, cluster_t end,
+			       struct list_head *waiters)
+{
+	unsigned int i;
+
+	for (i = 0; i < RELEASE_STEPS && first < end; i++) {
+		if (release_word(cbw, first, end))
+			first += BITS_PER_LONG;
+		else
+			release_cluster(cbw, first++, waiters);
+	}
+	return first;
+}
+
 /* Returns true if there is something to tell. */
 static bool release_whole(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
 {
@@ -1627,20 +1666,18 @@ static bool release_whole(struct fleece_cbw *cbw, cluster_t first, cluster_t las
 	LIST_HEAD(waiters);
 	bool is_news = false;
 	cluster_t end;
-	u64 length;
 	bool value;
 
 	while (first <= last) {
 		cond_resched();
-		length = fleece_bits_run(&access, first, min(first + (1 << 20), last + 1), &value);
+		end = first + fleece_bits_run(&access, first, min(first + RELEASE_BATCH, last + 1),
+					      &value);
 		if (!value) {
-			first += length;
+			first = end;
 			continue;
 		}
-		end = first + min_t(u64, length, RELEASE_BATCH);
 		spin_lock(&cbw->lock);
-		for (; first < end; first++)
-			release_cluster(cbw, first, &waiters);
+		first = release_batch(cbw, first, end, &waiters);
 		is_news |= note_free_slots(cbw);
 		spin_unlock(&cbw->lock);
 		resume_waiters(cbw, &waiters);

@@ -36,6 +36,20 @@ struct fleece_run *fleece_inflight_find(struct fleece_inflight *table, cluster_t
 	return NULL;
 }
 
+bool fleece_inflight_any(struct fleece_inflight *table, cluster_t first, cluster_t last)
+{
+	struct fleece_run *run;
+	cluster_t c;
+
+	for (c = first; c <= last; c = fleece_inflight_window_last(table, c) + 1) {
+		list_for_each_entry(run, bucket_of(table, c), node) {
+			if (run->first <= last && run->last >= first)
+				return true;
+		}
+	}
+	return false;
+}
+
 void fleece_inflight_add(struct fleece_inflight *table, struct fleece_run *run)
 {
 	list_add(&run->node, bucket_of(table, run->first));

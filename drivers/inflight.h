@@ -69,6 +69,16 @@ static inline cluster_t fleece_inflight_window_last(const struct fleece_inflight
 struct fleece_run *fleece_inflight_find(struct fleece_inflight *table, cluster_t cluster);
 
 /**
+ * fleece_inflight_any() - does one of these clusters belong to a run?
+ * @table: the table.
+ * @first: first cluster.
+ * @last: last cluster.
+ *
+ * Takes one step for each window.
+ */
+bool fleece_inflight_any(struct fleece_inflight *table, cluster_t first, cluster_t last);
+
+/**
  * fleece_inflight_add() - add a run
  * @table: the table.
  * @run: within one window, and without a cluster that is in the table. Owned

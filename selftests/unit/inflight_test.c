@@ -75,6 +75,19 @@ static void check_cluster(cluster_t c)
 		c, table.window_shift);
 }
 
+static void check_range(void)
+{
+	unsigned int first = unit_random(CLUSTERS);
+	unsigned int last = first + unit_random(min(CLUSTERS - first, 200U));
+	bool any = false;
+	unsigned int i;
+
+	for (i = first; i <= last; i++)
+		any |= model[i] != NULL;
+	require(fleece_inflight_any(&table, base + first, base + last) == any,
+		"clusters %u to %u, window shift %u", first, last, table.window_shift);
+}
+
 static void run_model(unsigned int window_shift, cluster_t from)
 {
 	unsigned int round;
@@ -84,6 +97,7 @@ static void run_model(unsigned int window_shift, cluster_t from)
 	for (round = 0; round < ROUNDS; round++) {
 		change_one();
 		check_cluster(base + unit_random(CLUSTERS));
+		check_range();
 		if (round % 500)
 			continue;
 		for (c = base; c < base + CLUSTERS; c++)

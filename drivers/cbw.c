@@ -53,6 +53,9 @@
 /* Pause before the next attempt to note where old data is, if there is no memory for it. */
 #define SERVE_RETRY_JIFFIES	max(HZ / 100, 1)
 
+/* Workers of the reading side that may submit to the COW device at a time. */
+#define STORING_MAX		8
+
 /* Clusters that become accessible before the CPU is offered once. */
 #define MERGE_BATCH		65536
 
@@ -1086,6 +1089,33 @@ static void tell_low_water(struct fleece_cbw *cbw)
 	cbw->config.methods->event(cbw->config.event_context);
 }
 
+static void store_copy(struct fleece_copy *copy)
+{
+	/* Released or broken meanwhile? The COW device of a broken snapshot is left alone. */
+	if (is_wanted(copy))
+		submit_writes(copy);
+	else
+		finish_copy(copy, false);
+}
+
+/*
+ * At once, if few workers are doing just that: usually it takes no time, and another
+ * worker would cost more. Those that a slow COW device holds up must stay few, as
+ * others wait for the reading of old data. The engine stays until the worker is done.
+ */
+static void store_soon(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+
+	if (atomic_inc_return(&cbw->nr_storing) <= STORING_MAX) {
+		store_copy(copy);
+	} else {
+		copy->phase = COPY_STORE;
+		queue_step(copy);
+	}
+	atomic_dec(&cbw->nr_storing);
+}
+
 /* The old data is in RAM, or could not be read. */
 static void read_done(struct fleece_copy *copy)
 {
@@ -1114,21 +1144,10 @@ static void read_done(struct fleece_copy *copy)
 	if (is_low)
 		tell_low_water(cbw);
 	feed_followers(copy, &followers);
-	if (copy->error) {
+	if (copy->error)
 		finish_copy(copy, false);
-		return;
-	}
-	copy->phase = COPY_STORE;
-	queue_step(copy);
-}
-
-static void store_copy(struct fleece_copy *copy)
-{
-	/* Released or broken meanwhile? The COW device of a broken snapshot is left alone. */
-	if (is_wanted(copy))
-		submit_writes(copy);
 	else
-		finish_copy(copy, false);
+		store_soon(copy);
 }
 
 static void write_done(struct fleece_copy *copy)

@@ -180,6 +180,7 @@ struct fleece_cbw_config {
  *	that is busy would hold up its own copies.
  * @cow_wq: runs the steps that may wait for the COW device. If that hangs, data that is
  *	read still gets to the writes and the followers that wait for it.
+ * @nr_storing: workers of @wq that are submitting to the COW device.
  * @watch_wq: runs @watchdog, which must not wait behind a copy whose device hangs.
  * @memory_wq: runs @serve, which may wait for memory.
  */
@@ -232,6 +233,7 @@ struct fleece_cbw {
 	wait_queue_head_t idle;
 	struct workqueue_struct *wq;
 	struct workqueue_struct *cow_wq;
+	atomic_t nr_storing;
 	struct workqueue_struct *watch_wq;
 	struct workqueue_struct *memory_wq;
 	struct delayed_work serve;

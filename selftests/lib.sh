@@ -418,11 +418,19 @@ device_stat()
 		--separator : -o major,minor "$PREFIX-$1")/stat"
 }
 
-# udev_queue stop|start: where udev runs, it reads from a device that somebody has
-# written to.
-udev_queue()
+# no_probing: udev is not to read from the devices of a test, neither when they are
+# made or resumed nor when somebody has written to them. To be called before that.
+no_probing()
 {
-	[ ! -e /run/udev/control ] || udevadm control "--$1-exec-queue"
+	# After 55-dm.rules, which sets the flags, and before those that heed them.
+	local rule=/run/udev/rules.d/56-fleece-test.rules
+
+	[ -e /run/udev/control ] || return 0
+	mkdir -p "$(dirname $rule)"
+	defer eval "rm -f $rule && udevadm control --reload"
+	echo 'ENV{DM_NAME}=="fl-*", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1",' \
+		'ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1", OPTIONS:="nowatch"' > $rule
+	or_bail udevadm control --reload
 }
 
 # At the end: whatever state it is in, it must go.

@@ -34,6 +34,7 @@ SLOW_MS=4000
 FLEECED=$FLEECE_TREE/userspace/fleeced/fleeced
 
 load_fleece
+no_probing
 make_discard_arena 224 opts=0
 make_disk disk $SECTORS
 make_disk cow "$(cow_sectors $CLUSTER 1024)"
@@ -495,7 +496,7 @@ set_jitter()
 	dmsetup suspend --nolockfs "$PREFIX-jittery-slow" &&
 		dmsetup load "$PREFIX-jittery-slow" --table \
 			"0 $SECTORS delay $(path_of disk) 0 $1 $(path_of disk) 0 0" &&
-		dmsetup resume --noudevsync "$PREFIX-jittery-slow"
+		dmsetup resume "$PREFIX-jittery-slow"
 }
 
 # make_jittery_snapshot COWDISK: whose old data is zeroes, on a disk that is slow only
@@ -507,16 +508,12 @@ make_jittery_snapshot()
 	make_origin origin jittery
 	or_bail pattern origin write zero 0 1M
 	make_snapshot snap jittery "$1" $CLUSTER
-	[ ! -e /run/udev/control ] || udevadm settle
-	defer udev_queue start
-	udev_queue stop
 	or_bail set_jitter $SLOW_MS
 }
 
 end_jittery_snapshot()
 {
 	or_bail set_jitter 0
-	udev_queue start
 	end
 	drop_origin
 	or_bail dm_remove jittery

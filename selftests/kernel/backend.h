@@ -17,6 +17,7 @@
  * @cluster: sectors.
  * @slots: room on the COW device, in clusters.
  * @staging: sectors.
+ * @policy: feature arguments, pairs of a word and a value.
  * @since: checkpoint, or NULL.
  * @checkpoint: checkpoint to be made at the same moment, or NULL.
  */
@@ -24,6 +25,7 @@ struct snapshot_options {
 	uint64_t cluster;
 	uint64_t slots;
 	uint64_t staging;
+	const char *policy;
 	const char *since;
 	const char *checkpoint;
 };
@@ -37,6 +39,9 @@ struct snapshot_options {
  * @snapshot_create: make a snapshot of an origin, and open it.
  * @snapshot_remove: close and remove it.
  * @snapshot_release: release sectors of it, by a discard or by the message.
+ * @snapshot_pause: suspend and resume it.
+ * @snapshot_grow: let its COW device have room for more slots of a size in sectors.
+ * @snapshot_lost: number of clusters that it has lost.
  * @snapshot_state: 0 while it is good, else the (negative) errno that broke it.
  * @snapshot_is_idle: 1 when no copy is under way, 0 when one is.
  * @snapshot_read: read sectors.
@@ -54,6 +59,9 @@ struct backend {
 	int (*snapshot_remove)(unsigned int device);
 	int (*snapshot_release)(unsigned int device, uint64_t sector, uint64_t count,
 				bool discard);
+	int (*snapshot_pause)(unsigned int device);
+	int (*snapshot_grow)(unsigned int device, uint64_t cluster, uint64_t slots);
+	int (*snapshot_lost)(unsigned int device);
 	int (*snapshot_state)(unsigned int device);
 	int (*snapshot_is_idle)(unsigned int device);
 	int (*snapshot_read)(unsigned int device, uint64_t sector, uint64_t count, void *data);

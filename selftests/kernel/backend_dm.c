@@ -62,24 +62,40 @@ static int real_checkpoint_delete(unsigned int device, const char *name)
 	return dm_message(devices[device].name, "checkpoint_delete %s", name);
 }
 
+static void slice_params(const struct device *dev, char *params, size_t size)
+{
+	snprintf(params, size, "%s 0", dev->cow);
+}
+
 static int create_slice(const struct device *dev, const struct snapshot_options *options,
 			char *path)
 {
 	char params[PATH_BYTES + 8];
 
-	snprintf(params, sizeof(params), "%s 0", dev->cow);
+	slice_params(dev, params, sizeof(params));
 	return dm_create(dev->slice_name, HEADER_SECTORS + options->slots * options->cluster,
 			 "linear", params, path);
+}
+
+static unsigned int count_words(const char *text)
+{
+	unsigned int count = 1;
+
+	for (; *text; text++)
+		count += *text == ' ';
+	return count;
 }
 
 static void format_params(const struct device *dev, const struct snapshot_options *options,
 			  const char *slice, char *params, size_t size)
 {
-	int features = 3 + (options->since ? 2 : 0) + (options->checkpoint ? 2 : 0);
+	unsigned int features = 3 + count_words(options->policy) + (options->since ? 2 : 0) +
+				(options->checkpoint ? 2 : 0);
 
-	snprintf(params, size, "%s %s %llu %d staging %llu release_on_discard%s%s%s%s",
+	snprintf(params, size, "%s %s %llu %u staging %llu release_on_discard %s%s%s%s%s",
 		 dev->lower, slice, (unsigned long long)options->cluster, features,
-		 (unsigned long long)options->staging, options->since ? " since " : "",
+		 (unsigned long long)options->staging, options->policy,
+		 options->since ? " since " : "",
 		 options->since ? options->since : "", options->checkpoint ? " checkpoint " : "",
 		 options->checkpoint ? options->checkpoint : "");
 }
@@ -133,6 +149,36 @@ static int real_snapshot_release(unsigned int device, uint64_t sector, uint64_t 
 		return ioctl(devices[device].snapshot, BLKDISCARD, range) < 0 ? -errno : 0;
 	return dm_message(devices[device].snapshot_name, "release %llu %llu",
 			  (unsigned long long)sector, (unsigned long long)count);
+}
+
+static int real_snapshot_pause(unsigned int device)
+{
+	int ret = dm_suspend(devices[device].snapshot_name);
+
+	return ret ? ret : dm_resume(devices[device].snapshot_name);
+}
+
+static int real_snapshot_grow(unsigned int device, uint64_t cluster, uint64_t slots)
+{
+	const struct device *dev = &devices[device];
+	char params[PATH_BYTES + 8];
+	int ret;
+
+	slice_params(dev, params, sizeof(params));
+	ret = dm_reload(dev->slice_name, HEADER_SECTORS + slots * cluster, "linear", params);
+	return ret ? ret : dm_message(dev->snapshot_name, "cow_resize");
+}
+
+static int real_snapshot_lost(unsigned int device)
+{
+	char text[256];
+	int lost;
+	int ret;
+
+	ret = dm_status(devices[device].snapshot_name, text, sizeof(text));
+	if (ret)
+		return ret;
+	return sscanf(text, "%*s %*u/%*u %*u %*u/%*u %*u %*u %d", &lost) == 1 ? lost : -EPROTO;
 }
 
 static int real_snapshot_state(unsigned int device)
@@ -243,6 +289,9 @@ static const struct backend real_backend = {
 	.snapshot_create = real_snapshot_create,
 	.snapshot_remove = real_snapshot_remove,
 	.snapshot_release = real_snapshot_release,
+	.snapshot_pause = real_snapshot_pause,
+	.snapshot_grow = real_snapshot_grow,
+	.snapshot_lost = real_snapshot_lost,
 	.snapshot_state = real_snapshot_state,
 	.snapshot_is_idle = real_snapshot_is_idle,
 	.snapshot_read = real_snapshot_read,

@@ -122,6 +122,26 @@ static int fake_snapshot_release(unsigned int device, uint64_t sector, uint64_t 
 	return 0;
 }
 
+static int fake_snapshot_pause(unsigned int device)
+{
+	(void)device;
+	return 0;
+}
+
+static int fake_snapshot_grow(unsigned int device, uint64_t cluster, uint64_t slots)
+{
+	(void)device;
+	(void)cluster;
+	(void)slots;
+	return 0;
+}
+
+static int fake_snapshot_lost(unsigned int device)
+{
+	(void)device;
+	return 0;
+}
+
 static int fake_snapshot_state(unsigned int device)
 {
 	(void)device;
@@ -216,6 +236,9 @@ static const struct backend fake_backend = {
 	.snapshot_create = fake_snapshot_create,
 	.snapshot_remove = fake_snapshot_remove,
 	.snapshot_release = fake_snapshot_release,
+	.snapshot_pause = fake_snapshot_pause,
+	.snapshot_grow = fake_snapshot_grow,
+	.snapshot_lost = fake_snapshot_lost,
 	.snapshot_state = fake_snapshot_state,
 	.snapshot_is_idle = fake_snapshot_is_idle,
 	.snapshot_read = fake_snapshot_read,

@@ -90,6 +90,15 @@ int dm_create(const char *name, uint64_t sectors, const char *type, const char *
 	return ret;
 }
 
+int dm_reload(const char *name, uint64_t sectors, const char *type, const char *params)
+{
+	int ret = load_table(name, sectors, type, params);
+
+	if (!ret)
+		ret = dm_suspend(name);
+	return ret ? ret : dm_resume(name);
+}
+
 int dm_path(const char *name, char *path)
 {
 	struct request request;

@@ -25,6 +25,17 @@
 int dm_create(const char *name, uint64_t sectors, const char *type, const char *params,
 	      char *path);
 
+/**
+ * dm_reload() - replace the table of a live device
+ * @name: dm name.
+ * @sectors: its new size.
+ * @type: target.
+ * @params: its arguments.
+ *
+ * Return: 0 or -errno; then the device is active, with its old table.
+ */
+int dm_reload(const char *name, uint64_t sectors, const char *type, const char *params);
+
 /** dm_path() - path of the node of the device @name; returns 0 or -errno */
 int dm_path(const char *name, char *path);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The oracle: writers, readers and releases against group snapshots, in rounds,
- * and every sector read is judged.
+ * The oracle: writers, readers, releases, suspends and growing COW devices against
+ * group snapshots of all policies, in rounds, and every sector read is judged.
  *
  * Owns the threads, the course of a round and the random choices, all of which
  * come from one seed that is printed. What an image may contain is decided in
@@ -46,6 +46,22 @@ enum release_way {
 	RELEASE_WAYS,
 };
 
+enum policy {
+	POLICY_BREAK_SNAPSHOT,
+	POLICY_BREAK_CLUSTER,
+	POLICY_BREAK_WRITE,
+	POLICY_WAIT,
+	POLICIES,
+};
+
+/* What becomes of snapshot and writes when the COW device is full, as features. */
+static const char *const policy_features[POLICIES] = {
+	[POLICY_BREAK_SNAPSHOT] = "on_cbw_error break_snapshot",
+	[POLICY_BREAK_CLUSTER] = "on_cbw_error break_cluster",
+	[POLICY_BREAK_WRITE] = "on_cbw_error break_write",
+	[POLICY_WAIT] = "on_cow_full wait cbw_timeout 500",
+};
+
 /*
  * A checkpoint that a later round can start from. What was completed before it
  * is not in its change map, what was issued after it is.
@@ -65,6 +81,18 @@ struct snapshot {
 	atomic_bool is_broken;		/* a reader knows that it is broken */
 };
 
+/*
+ * A write that fails under POLICY_BREAK_WRITE, and may yet be there in part, is
+ * repeated until it succeeds, if need be when the snapshots are gone. Until then it
+ * is one that was issued and has not completed.
+ */
+struct failed_write {
+	unsigned int device;
+	uint64_t sector;
+	uint64_t count;
+	char *buffer;			/* NULL: there is none */
+};
+
 /* The random choices of a round. */
 struct choices {
 	bool is_group;
@@ -72,6 +100,8 @@ struct choices {
 	bool makes_checkpoint;
 	bool is_small;			/* the COW device may become full */
 	bool has_small_writes;
+	bool has_pauses;		/* origins and snapshots are suspended at times */
+	enum policy policy;
 	enum release_way release;
 	uint64_t cluster;
 	uint64_t staging;
@@ -86,6 +116,7 @@ static struct {
 	struct choices choices;
 	struct mark marks[MAX_DEVICES];
 	struct snapshot snapshots[MAX_DEVICES];
+	struct failed_write failed[WRITERS];
 	uint64_t seed;
 	uint64_t granularity;
 	unsigned int round;
@@ -98,6 +129,9 @@ static struct {
 	atomic_uint_least64_t denied_reads;
 	atomic_uint_least64_t failed_reads;
 	atomic_uint_least64_t releases;
+	atomic_uint_least64_t failed_writes;
+	atomic_uint pauses;
+	atomic_uint growths;
 	atomic_uint slowest_ms;
 	unsigned int broken;
 	unsigned int groups;
@@ -119,9 +153,10 @@ static void violation(const char *format, ...)
 	va_end(args);
 	fprintf(stderr,
 		"\noracle: seed %" PRIu64 " round %u: cluster %" PRIu64 " staging %" PRIu64
-		" slots %" PRIu64 " group %d since %d release %d\n",
+		" slots %" PRIu64 " group %d since %d release %d pauses %d %s\n",
 		oracle.seed, oracle.round, choices->cluster, choices->staging, choices->slots,
-		choices->is_group, choices->has_since, choices->release);
+		choices->is_group, choices->has_since, choices->release, choices->has_pauses,
+		policy_features[choices->policy]);
 	_exit(1);
 }
 
@@ -170,14 +205,43 @@ static uint64_t random_count(uint64_t *random, uint64_t limit)
 
 /* Writing. */
 
-static void write_stamped(unsigned int writer, unsigned int device, uint64_t sector,
+/* Returns false if it fails in a way that the snapshots' policy allows. */
+static bool try_write(unsigned int device, uint64_t sector, uint64_t count, const char *buffer)
+{
+	uint64_t begin_ms = now_ms();
+	unsigned int took_ms;
+	int ret;
+
+	ret = oracle.backend->origin_write(device, sector, count, buffer);
+	took_ms = (unsigned int)(now_ms() - begin_ms);
+	if (took_ms > LIVE_LIMIT_MS)
+		violation("live write of device %u sector %" PRIu64 " took %u ms", device,
+			  sector, took_ms);
+	if (took_ms > atomic_load(&oracle.slowest_ms))
+		atomic_store(&oracle.slowest_ms, took_ms);
+	if (ret == -ENOSPC && oracle.choices.is_small &&
+	    oracle.choices.policy == POLICY_BREAK_WRITE) {
+		atomic_fetch_add(&oracle.failed_writes, 1);
+		return false;
+	}
+	if (ret)
+		violation("live write of device %u sector %" PRIu64 "+%" PRIu64 " failed: %s",
+			  device, sector, count, strerror(-ret));
+	return true;
+}
+
+static void end_write(unsigned int writer, uint64_t count)
+{
+	history_end(&oracle.history, writer);
+	atomic_fetch_add(&oracle.written_sectors, count);
+}
+
+/* Returns false if the write has failed for good, and owns @buffer then. */
+static bool write_stamped(unsigned int writer, unsigned int device, uint64_t sector,
 			  uint64_t count, char *buffer)
 {
 	struct stamp_id id = { .run = oracle.history.run, .device = device, .writer = writer };
-	uint64_t begin_ms;
-	unsigned int took_ms;
 	uint64_t i;
-	int ret;
 
 	id.sequence = atomic_load(&oracle.history.logs[writer].issued) + 1;
 	for (i = 0; i < count; i++) {
@@ -185,22 +249,38 @@ static void write_stamped(unsigned int writer, unsigned int device, uint64_t sec
 		stamp_write(buffer + i * SECTOR_BYTES, &id);
 	}
 	history_begin(&oracle.history, writer, device, sector, count);
-	begin_ms = now_ms();
-	ret = oracle.backend->origin_write(device, sector, count, buffer);
-	took_ms = (unsigned int)(now_ms() - begin_ms);
-	if (ret)
-		violation("live write of device %u sector %" PRIu64 "+%" PRIu64 " failed: %s",
-			  device, sector, count, strerror(-ret));
-	history_end(&oracle.history, writer);
-	if (took_ms > LIVE_LIMIT_MS)
-		violation("live write of device %u sector %" PRIu64 " took %u ms", device,
-			  sector, took_ms);
-	if (took_ms > atomic_load(&oracle.slowest_ms))
-		atomic_store(&oracle.slowest_ms, took_ms);
-	atomic_fetch_add(&oracle.written_sectors, count);
+	while (!try_write(device, sector, count, buffer)) {
+		if (atomic_load(&oracle.writers_stop)) {
+			oracle.failed[writer] =
+				(struct failed_write){ device, sector, count, buffer };
+			return false;
+		}
+		pass_ms(5);
+	}
+	end_write(writer, count);
+	return true;
 }
 
-static void write_somewhere(unsigned int writer, uint64_t *random, char *buffer)
+/* No snapshot is in their way any more. */
+static void repeat_failed_writes(void)
+{
+	unsigned int writer;
+
+	for (writer = 0; writer < WRITERS; writer++) {
+		struct failed_write *failed = &oracle.failed[writer];
+
+		if (!failed->buffer)
+			continue;
+		if (!try_write(failed->device, failed->sector, failed->count, failed->buffer))
+			violation("live write of device %u sector %" PRIu64
+				  ": fails without a snapshot", failed->device, failed->sector);
+		end_write(writer, failed->count);
+		free(failed->buffer);
+		failed->buffer = NULL;
+	}
+}
+
+static bool write_somewhere(unsigned int writer, uint64_t *random, char *buffer)
 {
 	const struct history *history = &oracle.history;
 	unsigned int device = (unsigned int)random_below(random, history->devices);
@@ -210,7 +290,7 @@ static void write_somewhere(unsigned int writer, uint64_t *random, char *buffer)
 	uint64_t room;
 
 	if (history_owner(history, device, sector) != writer)
-		return;
+		return true;
 	if (random_below(random, 4) && sector / 8 * 8 >= begin)
 		sector = sector / 8 * 8;
 	room = begin + history->region - sector;
@@ -218,7 +298,7 @@ static void write_somewhere(unsigned int writer, uint64_t *random, char *buffer)
 		room = history->sectors - sector;
 	if (limit > room)
 		limit = room;
-	write_stamped(writer, device, sector, random_count(random, limit), buffer);
+	return write_stamped(writer, device, sector, random_count(random, limit), buffer);
 }
 
 static void *writer_main(void *argument)
@@ -227,8 +307,10 @@ static void *writer_main(void *argument)
 	uint64_t random = mix64(oracle.seed ^ mix64(oracle.round * 64 + writer));
 	char *buffer = io_buffer();
 
-	while (!atomic_load(&oracle.writers_stop))
-		write_somewhere(writer, &random, buffer);
+	while (!atomic_load(&oracle.writers_stop)) {
+		if (!write_somewhere(writer, &random, buffer))
+			return NULL;
+	}
 	free(buffer);
 	return NULL;
 }
@@ -275,14 +357,33 @@ static void judge_data(struct cut *cut, const char *what, unsigned int device, u
 	atomic_fetch_add(&oracle.judged_sectors, count);
 }
 
+/* Has the snapshot lost clusters, as its policy allows when the COW device is full? */
+static bool has_lost(unsigned int device)
+{
+	return oracle.choices.is_small && oracle.choices.policy == POLICY_BREAK_CLUSTER &&
+	       oracle.backend->snapshot_lost(device) > 0;
+}
+
+static bool may_break(int state)
+{
+	if (!oracle.choices.is_small)
+		return false;
+	return (oracle.choices.policy == POLICY_BREAK_SNAPSHOT && state == -ENOSPC) ||
+	       (oracle.choices.policy == POLICY_WAIT && state == -ETIMEDOUT);
+}
+
 static void judge_eio(unsigned int device, uint64_t sector, uint64_t count)
 {
 	int state = oracle.backend->snapshot_state(device);
 
+	if (!state && has_lost(device)) {
+		atomic_fetch_add(&oracle.failed_reads, 1);
+		return;
+	}
 	if (!state)
 		violation("snapshot of device %u sector %" PRIu64 "+%" PRIu64
 			  ": I/O error although it is not broken", device, sector, count);
-	if (!oracle.choices.is_small || state != -ENOSPC)
+	if (!may_break(state))
 		violation("snapshot of device %u is broken: %s", device, strerror(-state));
 	atomic_store(&oracle.snapshots[device].is_broken, true);
 	atomic_fetch_add(&oracle.failed_reads, 1);
@@ -374,6 +475,51 @@ static void *releaser_main(void *argument)
 	while (!atomic_load(&oracle.readers_stop)) {
 		release_somewhere(&random);
 		pass_ms((unsigned int)random_below(&random, 40));
+	}
+	return NULL;
+}
+
+/*
+ * The snapshot and its origin are suspended and resumed, and a COW device that is too
+ * small grows.
+ */
+static void disturb(uint64_t *random)
+{
+	unsigned int device = (unsigned int)random_below(random, oracle.history.devices);
+	const struct choices *choices = &oracle.choices;
+	uint64_t all = (oracle.history.sectors + choices->cluster - 1) / choices->cluster;
+	int ret;
+
+	switch (random_below(random, 4)) {
+	case 0:
+		require(oracle.backend->hold(device), "suspend the origin", device);
+		pass_ms((unsigned int)random_below(random, 20));
+		require(oracle.backend->let_go(device), "resume the origin", device);
+		break;
+	case 1:
+		require(oracle.backend->snapshot_pause(device), "pause the snapshot", device);
+		break;
+	default:
+		if (!choices->is_small || random_below(random, 8))
+			return;
+		ret = oracle.backend->snapshot_grow(device, choices->cluster, all);
+		/* A broken snapshot does not grow. */
+		if (!oracle.backend->snapshot_state(device))
+			require(ret, "grow the COW device", device);
+		atomic_fetch_add(&oracle.growths, 1);
+		return;
+	}
+	atomic_fetch_add(&oracle.pauses, 1);
+}
+
+static void *disturber_main(void *argument)
+{
+	uint64_t random = mix64(oracle.seed ^ mix64(oracle.round * 64 + 62));
+
+	(void)argument;
+	while (!atomic_load(&oracle.readers_stop)) {
+		disturb(&random);
+		pass_ms((unsigned int)random_below(&random, 100));
 	}
 	return NULL;
 }
@@ -506,11 +652,12 @@ static void judge_since(unsigned int device)
 static void judge_access_map(unsigned int device, uint8_t *values)
 {
 	const struct access *access = &oracle.snapshots[device].access;
+	bool is_lossy = has_lost(device);
 	uint64_t sector;
 
 	read_map(device, FLEECE_MAP_ACCESSIBLE, NULL, values);
 	for (sector = 0; sector < oracle.history.sectors; sector++) {
-		if (!values[sector] && !access_is_doubtful(access, sector, 1))
+		if (!values[sector] && !is_lossy && !access_is_doubtful(access, sector, 1))
 			violation("access map of device %u sector %" PRIu64
 				  ": says not accessible", device, sector);
 		if (values[sector] && access_is_denied(access, sector, 1))
@@ -548,11 +695,15 @@ static void choose(struct choices *choices, uint64_t *random)
 	choices->is_group = random_below(random, 4) != 0;
 	choices->has_since = oracle.backend->snapshot_map && random_below(random, 2);
 	choices->makes_checkpoint = random_below(random, 2);
-	choices->is_small = random_below(random, 5) == 0;
+	choices->is_small = random_below(random, 3) == 0;
+	choices->has_pauses = random_below(random, 3) == 0;
+	choices->policy = (enum policy)random_below(random, POLICIES);
 	choices->has_small_writes = random_below(random, 3) == 0;
 	choices->release = (enum release_way)random_below(random, RELEASE_WAYS);
 	choices->cluster = clusters[random_below(random, 5)];
 	choices->staging = stagings[random_below(random, 4)];
+	if (choices->policy == POLICY_BREAK_WRITE)
+		choices->staging = 0;
 	choices->slots = (sectors + choices->cluster - 1) / choices->cluster;
 	if (choices->is_small && choices->slots > 4)
 		choices->slots = 2 + random_below(random, choices->slots / 2);
@@ -587,6 +738,7 @@ static void make_snapshot(unsigned int device, const char *checkpoint)
 		.cluster = choices->cluster,
 		.slots = choices->slots,
 		.staging = choices->staging,
+		.policy = policy_features[choices->policy],
 		.since = choices->has_since ? oracle.marks[device].name : NULL,
 		.checkpoint = checkpoint,
 	};
@@ -716,6 +868,7 @@ static void end_snapshots(const char *checkpoint)
 		if (oracle.snapshots[device].cut == &oracle.snapshots[device].own_cut)
 			cut_exit(&oracle.snapshots[device].own_cut);
 	}
+	repeat_failed_writes();
 	judge_origins(buffer);
 	free(buffer);
 }
@@ -740,6 +893,7 @@ static void run_load(pthread_t *writers, uint64_t *random)
 {
 	pthread_t readers[READERS];
 	pthread_t releaser;
+	pthread_t disturber;
 	unsigned int writers_ms = oracle.choices.after_ms;
 
 	if (random_below(random, 3) == 0)
@@ -747,6 +901,8 @@ static void run_load(pthread_t *writers, uint64_t *random)
 	start_threads(readers, READERS, reader_main);
 	if (oracle.choices.release != RELEASE_NEVER)
 		start_threads(&releaser, 1, releaser_main);
+	if (oracle.choices.has_pauses)
+		start_threads(&disturber, 1, disturber_main);
 	pass_ms(writers_ms);
 	atomic_store(&oracle.writers_stop, true);
 	join_threads(writers, WRITERS);
@@ -755,6 +911,8 @@ static void run_load(pthread_t *writers, uint64_t *random)
 	join_threads(readers, READERS);
 	if (oracle.choices.release != RELEASE_NEVER)
 		join_threads(&releaser, 1);
+	if (oracle.choices.has_pauses)
+		join_threads(&disturber, 1);
 }
 
 static void run_round(void)
@@ -827,6 +985,9 @@ static void report(void)
 	printf("%" PRIu64 " releases, %" PRIu64 " reads denied, %" PRIu64 " failed, ",
 	       atomic_load(&oracle.releases), atomic_load(&oracle.denied_reads),
 	       atomic_load(&oracle.failed_reads));
+	printf("%" PRIu64 " live writes repeated, %u pauses, %u growths, ",
+	       atomic_load(&oracle.failed_writes), atomic_load(&oracle.pauses),
+	       atomic_load(&oracle.growths));
 	printf("slowest live write %u ms, 0 violations\n", atomic_load(&oracle.slowest_ms));
 }
 

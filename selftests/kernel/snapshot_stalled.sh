@@ -153,8 +153,12 @@ make_two_at_a_time()
 	local dir=/sys/kernel/config/nullb/fleece-$1 device value
 
 	modprobe null_blk nr_devices=0 2>/dev/null || return
+	# In this order at the end: the device, the mount, the module.
 	defer unload_module null_blk
-	mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config || return
+	if ! mountpoint -q /sys/kernel/config; then
+		mount -t configfs configfs /sys/kernel/config || return
+		defer umount /sys/kernel/config
+	fi
 	mkdir "$dir" || return
 	defer rmdir "$dir"
 	for value in memory_backed=1 "size=$(($2 / 2048 + 1))" blocksize=512 queue_mode=2 \

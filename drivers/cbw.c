@@ -496,8 +496,10 @@ static bool alloc_bios(struct fleece_copy *copy, bool may_sleep)
 static void queue_step(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
+	bool may_wait = copy->phase == COPY_STORE ||
+			(copy->phase == COPY_WRITE && copy->status);
 
-	queue_work(copy->phase == COPY_READ ? cbw->wq : cbw->cow_wq, &copy->work);
+	queue_work(may_wait ? cbw->cow_wq : cbw->wq, &copy->work);
 }
 
 static void copy_endio(struct bio *bio)
@@ -688,9 +690,10 @@ static int redo_cluster(struct fleece_copy *copy, cluster_t cluster, bool is_wri
 	int ret = 0;
 
 	while (offset < end && !ret) {
-		/* A reserve of its own: this copy holds bios of the other one. */
+		/* Reserves of their own: this copy holds bios of the other one. */
 		bio = fleece_bio_alloc(bdev, BIO_PAGES, is_write ? REQ_OP_WRITE : REQ_OP_READ,
-				       GFP_NOIO, &cbw->rescue_bios);
+				       GFP_NOIO, is_write ? &cbw->rewrite_bios :
+							    &cbw->rescue_bios);
 		bio->bi_iter.bi_sector = sector;
 		do {
 			bytes = min_t(u64, end - offset, PAGE_SIZE);
@@ -1913,7 +1916,8 @@ static int init_pools(struct fleece_cbw *cbw)
 	       fleece_pages_init(&cbw->pages, copy_pages,
 				 max_t(unsigned int, copy_pages, KEPT_PAGES)) ?:
 	       bioset_init(&cbw->bios, RESERVED_BIOS, 0, BIOSET_NEED_BVECS) ?:
-	       bioset_init(&cbw->rescue_bios, 1, 0, BIOSET_NEED_BVECS);
+	       bioset_init(&cbw->rescue_bios, 1, 0, BIOSET_NEED_BVECS) ?:
+	       bioset_init(&cbw->rewrite_bios, 1, 0, BIOSET_NEED_BVECS);
 }
 
 /* Pages for the store to begin with, which writers replace as they are used. */
@@ -1948,6 +1952,7 @@ static void free_engine(struct fleece_cbw *cbw)
 		destroy_workqueue(cbw->memory_wq);
 	free_partials(cbw);
 	xa_destroy(&cbw->lost);
+	bioset_exit(&cbw->rewrite_bios);
 	bioset_exit(&cbw->rescue_bios);
 	bioset_exit(&cbw->bios);
 	fleece_pages_exit(&cbw->pages);

@@ -563,21 +563,24 @@ void fleece_origin_unclaim_cow(struct fleece_cow_claim *claim)
 static struct fleece_origin *join_origin(struct dm_target *ti, struct block_device *lower,
 					 unsigned int granule_sectors)
 {
+	struct fleece_origin *candidate;
 	struct fleece_origin *origin;
-	unsigned int noio;
 
-	/* Another origin may be suspended: do not wait for memory by writing to it. */
-	noio = memalloc_noio_save();
+	/* Without the lock: memory may be waited for. */
+	candidate = make_origin(ti, lower, granule_sectors);
+	if (!candidate) {
+		ti->error = "Out of memory";
+		return ERR_PTR(-ENOMEM);
+	}
 	mutex_lock(&registry_lock);
 	origin = lookup_lower(lower);
 	if (is_claimed(lower->bd_dev)) {
 		ti->error = "Origin device is the COW device of a snapshot";
 		origin = ERR_PTR(-EBUSY);
 	} else if (!origin) {
-		ti->error = "Out of memory";
-		origin = make_origin(ti, lower, granule_sectors) ?: ERR_PTR(-ENOMEM);
-		if (!IS_ERR(origin))
-			list_add(&origin->node, &origins);
+		origin = candidate;
+		candidate = NULL;
+		list_add(&origin->node, &origins);
 	} else if (origin->md != dm_table_get_md(ti->table)) {
 		ti->error = "Origin device already belongs to another fleece device";
 		origin = ERR_PTR(-EBUSY);
@@ -588,7 +591,8 @@ static struct fleece_origin *join_origin(struct dm_target *ti, struct block_devi
 	if (!IS_ERR(origin))
 		origin->nr_tables++;
 	mutex_unlock(&registry_lock);
-	memalloc_noio_restore(noio);
+	if (candidate)
+		fleece_origin_put(candidate);
 	return origin;
 }
 
@@ -849,6 +853,11 @@ static int origin_preresume(struct dm_target *ti)
 		return 0;
 	DMERR("%s: the table is shorter than the device has become: load it again",
 	      dm_device_name(table->origin->md));
+	/*
+	 * This table stays, suspended, and the one before it goes: that is not the end
+	 * of the origin.
+	 */
+	rcu_assign_pointer(table->origin->ti, ti);
 	return -EBUSY;
 }
 

@@ -803,7 +803,6 @@ static struct fleece_snapshot *join_snapshot(struct dm_target *ti, struct snapsh
 					     struct fleece_origin *origin)
 {
 	struct fleece_snapshot *snap;
-	int ret;
 
 	lockdep_assert_held(&registry_lock);
 	snap = lookup_md(disk_devt(dm_disk(dm_table_get_md(ti->table))));
@@ -824,9 +823,6 @@ static struct fleece_snapshot *join_snapshot(struct dm_target *ti, struct snapsh
 			ti->error = "Length differs from the origin's";
 			return ERR_PTR(-EINVAL);
 		}
-		ret = check_new(ti, options, origin);
-		if (ret)
-			return ERR_PTR(ret);
 		snap = make_snapshot(ti, table, options, origin);
 		if (IS_ERR(snap))
 			return snap;
@@ -867,16 +863,15 @@ static void leave_snapshot(struct fleece_snapshot *snap)
 		end_snapshot(snap);
 }
 
-static struct fleece_snapshot *begin_cow(struct dm_target *ti, struct snapshot_table *table,
-					 struct fleece_snapshot *snap)
+static int begin_snapshot(struct dm_target *ti, struct fleece_snapshot *snap,
+			  struct block_device *cow)
 {
-	int ret = write_header(table->cow->bdev);
+	int ret = check_new(ti, &snap->options, snap->origin);
 
-	if (!ret)
-		return snap;
+	if (ret)
+		return ret;
 	ti->error = "Cannot write the header of the COW device";
-	leave_snapshot(snap);
-	return ERR_PTR(ret);
+	return write_header(cow);
 }
 
 static struct fleece_snapshot *find_or_make(struct dm_target *ti, struct snapshot_table *table,
@@ -886,6 +881,7 @@ static struct fleece_snapshot *find_or_make(struct dm_target *ti, struct snapsho
 	struct fleece_snapshot *snap;
 	bool is_new = false;
 	unsigned int noio;
+	int ret = 0;
 
 	if (!origin) {
 		ti->error = "Origin device is not attached: no fleece target is on it";
@@ -900,10 +896,14 @@ static struct fleece_snapshot *find_or_make(struct dm_target *ti, struct snapsho
 	mutex_unlock(&registry_lock);
 	if (IS_ERR(snap))
 		fleece_origin_put(origin);
-	/* Without the lock: the COW device may be slow, or not get on at all. */
+	/* Without the lock: devices may be slow, or not get on at all. */
 	if (is_new)
-		snap = begin_cow(ti, table, snap);
+		ret = begin_snapshot(ti, snap, table->cow->bdev);
 	memalloc_noio_restore(noio);
+	if (ret) {
+		leave_snapshot(snap);
+		return ERR_PTR(ret);
+	}
 	return snap;
 }
 

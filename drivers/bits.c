@@ -4,6 +4,7 @@
  * what the bits mean and takes no lock.
  */
 #include <linux/bitops.h>
+#include <linux/gfp.h>
 #include <linux/kernel.h>
 #include <linux/sched.h>
 #include <linux/vmalloc.h>
@@ -25,7 +26,9 @@ static unsigned long view_word(const struct fleece_view *view, u64 index)
 
 unsigned long *fleece_bits_alloc(u64 nr_bits)
 {
-	return vzalloc(BITS_TO_LONGS(nr_bits) * sizeof(unsigned long));
+	/* The caller has an error for it; no need to alarm an administrator with a trace. */
+	return __vmalloc(BITS_TO_LONGS(nr_bits) * sizeof(unsigned long),
+			 GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN);
 }
 
 u64 fleece_bits_count(const struct fleece_view *view)

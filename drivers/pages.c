@@ -19,7 +19,7 @@ int fleece_pages_init(struct fleece_pages *pool, unsigned int reserve, unsigned 
 	pool->limit = limit;
 	spin_lock_init(&pool->lock);
 	init_waitqueue_head(&pool->returned);
-	pool->pages = kvmalloc_array(limit, sizeof(*pool->pages), GFP_KERNEL);
+	pool->pages = kvmalloc_array(limit, sizeof(*pool->pages), GFP_KERNEL | __GFP_NOWARN);
 	if (!pool->pages)
 		return -ENOMEM;
 	while (pool->nr < reserve) {

@@ -15,6 +15,7 @@
 #include <linux/string.h>
 #include <linux/vmalloc.h>
 
+#include "bits.h"
 #include "store.h"
 
 /*
@@ -53,7 +54,7 @@ static unsigned int hash_bits_for(u32 nr_slots)
 /* Empty chains, or NULL. */
 static u32 *alloc_heads(unsigned int hash_bits)
 {
-	u32 *heads = kvmalloc_array(1U << hash_bits, sizeof(*heads), GFP_KERNEL);
+	u32 *heads = kvmalloc_array(1U << hash_bits, sizeof(*heads), GFP_KERNEL | __GFP_NOWARN);
 	u32 i;
 
 	for (i = 0; heads && i < 1U << hash_bits; i++)
@@ -68,9 +69,10 @@ int fleece_store_init(struct fleece_store *store, u32 nr_slots)
 	store->nr_pages = DIV_ROUND_UP(nr_slots, ENTRIES_PER_PAGE);
 	store->hash_bits = hash_bits_for(nr_slots);
 
-	store->bits = vzalloc(BITS_TO_LONGS(nr_slots) * sizeof(unsigned long));
+	store->bits = fleece_bits_alloc(nr_slots);
 	store->heads = alloc_heads(store->hash_bits);
-	store->pages = kvcalloc(store->nr_pages, sizeof(*store->pages), GFP_KERNEL);
+	store->pages = kvcalloc(store->nr_pages, sizeof(*store->pages),
+				GFP_KERNEL | __GFP_NOWARN);
 	if (!store->bits || !store->heads || !store->pages) {
 		fleece_store_exit(store);
 		return -ENOMEM;
@@ -103,8 +105,9 @@ int fleece_store_growth_init(struct fleece_store_growth *growth, const struct fl
 	growth->nr_slots = nr_slots;
 	growth->nr_pages = DIV_ROUND_UP(nr_slots, ENTRIES_PER_PAGE);
 	growth->hash_bits = hash_bits_for(nr_slots);
-	growth->bits = vzalloc(BITS_TO_LONGS(nr_slots) * sizeof(unsigned long));
-	growth->pages = kvcalloc(growth->nr_pages, sizeof(*growth->pages), GFP_KERNEL);
+	growth->bits = fleece_bits_alloc(nr_slots);
+	growth->pages = kvcalloc(growth->nr_pages, sizeof(*growth->pages),
+				 GFP_KERNEL | __GFP_NOWARN);
 	growth->heads = NULL;
 	has_heads = growth->hash_bits == store->hash_bits;
 	if (!has_heads) {

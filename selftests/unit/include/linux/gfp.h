@@ -11,6 +11,8 @@
 #include "memory.h"
 
 #define GFP_KERNEL	1U
+#define __GFP_ZERO	2U
+#define __GFP_NOWARN	4U
 #define PAGE_SIZE	4096UL
 
 static inline unsigned long __get_free_page(gfp_t gfp)

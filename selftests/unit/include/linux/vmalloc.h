@@ -7,9 +7,9 @@
 
 #include <linux/gfp.h>
 
-static inline void *vzalloc(unsigned long bytes)
+static inline void *__vmalloc(unsigned long bytes, gfp_t gfp)
 {
-	return unit_alloc(MEMORY_VIRTUAL, bytes, true, GFP_KERNEL);
+	return unit_alloc(MEMORY_VIRTUAL, bytes, gfp & __GFP_ZERO, gfp);
 }
 
 static inline void vfree(const void *memory)

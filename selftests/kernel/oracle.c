@@ -462,6 +462,9 @@ static void release_somewhere(uint64_t *random)
 	/* A broken snapshot may refuse it. */
 	if (ret && oracle.choices.is_small && oracle.backend->snapshot_state(device))
 		return;
+	/* Where memory is short a part of a cluster may not be remembered. */
+	if (ret == -ENOMEM)
+		return;
 	require(ret, "release a part of the snapshot", device);
 	access_release_end(access, sector, count);
 	atomic_fetch_add(&oracle.releases, 1);

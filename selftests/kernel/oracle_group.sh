@@ -3,7 +3,7 @@
 #
 # This test will write stamped sectors to two origins, take group snapshots under
 # load, and judge every sector read from them by the histories of the writers,
-# for FLEECE_ORACLE_SECONDS (default 20): half of it on devices as fast as RAM,
+# for FLEECE_ORACLE_SECONDS (default 60): half of it on devices as fast as RAM,
 # half of it on devices on which every other read is overtaken by what is later.
 # All the while another snapshot of a comes and goes, in clusters of its own.
 # FLEECE_ORACLE_SEED repeats a run as far as threads can be repeated.
@@ -16,7 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../lib.sh"
 
 SECTORS=24568		# not a multiple of the larger clusters
-seconds=${FLEECE_ORACLE_SECONDS:-20}
+seconds=${FLEECE_ORACLE_SECONDS:-60}
 seed=${FLEECE_ORACLE_SEED:-$(($(now_ms) % 1000000))}
 
 load_fleece

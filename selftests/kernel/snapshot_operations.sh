@@ -108,26 +108,40 @@ test_zeroes()
 	end
 }
 
-# log_entries: what dm-log-writes below the origin has seen between the marks, as
-# lines "SECTOR SECTORS FLAGS". Of its flags 1 is a flush, 2 is FUA, 4 is a discard
-# (which has no data), 8 is a mark, 16 metadata. The format: a superblock, and then
-# for each entry a block that describes it, and its data.
-log_entries()
+# parse_log: what dm-log-writes below the origin has seen, as lines "SECTOR SECTORS
+# FLAGS", or "mark". Of its flags 1 is a flush, 2 is FUA, 4 is a discard (which has no
+# data), 8 is a mark, 16 metadata. The format: a superblock, and then for each entry a
+# block that describes it, and its data.
+parse_log()
 {
-	local at=1 count i words is_between=""
+	local at=1 count i words
 
 	or_bail dd "if=$(path_of log)" "of=$SCRATCH/log" iflag=direct bs=1M status=none
 	count=$(od -An -t u8 -j 16 -N 8 "$SCRATCH/log")
 	for ((i = 0; i < count; i++)); do
 		read -ra words <<< "$(od -An -v -w24 -t u8 -j $((at * 512)) -N 24 "$SCRATCH/log")"
 		if ((words[2] & 8)); then
-			is_between=1
-		elif [ -n "$is_between" ]; then
+			echo mark
+		else
 			echo "${words[*]}"
 		fi
 		at=$((at + 1))
 		((words[2] & 4)) || at=$((at + words[1]))
 	done
+}
+
+# shellcheck disable=SC2317 # called by wait_until
+has_both_marks()
+{
+	parse_log > "$SCRATCH/parsed"
+	[ "$(grep -c mark "$SCRATCH/parsed")" -eq 2 ]
+}
+
+# log_entries: those between the marks. A thread writes the log, some time later.
+log_entries()
+{
+	wait_until 30 has_both_marks || bail "dm-log-writes logs both marks"
+	awk '/mark/ { marks++; next } marks == 1' "$SCRATCH/parsed"
 }
 
 mark_log()

@@ -83,7 +83,7 @@ static void check_range(void)
 	unsigned int i;
 
 	for (i = first; i <= last; i++)
-		any |= model[i] != NULL;
+		any |= !!model[i];
 	require(fleece_inflight_any(&table, base + first, base + last) == any,
 		"clusters %u to %u, window shift %u", first, last, table.window_shift);
 }

@@ -1019,7 +1019,7 @@ static const struct trial trials[] = {
 	{ "unfounded error", FAULT_EIO, { "I/O error although it is not broken" } },
 	{ "zeroes", FAULT_ZERO, { "is not data of this test" } },
 	{ "failed live write", FAULT_LIVE_ERROR, { "live write of device" } },
-	{ "lost live write", FAULT_LIVE_LOST, { "misses a write" } },
+	{ "lost live write", FAULT_LIVE_LOST, { "misses a write", "is not data of this test" } },
 };
 
 static void run_trial(const struct trial *trial, int output)

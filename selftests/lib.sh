@@ -441,6 +441,33 @@ dm_remove_deferred()
 	dm_remove "$1"
 }
 
+# make_null_blk NAME SECTORS ATTRIBUTE=VALUE...: a disk of null_blk's with memory and
+# these attributes. Fails if there is no such thing here.
+make_null_blk()
+{
+	local dir=/sys/kernel/config/nullb/fleece-$1 device value
+
+	if [ ! -d /sys/module/null_blk ]; then
+		modprobe null_blk nr_devices=0 2> /dev/null || return
+		defer unload_module null_blk
+	fi
+	if ! mountpoint -q /sys/kernel/config; then
+		mount -t configfs configfs /sys/kernel/config || return
+		defer umount /sys/kernel/config
+	fi
+	mkdir "$dir" || return
+	defer rmdir "$dir"
+	for value in memory_backed=1 "size=$((($2 + 2047) / 2048))" blocksize=512 "${@:3}" power=1; do
+		echo "${value#*=}" > "$dir/${value%%=*}" || return
+	done
+	# Newer kernels name the device as the directory, older ones by a number.
+	device=/dev/fleece-$1
+	[ -d "/sys/block/fleece-$1" ] || device=/dev/nullb$(cat "$dir/index")
+	wait_until 10 test -b "$device" || return
+	dm_create "$1" "0 $2 linear $device 0" || return
+	defer dm_remove_deferred "$1"
+}
+
 # The arena: one big RAM disk of which all backing devices are slices, so that a
 # test can suspend them, make them fail or slow them down.
 ARENA=

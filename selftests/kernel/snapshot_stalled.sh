@@ -147,37 +147,12 @@ test_staging()
 	or_bail dm_remove snap
 }
 
-# make_two_at_a_time NAME SECTORS: a disk of null_blk's that takes 100 ms for a request.
-make_two_at_a_time()
-{
-	local dir=/sys/kernel/config/nullb/fleece-$1 device value
-
-	modprobe null_blk nr_devices=0 2>/dev/null || return
-	# In this order at the end: the device, the mount, the module.
-	defer unload_module null_blk
-	if ! mountpoint -q /sys/kernel/config; then
-		mount -t configfs configfs /sys/kernel/config || return
-		defer umount /sys/kernel/config
-	fi
-	mkdir "$dir" || return
-	defer rmdir "$dir"
-	for value in memory_backed=1 "size=$(($2 / 2048 + 1))" blocksize=512 queue_mode=2 \
-		hw_queue_depth=2 irqmode=2 completion_nsec=100000000 power=1; do
-		echo "${value#*=}" > "$dir/${value%%=*}" || return
-	done
-	# Newer kernels name the device as the directory, older ones by a number.
-	device=/dev/fleece-$1
-	[ -d "/sys/block/fleece-$1" ] || device=/dev/nullb$(cat "$dir/index")
-	wait_until 10 test -b "$device" || return
-	or_bail dm_create "$1" "0 $2 linear $device 0"
-	defer dm_remove_deferred "$1"
-}
-
 # More copies than a workqueue has workers wait for the device to take their data.
 test_submitters()
 {
 	if [ -d /sys/module/null_blk ] ||
-		! make_two_at_a_time narrow "$(cow_sectors 8 1024)"; then
+		! make_null_blk narrow "$(cow_sectors 8 1024)" queue_mode=2 hw_queue_depth=2 \
+			irqmode=2 completion_nsec=100000000; then
 		skip "slow submission" "null_blk makes no such device"
 		return
 	fi

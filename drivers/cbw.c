@@ -1659,7 +1659,7 @@ static bool release_word(struct fleece_cbw *cbw, cluster_t first, cluster_t end)
 	    READ_ONCE(cbw->done[index]) ||
 	    fleece_inflight_any(&cbw->inflight, first, first + BITS_PER_LONG - 1))
 		return false;
-	/* A full barrier, as test_and_clear_bit() is. */
+	/* A full barrier, as test_and_clear_bit() is: as (A), it pairs with (B). */
 	count = hweight_long(xchg(&cbw->access[index], 0));
 	cbw->nr_accessible -= count;
 	cbw->nr_released += count;

@@ -32,7 +32,7 @@ int dm_create(const char *name, uint64_t sectors, const char *type, const char *
  * @type: target.
  * @params: its arguments.
  *
- * Return: 0 or -errno; then the device is active, with its old table.
+ * Return: 0 or -errno; if that is from its resume the device stays suspended.
  */
 int dm_reload(const char *name, uint64_t sectors, const char *type, const char *params);
 

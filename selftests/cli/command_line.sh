@@ -100,7 +100,13 @@ expect 2 'map of two' map a b
 expect 2 'map since a malformed name' map a --since a/b
 expect 2 'serve without a snapshot' serve
 expect 2 'serve with too long a socket path' serve a --socket "/$(printf '%0200d' 0)"
-expect 1 'pull of a later version' pull nbd://localhost x
+expect 0 'help of pull' pull --help
+expect 2 'pull without a target' pull nbd://localhost
+expect 2 'pull since a malformed name' pull nbd://localhost x --since a/b
+expect 2 'pull that replaces and updates' pull nbd://localhost x --since a --replace
+expect 2 'pull with no connection' pull nbd://localhost x --connections 0
+expect 2 'pull with a number that is none' pull nbd://localhost x --connections 4x
+expect 1 'pull from what is no URI' pull localhost /nowhere/x
 
 status=8
 if [ "$(id -u)" -ne 0 ]; then

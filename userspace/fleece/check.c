@@ -51,9 +51,11 @@ static void check_module(int control)
 static bool check_server(void)
 {
 	char path[PATH_MAX], output[128];
-	const char *const argv[] = { process_find_server(path, sizeof(path)), "--version", NULL };
-	int ret = process_run(argv, output, sizeof(output));
+	const char *const argv[] = { path, "--version", NULL };
+	int ret;
 
+	process_find(path, sizeof(path), "fleeced", "fleeced");
+	ret = process_run(argv, output, sizeof(output));
 	print_line(!ret, "server fleeced", ret ? "not found, or it does not run" : output);
 	return !ret;
 }

@@ -25,6 +25,14 @@
 /* Deeper than any real stack; ends a cycle, which only a broken sysfs could show. */
 #define STACK_DEPTH_MAX		32
 
+enum status report_dm(int error, const char *name, const char *what)
+{
+	const char *why = fleece_dm_error();
+
+	return report(report_status_of(error), name, "%s: %s%s%s%s", what, strerror(abs(error)),
+		      why[0] ? " (" : "", why, why[0] ? ")" : "");
+}
+
 static void load_module(void)
 {
 	static const char *const argv[] = { "modprobe", "-q", "dm-fleece", NULL };

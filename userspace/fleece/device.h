@@ -66,6 +66,18 @@ struct snapshot {
 };
 
 /**
+ * report_dm() - print what failed in a call of lib/dm.h
+ * @error: what the call returned.
+ * @name: device it is about.
+ * @what: what failed.
+ *
+ * The kernel's own reason is printed where there is one.
+ *
+ * Return: the exit status for @error.
+ */
+enum status report_dm(int error, const char *name, const char *what);
+
+/**
  * device_start() - open device-mapper and the module's control device
  * @control: set to the control descriptor; NULL when it is not needed.
  *

@@ -3,15 +3,10 @@
  * fleece, main: finds the verb, prints help. What a verb does is in the file
  * of its noun.
  */
-#include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "verbs.h"
-
-static enum status verb_later(int argc, char **argv);
 
 static const struct verb verbs[] = {
 	{ "attach", verb_attach, "DEVICE [--name NAME] [--metadata DEV] [--granularity SIZE]",
@@ -72,20 +67,10 @@ static const struct verb verbs[] = {
 	  "  --background        return once it is served\n"
 	  "  --pid-file FILE     with --background (default /run/fleece/SNAPSHOT.pid)\n"
 	  "  --log-file FILE     with --background (default /run/fleece/SNAPSHOT.log)\n" },
-	{ "pull", verb_later, "URI TARGET [--since CP]", "Comes with a later version.\n" },
+	{ "pull", verb_pull, PULL_SYNOPSIS, "" },
 	{ "check", verb_check, "",
 	  "Checks module, server and command, and looks for leftovers.\n" },
 };
-
-static const struct verb *current;
-
-static enum status verb_later(int argc, char **argv)
-{
-	(void)argc;
-	(void)argv;
-	return report(FAILED, NULL,
-		      "comes with a later version of dm-fleece; use nbdcopy or qemu-img with what 'fleece serve' prints");
-}
 
 static void print_help(FILE *out)
 {
@@ -100,45 +85,6 @@ static void print_help(FILE *out)
 	      "another version, 9 permission.\n", out);
 }
 
-int verb_option(int argc, char **argv, const struct option *options)
-{
-	int value;
-
-	opterr = 0;
-	value = getopt_long(argc, argv, ":h", options, NULL);
-	if (value == 'h') {
-		printf("usage: fleece %s %s\n%s", current->name, current->synopsis, current->help);
-		exit(DONE);
-	}
-	if (value == ':')
-		exit(verb_usage("%s needs a value", argv[optind - 1]));
-	if (value == '?' && optopt > 0xff)
-		exit(verb_usage("%s takes no value", argv[optind - 1]));
-	if (value == '?')
-		exit(verb_usage("unknown or ambiguous option %s", argv[optind - 1]));
-	return value;
-}
-
-enum status verb_usage(const char *format, ...)
-{
-	char text[512];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
-	return report(USAGE, NULL, "%s; try 'fleece %s%s--help'", text,
-		      current ? current->name : "", current ? " " : "");
-}
-
-/* Output that could not be written is a failure, even on the way out. */
-static enum status flush_output(enum status status)
-{
-	if ((fflush(stdout) || ferror(stdout)) && status == DONE)
-		return report(FAILED, NULL, "cannot write the output: %s", strerror(errno));
-	return status;
-}
-
 int main(int argc, char **argv)
 {
 	size_t i;
@@ -147,18 +93,16 @@ int main(int argc, char **argv)
 		return verb_usage("no verb");
 	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
 		print_help(stdout);
-		return flush_output(DONE);
+		return verb_end(DONE);
 	}
 	if (!strcmp(argv[1], "--version")) {
 		puts("fleece " FLEECE_VERSION);
-		return flush_output(DONE);
+		return verb_end(DONE);
 	}
 	for (i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++) {
 		if (strcmp(argv[1], verbs[i].name))
 			continue;
-		current = &verbs[i];
-		report_verb(current->name);
-		return flush_output(current->run(argc - 1, argv + 1));
+		return verb_run(&verbs[i], argc - 1, argv + 1);
 	}
 	return verb_usage("unknown verb '%s'", argv[1]);
 }

@@ -17,8 +17,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define SERVER	"fleeced"
-
 struct stream {
 	int fd;
 	char text[1024];
@@ -163,14 +161,15 @@ void process_hold_signals(void)
 	sigprocmask(SIG_BLOCK, &mask, NULL);
 }
 
-const char *process_find_server(char *path, size_t size)
+void process_find(char *path, size_t size, const char *directory, const char *program)
 {
-	static const char *const places[] = { "/" SERVER, "/../fleeced/" SERVER,
-					      "/../libexec/" SERVER };
-	char self[PATH_MAX - 64];
+	char self[PATH_MAX - 64], places[3][64];
 	ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
 	size_t i;
 
+	snprintf(places[0], sizeof(places[0]), "/%s", program);
+	snprintf(places[1], sizeof(places[1]), "/../%s/%s", directory, program);
+	snprintf(places[2], sizeof(places[2]), "/../libexec/%s", program);
 	if (length > 0) {
 		self[length] = 0;
 		*strrchr(self, '/') = 0;
@@ -179,9 +178,8 @@ const char *process_find_server(char *path, size_t size)
 
 			snprintf(path, size, "%s%s", self, places[i]);
 			if (!stat(path, &st) && S_ISREG(st.st_mode) && !access(path, X_OK))
-				return path;
+				return;
 		}
 	}
-	snprintf(path, size, "%s", SERVER);
-	return path;
+	snprintf(path, size, "%s", program);
 }

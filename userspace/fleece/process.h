@@ -25,14 +25,14 @@ int process_run(const char *const argv[], char *output, size_t size);
 void process_hold_signals(void);
 
 /**
- * process_find_server() - where fleeced is
+ * process_find() - where another program of ours is
  * @path: room for its path.
  * @size: of the room.
+ * @directory: where it is built, below userspace/.
+ * @program: its name.
  *
  * It is looked for beside this program, where it is built, and in PATH.
- *
- * Return: @path.
  */
-const char *process_find_server(char *path, size_t size);
+void process_find(char *path, size_t size, const char *directory, const char *program);
 
 #endif

@@ -12,8 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dm.h"
-
 static const char *current_verb;
 
 void report_verb(const char *verb)
@@ -52,18 +50,6 @@ enum status report_errno(int error, const char *name, const char *format, ...)
 	vfprintf(stderr, format, args);
 	va_end(args);
 	fprintf(stderr, ": %s\n", strerror(abs(error)));
-	return report_status_of(error);
-}
-
-enum status report_dm(int error, const char *name, const char *what)
-{
-	const char *why = fleece_dm_error();
-
-	print_start(name);
-	fprintf(stderr, "%s: %s", what, strerror(abs(error)));
-	if (why[0])
-		fprintf(stderr, " (%s)", why);
-	fputc('\n', stderr);
 	return report_status_of(error);
 }
 

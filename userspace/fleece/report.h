@@ -56,18 +56,6 @@ enum status report_errno(int error, const char *name, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
 /**
- * report_dm() - print what failed in a call of lib/dm.h
- * @error: what the call returned.
- * @name: device it is about.
- * @what: what failed.
- *
- * The kernel's own reason is printed where there is one.
- *
- * Return: the exit status for @error.
- */
-enum status report_dm(int error, const char *name, const char *what);
-
-/**
  * report_note() - print something worth knowing that is not an error
  * @name: device it is about, or NULL.
  * @format: the text. No line feed.

@@ -290,7 +290,8 @@ static enum status serve_snapshots(struct serve *serve, int control)
 	if (status == DONE)
 		status = choose_files(serve);
 	if (status == DONE) {
-		argv = make_arguments(serve, process_find_server(server, sizeof(server)), devices);
+		process_find(server, sizeof(server), SERVER, SERVER);
+		argv = make_arguments(serve, server, devices);
 		status = argv ? run_server(serve, argv) :
 				report_errno(ENOMEM, NULL, "cannot prepare");
 	}

@@ -45,6 +45,27 @@ int verb_option(int argc, char **argv, const struct option *options);
  */
 enum status verb_usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/**
+ * verb_end() - see to it that the output is written
+ * @status: what the verb has returned.
+ *
+ * Return: @status, or FAILED, reported, when it was DONE and the output is lost.
+ */
+enum status verb_end(enum status status);
+
+/**
+ * verb_run() - run a verb
+ * @verb: the verb.
+ * @argc: number of arguments.
+ * @argv: the arguments, argv[0] being the verb.
+ *
+ * Return: exit status of the program.
+ */
+enum status verb_run(const struct verb *verb, int argc, char **argv);
+
+/* Both programs that know this verb print it. */
+#define PULL_SYNOPSIS	"URI TARGET [--since CP | --replace]"
+
 enum status verb_attach(int argc, char **argv);
 enum status verb_detach(int argc, char **argv);
 enum status verb_checkpoint(int argc, char **argv);
@@ -57,6 +78,7 @@ enum status verb_status(int argc, char **argv);
 enum status verb_map(int argc, char **argv);
 enum status verb_wait(int argc, char **argv);
 enum status verb_serve(int argc, char **argv);
+enum status verb_pull(int argc, char **argv);
 enum status verb_check(int argc, char **argv);
 
 #endif

@@ -1,0 +1,403 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""This test will pull backups with fleece-pull, built with sanitizers (TAP).
+
+The server is fleeced with snapshots in memory; qemu-nbd and nbdkit serve what
+that one cannot: holes, zeroes and plain protocols. Checked are the data, the
+exit status, and that a failure leaves nothing new and nothing half written.
+"""
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "nbd"))
+
+# pylint: disable=wrong-import-position
+from nbdclient import Failed, Server, Tap, equal, expect, pattern  # noqa: E402
+
+PULL = os.path.join(HERE, "fleece-pull")
+K, M = 1 << 10, 1 << 20
+SIZE = 16 * M
+EXPORTS = [
+    "disk=mem:size=16M,cluster=64K,cp=monday/1M-2M/5M-5184K,here=tuesday",
+    "part=mem:size=16M,cp=monday/1M-2M,since=monday,denied=0-1M,denied=2M-16M",
+    "gap=mem:size=16M,cp=monday/0-2M,denied=0-1M",
+    "lost=mem:size=16M,cp=monday/3M-4M,lost=3M-4M",
+    "odd=mem:size=1000001,cp=monday",
+    "stripes=mem:size=64M,stripes=monday/4K",
+]
+DIRTY = [(M, M), (5 * M, 64 * K)]
+DONE, FAILED, USAGE, NO_DEVICE, BUSY, BROKEN, NO_CHECKPOINT = 0, 1, 2, 4, 5, 6, 7
+
+
+class World:
+    """A server, and a directory that is emptied for each test."""
+
+    def __init__(self):
+        self.server = Server(*EXPORTS, listen=True)
+        self.top = tempfile.mkdtemp(prefix="fleece-pull-")
+        self.directory = None
+        self.count = 0
+
+    def clean(self):
+        """A new directory."""
+        self.count += 1
+        self.directory = os.path.join(self.top, str(self.count))
+        os.mkdir(self.directory)
+
+    def uri(self, export="disk", server=None):
+        """URI of an export."""
+        return "nbd+unix:///%s?socket=%s" % (export, (server or self.server).path)
+
+    def file(self, name="target", data=None):
+        """Path in the directory, of a file with that data."""
+        path = os.path.join(self.directory, name)
+        if data is not None:
+            with open(path, "wb") as file:
+                file.write(data)
+        return path
+
+    def left(self):
+        """What is in the directory."""
+        return sorted(os.listdir(self.directory))
+
+    def close(self):
+        """The server must end well."""
+        shutil.rmtree(self.top)
+        self.server.stop()
+
+
+def content(path):
+    """All bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def start(*arguments, **more):
+    """The program, running."""
+    return subprocess.Popen([PULL, *arguments], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def finish(process, status, says=""):
+    """Wait for its end, check it, return what it printed."""
+    try:
+        output, errors = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    equal(process.returncode, status, "exit status, with the message " + errors)
+    expect(status == DONE or errors.startswith("fleece: pull: "), "message: " + errors)
+    expect(says in errors, "expected '%s' in the message: %s" % (says, errors))
+    return output
+
+
+def pull(*arguments, status=DONE, says="", **more):
+    """Run it to its end."""
+    return finish(start(*arguments, **more), status, says)
+
+
+def old_image():
+    """A backup from monday: the same but for what changed since."""
+    data = bytearray(pattern(0, SIZE))
+    for offset, length in DIRTY:
+        data[offset:offset + length] = b"\xa5" * length
+    return bytes(data)
+
+
+def wait_for(condition, what):
+    """Wait until it holds."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Failed("waited in vain: " + what)
+        time.sleep(0.01)
+
+
+def full(world):
+    output = pull(world.uri(), world.file())
+    expect("16.0M read" in output, "output: " + output)
+    expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
+    equal(world.left(), ["target"], "files")
+    equal(stat.S_IMODE(os.stat(world.file()).st_mode), 0o600, "mode")
+    port = world.server.port()
+    pull("nbd://127.0.0.1:%d/odd" % port, world.file("odd"), "--connections", "1")
+    expect(content(world.file("odd")) == pattern(0, 1000001), "the odd backup differs")
+
+
+def full_existing(world):
+    path = world.file(data=b"precious")
+    pull(world.uri(), path, status=BUSY, says="--replace")
+    equal(content(path), b"precious", "what was there")
+    os.symlink("target", world.file("link"))
+    pull(world.uri("lost"), world.file("link"), "--replace", status=FAILED, says="cannot read")
+    equal(content(path), b"precious", "what was there, after a failure")
+    pull(world.uri(), world.file("link"), "--replace")
+    expect(content(path) == pattern(0, SIZE), "the backup differs")
+    expect(os.path.islink(world.file("link")), "the link is one still")
+    equal(world.left(), ["link", "target"], "files")
+
+
+def since(world):
+    data = old_image()
+    # What did not change is not written: a mark there stays.
+    data = data[:8 * M] + b"mark" + data[8 * M + 4:]
+    for export in ("disk", "disk@monday"):
+        path = world.file(data=data)
+        result = json.loads(pull(world.uri(export), path, "--since", "monday", "--json"))
+        equal(result["read_bytes"], sum(length for _, length in DIRTY), "bytes read")
+        equal(result["unchanged_bytes"], SIZE - result["read_bytes"], "bytes unchanged")
+        equal((result["version"], result["since"], result["target"], result["size_bytes"],
+               result["zero_bytes"]), (1, "monday", path, SIZE, 0), "result")
+        expect("checkpoint monday 0000" in result["description"], "description")
+        found = content(path)
+        expect(found[8 * M:8 * M + 4] == b"mark", "unchanged data was written")
+        expect(found[:8 * M] + pattern(8 * M, 4) + found[8 * M + 4:] == pattern(0, SIZE),
+               "the backup differs")
+
+
+def since_limited(world):
+    path = world.file(data=old_image())
+    pull(world.uri("part"), path, "--since", "monday")
+    expect(content(path)[:5 * M] == pattern(0, 5 * M), "the backup differs")
+
+
+def since_many(world):
+    size = 64 * M
+    path = world.file(data=bytes(size))
+    pull(world.uri("stripes"), path, "--since", "monday")
+    found, wanted = content(path), pattern(0, size)
+    for at in range(0, size, 8 * K):
+        expect(found[at:at + 4 * K] == bytes(4 * K), "clean data was written at %d" % at)
+        expect(found[at + 4 * K:at + 8 * K] == wanted[at + 4 * K:at + 8 * K],
+               "changed data is missing at %d" % at)
+
+
+def since_nothing(world):
+    path = world.file(data=b"x" * SIZE)
+    output = pull(world.uri(), path, "--since", "tuesday")
+    expect("16.0M unchanged" in output, "output: " + output)
+    equal(content(path), b"x" * SIZE, "the backup")
+
+
+def no_checkpoint(world):
+    path = world.file(data=old_image())
+    for export, checkpoint in (("disk", "sunday"), ("disk@tuesday", "monday")):
+        pull(world.uri(export), path, "--since", checkpoint, status=NO_CHECKPOINT,
+             says="make a full backup")
+    expect(content(path) == old_image(), "the backup was touched")
+
+
+def denied(world):
+    pull(world.uri("part"), world.file(), status=FAILED, says="15728640 bytes")
+    path = world.file("old", old_image())
+    pull(world.uri("gap"), path, "--since", "monday", status=FAILED, says="at offset 0")
+    expect(content(path) == old_image(), "the backup was touched")
+    equal(world.left(), ["old"], "files")
+
+
+def lost(world):
+    pull(world.uri("lost"), world.file(), status=FAILED, says="at offset 3145728")
+    equal(world.left(), [], "files")
+    path = world.file("old", old_image())
+    pull(world.uri("lost"), path, "--since", "monday", status=FAILED, says="part old and part new")
+
+
+def wrong_targets(world):
+    pull(world.uri(), world.file(), "--since", "monday", status=NO_DEVICE, says="earlier backup")
+    path = world.file("short", b"x" * 1000)
+    pull(world.uri(), path, "--since", "monday", status=FAILED, says="truncate")
+    equal(content(path), b"x" * 1000, "the short file")
+    pull(world.uri(), world.directory, status=FAILED, says="neither a file nor a block device")
+    pull(world.uri(), "/dev/null", "--since", "monday", status=FAILED, says="neither a file")
+    pull(world.uri(), world.file("no/such"), status=NO_DEVICE, says="cannot create")
+    equal(world.left(), ["short"], "files")
+
+
+def wrong_sources(world):
+    pull(world.uri("nope"), world.file(), status=NO_DEVICE, says="nope")
+    pull(world.uri() + "x", world.file(), status=NO_DEVICE, says="cannot connect")
+    equal(world.left(), [], "files")
+
+
+def locked(world):
+    for name, more in (("target.partial", ()), ("target", ("--since", "monday"))):
+        path = world.file(name, old_image())
+        with open(path, "rb") as holder:
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            pull(world.uri(), world.file(), *more, status=BUSY, says="somebody else")
+        expect(content(path) == old_image(), "%s was touched" % name)
+
+
+def leftover(world):
+    world.file("target.partial", b"y" * (SIZE + 5))
+    pull(world.uri(), world.file())
+    expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
+    equal(world.left(), ["target"], "files")
+
+
+def too_large(world):
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (M, M))
+
+    pull(world.uri(), world.file(), status=FAILED, says="cannot give it 16777216 bytes",
+         preexec_fn=limit)
+    equal(world.left(), [], "files")
+    path = world.file("old", old_image())
+    pull(world.uri(), path, "--since", "monday", status=FAILED, says="cannot write",
+         preexec_fn=limit)
+
+
+def begin_slow(world, *arguments):
+    """A server of its own that takes very long, and a pull that has begun."""
+    server = Server("slow=mem:size=4G,delay=50,cp=monday", *arguments)
+    process = start(world.uri("slow", server), world.file())
+    wait_for(lambda: "target.partial" in world.left(), "the pull begins")
+    return server, process
+
+
+def interrupted(world):
+    server, process = begin_slow(world)
+    process.send_signal(signal.SIGINT)
+    finish(process, FAILED, "interrupted: Interrupt")
+    equal(world.left(), [], "files")
+    server.stop()
+
+
+def server_gone(world):
+    server, process = begin_slow(world)
+    server.process.kill()
+    finish(process, FAILED)
+    equal(world.left(), [], "files")
+    server.process.wait()
+    shutil.rmtree(server.directory)
+
+
+def broken(world):
+    server, process = begin_slow(world)
+    server.process.send_signal(signal.SIGUSR1)
+    finish(process, BROKEN, "the snapshot broke")
+    pull(world.uri("slow", server), world.file(), status=BROKEN, says="cannot tell")
+    equal(world.left(), [], "files")
+    server.stop()
+
+
+def single(world):
+    server = Server(EXPORTS[0], "--max-connections", "1")
+    pull(world.uri("disk", server), world.file())
+    expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
+    server.stop()
+
+
+def through_nbdkit(world, *arguments):
+    """A shell command for nbdkit --run, for each of several pulls."""
+    result = subprocess.run(["nbdkit", "-U", "-", *arguments], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            timeout=120, check=False, cwd=world.directory)
+    equal(result.returncode, 0, "nbdkit --run, which said " + result.stdout)
+
+
+def plain_server(world):
+    through_nbdkit(world, "--no-sr", "pattern", "size=4M", "--run",
+                   PULL + ' "$uri" target && nbdcopy "$uri" reference')
+    expect(content(world.file()) == content(world.file("reference")), "the backup differs")
+    through_nbdkit(world, "--no-sr", "pattern", "size=4M", "--run",
+                   PULL + ' "$uri" target --since monday; test $? = 7')
+
+
+def holes(world):
+    through_nbdkit(world, "data", "size=64M", "data=@1048576 0x55*70000 @31457280 0x66*8192", "--run",
+                   PULL + ' "$uri" target --json > result && nbdcopy "$uri" reference')
+    expect(content(world.file()) == content(world.file("reference")), "the backup differs")
+    expect(os.stat(world.file()).st_blocks * 512 < M, "the backup is not sparse")
+    result = json.loads(content(world.file("result")))
+    expect(result["zero_bytes"] > 60 * M, "zeroes were read")
+    # Zeroes that the server does not know of are not stored either.
+    through_nbdkit(world, "--filter=noextents", "data", "size=64M",
+                   "data=@1048576 0x55*70000 @31457280 0x66*8192", "--run", PULL + ' "$uri" again')
+    expect(content(world.file("again")) == content(world.file("reference")), "it differs")
+    expect(os.stat(world.file("again")).st_blocks * 512 < M, "it is not sparse")
+
+
+def run(*command):
+    """A command that must succeed."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            timeout=60, check=False)
+    equal(result.returncode, 0, "exit status of %s, which said %s" % (" ".join(command),
+                                                                       result.stdout))
+
+
+def zeroes_since(world):
+    """A disk of QEMU's: data became zeroes, some discarded, some written."""
+    disk, socket = world.file("disk.qcow2"), world.file("socket")
+    run("qemu-img", "create", "-q", "-f", "qcow2", disk, "16M")
+    run("qemu-io", "-f", "qcow2", disk, "-c", "write -P 1 0 8M")
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk, world.file())
+    run("qemu-img", "bitmap", "--add", "-f", "qcow2", disk, "monday")
+    run("qemu-io", "-f", "qcow2", disk, "-c", "discard 1M 1M", "-c", "write -P 0 3M 1M",
+        "-c", "write -P 7 5M 64K", "-c", "write -P 8 10M 64K")
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk, world.file("reference"))
+    server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", socket, "-x", "disk", "-B",
+                               "monday", "-f", "qcow2", disk])
+    try:
+        wait_for(lambda: os.path.exists(socket), "qemu-nbd listens")
+        pull("nbd+unix:///disk?socket=" + socket, world.file(), "--since", "monday")
+    finally:
+        server.terminate()
+        server.wait()
+    expect(content(world.file()) == content(world.file("reference")), "the backup differs")
+    expect(os.stat(world.file()).st_blocks * 512 < 7 * M, "zeroes were stored")
+
+
+TESTS = [
+    ("a full backup, over Unix socket and TCP", full, ()),
+    ("a full backup replaces a file only if told, and only when complete", full_existing, ()),
+    ("an incremental backup writes what changed, and nothing else", since, ()),
+    ("an incremental backup of a snapshot limited to what changed", since_limited, ()),
+    ("an incremental backup of many small extents", since_many, ()),
+    ("an incremental backup where nothing changed", since_nothing, ()),
+    ("an unknown checkpoint is refused, and nothing is written", no_checkpoint, ()),
+    ("what is needed and not accessible is refused, and nothing is written", denied, ()),
+    ("data that is lost is an error with its place", lost, ()),
+    ("targets of the wrong kind, size or place", wrong_targets, ()),
+    ("servers and exports that are not there", wrong_sources, ()),
+    ("two pulls to one target", locked, ()),
+    ("what a killed pull has left is no obstacle", leftover, ()),
+    ("a target that cannot hold the data", too_large, ()),
+    ("an interrupt leaves nothing", interrupted, ()),
+    ("a server that dies leaves nothing", server_gone, ()),
+    ("a snapshot that breaks has its own exit status", broken, ()),
+    ("a server that takes one client at a time", single, ()),
+    ("a server without structured replies", plain_server, ("nbdkit", "nbdcopy")),
+    ("holes are not read, zeroes are not stored", holes, ("nbdkit", "nbdcopy")),
+    ("data that became zeroes, from qemu-nbd", zeroes_since, ("qemu-img", "qemu-io", "qemu-nbd")),
+]
+
+
+def main():
+    tap = Tap()
+    world = World()
+    for title, function, tools in TESTS:
+        missing = [tool for tool in tools if not shutil.which(tool)]
+        world.clean()
+        if missing:
+            tap.skip(title, ", ".join(missing) + " missing")
+        else:
+            tap.run(title, function, world)
+    tap.run("the server has ended well after all clients", world.close)
+    return tap.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

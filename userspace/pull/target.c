@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleece-pull, target: see target.h. The lock on the file that is written keeps
+ * a second pull away; on a block device the kernel does, which also refuses one
+ * that is mounted or part of another device.
+ */
+#include "target.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SUFFIX		".partial"
+/* Zeroes are looked for, and left out, in units of this. */
+#define BLOCK_BYTES	4096U
+#define ZEROES_BYTES	(64U << 10)
+
+static int lock(int fd)
+{
+	return flock(fd, LOCK_EX | LOCK_NB) ? -errno : 0;
+}
+
+static enum status report_lock(int error, const char *path)
+{
+	if (error == -EWOULDBLOCK)
+		return report(BUSY, path, "is being written by somebody else");
+	return report_errno(error, path, "cannot lock it");
+}
+
+/* Is the locked file still the one of that name, and not renamed by who had it before? */
+static bool is_still_there(int fd, const char *path)
+{
+	struct stat mine, there;
+
+	return !fstat(fd, &mine) && !stat(path, &there) && mine.st_dev == there.st_dev &&
+	       mine.st_ino == there.st_ino;
+}
+
+static enum status open_partial(struct target *target, const struct target_how *how)
+{
+	int ret;
+
+	if (snprintf(target->partial, sizeof(target->partial), "%s" SUFFIX, target->path) >=
+	    (int)sizeof(target->partial))
+		return report(FAILED, target->path, "its name is too long");
+	/* Only its owner: it is going to hold what only root can read on the device. */
+	target->fd = open(target->partial, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (target->fd < 0)
+		return report_errno(errno, target->partial, "cannot create it");
+	ret = lock(target->fd);
+	if (ret)
+		return report_lock(ret, target->partial);
+	if (!is_still_there(target->fd, target->partial))
+		return report(BUSY, target->path, "somebody else has just written it");
+	/* What a pull that was killed has left is of no use. */
+	if (ftruncate(target->fd, 0) || ftruncate(target->fd, (off_t)how->size)) {
+		ret = errno;
+		unlink(target->partial);
+		return report_errno(ret, target->partial, "cannot give it %llu bytes",
+				    (unsigned long long)how->size);
+	}
+	target->is_empty = true;
+	return DONE;
+}
+
+static enum status open_file(struct target *target, const struct target_how *how)
+{
+	struct stat st;
+	int ret;
+
+	target->fd = open(target->path, O_WRONLY | O_CLOEXEC);
+	if (target->fd < 0 || fstat(target->fd, &st))
+		return report_errno(errno, target->path, "cannot open it");
+	if ((uint64_t)st.st_size != how->size)
+		return report(FAILED, target->path,
+			      "has %llu bytes, the export %llu: it is no raw image of it; if the device has grown since the backup, give the file its size with truncate(1)",
+			      (unsigned long long)st.st_size, (unsigned long long)how->size);
+	ret = lock(target->fd);
+	return ret ? report_lock(ret, target->path) : DONE;
+}
+
+static enum status open_device(struct target *target, const struct target_how *how)
+{
+	off_t size;
+
+	/* O_EXCL: not if anything else uses it. */
+	target->fd = open(target->path, O_WRONLY | O_EXCL | O_CLOEXEC);
+	if (target->fd < 0)
+		return report_errno(errno, target->path, "cannot open it");
+	size = lseek(target->fd, 0, SEEK_END);
+	if (size < 0)
+		return report_errno(errno, target->path, "cannot learn its size");
+	if ((uint64_t)size < how->size)
+		return report(FAILED, target->path, "has %llu bytes, the export %llu",
+			      (unsigned long long)size, (unsigned long long)how->size);
+	return DONE;
+}
+
+static enum status open_existing(struct target *target, const struct target_how *how,
+				 const struct stat *st)
+{
+	if (S_ISBLK(st->st_mode))
+		return open_device(target, how);
+	if (!S_ISREG(st->st_mode))
+		return report(FAILED, target->path, "is neither a file nor a block device");
+	if (how->must_exist)
+		return open_file(target, how);
+	if (!how->replace)
+		return report(BUSY, target->path,
+			      "exists already; --replace replaces it once the new one is complete");
+	return open_partial(target, how);
+}
+
+static void close_target(struct target *target)
+{
+	if (target->fd >= 0)
+		close(target->fd);
+	target->fd = -1;
+}
+
+enum status target_open(struct target *target, const char *path, const struct target_how *how)
+{
+	enum status status;
+	struct stat st;
+
+	memset(target, 0, sizeof(*target));
+	target->fd = -1;
+	/* A link stays one: its file is replaced, not the link. */
+	if (!realpath(path, target->path)) {
+		if (errno != ENOENT)
+			return report_errno(errno, path, "cannot find it");
+		if (snprintf(target->path, sizeof(target->path), "%s", path) >=
+		    (int)sizeof(target->path))
+			return report_errno(ENAMETOOLONG, path, "cannot find it");
+	}
+	if (!stat(target->path, &st))
+		status = open_existing(target, how, &st);
+	else if (errno != ENOENT || how->must_exist)
+		status = report_errno(errno, target->path, "cannot find the earlier backup");
+	else
+		status = open_partial(target, how);
+	if (status != DONE)
+		close_target(target);
+	return status;
+}
+
+static int write_all(int fd, const char *data, uint64_t length, uint64_t offset)
+{
+	while (length) {
+		ssize_t n = pwrite(fd, data, length, (off_t)offset);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n ? -errno : -EIO;
+		data += n;
+		offset += (uint64_t)n;
+		length -= (uint64_t)n;
+	}
+	return 0;
+}
+
+int target_zero(const struct target *target, uint64_t length, uint64_t offset)
+{
+	static const char zeroes[ZEROES_BYTES];
+	uint64_t part;
+	int ret = 0;
+
+	if (target->is_empty)
+		return 0;
+	/* On a block device, too, what was punched reads as zeroes, or it fails. */
+	if (!fallocate(target->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+		       (off_t)length))
+		return 0;
+	for (; length && !ret; length -= part, offset += part) {
+		part = length < sizeof(zeroes) ? length : sizeof(zeroes);
+		ret = write_all(target->fd, zeroes, part, offset);
+	}
+	return ret;
+}
+
+static bool is_zero(const char *data, uint64_t length)
+{
+	return !data[0] && !memcmp(data, data + 1, length - 1);
+}
+
+static uint64_t block_at(uint64_t left)
+{
+	return left < BLOCK_BYTES ? left : BLOCK_BYTES;
+}
+
+int target_write(const struct target *target, const char *data, uint64_t length,
+		 uint64_t offset)
+{
+	uint64_t start = 0, end;
+	bool zero;
+	int ret = 0;
+
+	while (start < length && !ret) {
+		end = start + block_at(length - start);
+		zero = is_zero(data + start, end - start);
+		while (end < length && is_zero(data + end, block_at(length - end)) == zero)
+			end += block_at(length - end);
+		ret = zero ? target_zero(target, end - start, offset + start) :
+			     write_all(target->fd, data + start, end - start, offset + start);
+		start = end;
+	}
+	return ret;
+}
+
+/* The name of a file is durable when its directory is. */
+static int sync_directory(const char *path)
+{
+	char copy[PATH_MAX];
+	int fd, ret;
+
+	snprintf(copy, sizeof(copy), "%s", path);
+	fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	ret = fsync(fd) ? -errno : 0;
+	close(fd);
+	return ret;
+}
+
+enum status target_finish(struct target *target)
+{
+	enum status status = DONE;
+	int ret;
+
+	if (fsync(target->fd)) {
+		status = report_errno(errno, target->path, "cannot make it durable");
+	} else if (target->partial[0] && rename(target->partial, target->path)) {
+		status = report_errno(errno, target->partial, "cannot rename it to %s",
+				      target->path);
+	}
+	if (status != DONE) {
+		target_abandon(target);
+		return FAILED;
+	}
+	ret = target->partial[0] ? sync_directory(target->path) : 0;
+	if (ret)
+		status = report_errno(ret, target->path, "its name may not be durable");
+	close_target(target);
+	return status;
+}
+
+void target_abandon(struct target *target)
+{
+	if (target->partial[0])
+		unlink(target->partial);
+	else
+		report_note(target->path,
+			    "is incomplete now, part old and part new; pull again before you use it");
+	close_target(target);
+}

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleece-pull, transfer: a thread for each connection takes the next pieces of
+ * the plan, keeps a few READs in flight and writes what arrives. The main thread
+ * shows the progress. The lock protects what the threads share; libnbd's handles
+ * are each used by one thread alone.
+ */
+#include "transfer.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "size.h"
+
+/* READs in flight on each connection. */
+#define REQUESTS	8
+/* A thread looks up this often from waiting for the server. */
+#define LOOK_UP_MS	250
+/* Zeroes are written in pieces, so that a signal need not wait for all. */
+#define ZERO_BYTES	(64ULL << 20)
+
+/* The first failure; nothing new is begun after it. */
+struct failure {
+	const char *what;
+	int error;
+	uint64_t offset;
+	uint64_t length;
+};
+
+struct transfer {
+	/* Constant. */
+	const struct source *source;
+	const struct plan *plan;
+	const struct target *target;
+	uint64_t total;
+
+	/* Protected by lock. */
+	pthread_mutex_t lock;
+	pthread_cond_t ended;
+	size_t extent;
+	uint64_t used;
+	unsigned int running;
+	uint64_t done;
+	struct failure failure;
+};
+
+/* A READ in flight. */
+struct request {
+	struct connection *connection;
+	char *buffer;
+	uint64_t offset;
+	uint64_t length;
+	bool is_busy;
+};
+
+struct connection {
+	struct transfer *transfer;
+	struct nbd_handle *nbd;
+	pthread_t thread;
+	struct request requests[REQUESTS];
+	char *buffers;
+};
+
+static atomic_int stop_signal;
+
+static void stop(int number)
+{
+	atomic_store(&stop_signal, number);
+}
+
+void transfer_catch_signals(void)
+{
+	static const int signals[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT };
+	struct sigaction action = { .sa_handler = stop, .sa_flags = SA_RESETHAND | SA_RESTART };
+	size_t i;
+
+	for (i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
+		sigaction(signals[i], &action, NULL);
+}
+
+static void fail(struct transfer *transfer, const char *what, int error, uint64_t offset,
+		 uint64_t length)
+{
+	pthread_mutex_lock(&transfer->lock);
+	if (!transfer->failure.what) {
+		transfer->failure.what = what;
+		transfer->failure.error = error;
+		transfer->failure.offset = offset;
+		transfer->failure.length = length;
+	}
+	pthread_mutex_unlock(&transfer->lock);
+}
+
+static void count_done(struct transfer *transfer, uint64_t length)
+{
+	pthread_mutex_lock(&transfer->lock);
+	transfer->done += length;
+	pthread_mutex_unlock(&transfer->lock);
+}
+
+/* Take the next piece of the plan. False: there is none, or no use in one. */
+static bool next_piece(struct transfer *transfer, struct plan_extent *piece)
+{
+	const struct plan *plan = transfer->plan;
+	uint64_t most;
+	bool found;
+
+	pthread_mutex_lock(&transfer->lock);
+	found = !transfer->failure.what && !atomic_load(&stop_signal) &&
+		transfer->extent < plan->count;
+	if (found) {
+		*piece = plan->extents[transfer->extent];
+		most = piece->kind == PLAN_ZERO ? ZERO_BYTES : transfer->source->request_max;
+		piece->offset += transfer->used;
+		piece->length -= transfer->used;
+		if (piece->length > most) {
+			piece->length = most;
+			transfer->used += most;
+		} else {
+			transfer->extent++;
+			transfer->used = 0;
+		}
+	}
+	pthread_mutex_unlock(&transfer->lock);
+	return found;
+}
+
+/* Called by libnbd when an answer is complete. */
+static int take_data(void *data, int *error)
+{
+	struct request *request = data;
+	struct transfer *transfer = request->connection->transfer;
+	int ret;
+
+	request->is_busy = false;
+	if (*error) {
+		fail(transfer, "cannot read", *error, request->offset, request->length);
+		return 1;
+	}
+	ret = target_write(transfer->target, request->buffer, request->length, request->offset);
+	if (ret)
+		fail(transfer, "cannot write", -ret, request->offset, request->length);
+	else
+		count_done(transfer, request->length);
+	return 1;
+}
+
+static bool start_read(struct request *request, const struct plan_extent *piece)
+{
+	nbd_completion_callback callback = { .callback = take_data, .user_data = request };
+
+	request->offset = piece->offset;
+	request->length = piece->length;
+	request->is_busy = true;
+	if (nbd_aio_pread(request->connection->nbd, request->buffer, piece->length,
+			  piece->offset, callback, 0) >= 0)
+		return true;
+	if (request->is_busy)
+		fail(request->connection->transfer, "cannot ask for", nbd_get_errno(),
+		     piece->offset, piece->length);
+	request->is_busy = false;
+	return false;
+}
+
+static void write_zeroes(struct transfer *transfer, const struct plan_extent *piece)
+{
+	int ret = target_zero(transfer->target, piece->length, piece->offset);
+
+	if (ret)
+		fail(transfer, "cannot write zeroes", -ret, piece->offset, piece->length);
+	else
+		count_done(transfer, piece->length);
+}
+
+static void fill(struct connection *connection)
+{
+	struct plan_extent piece;
+	size_t i;
+
+	for (i = 0; i < REQUESTS; i++) {
+		if (connection->requests[i].is_busy)
+			continue;
+		while (true) {
+			if (!next_piece(connection->transfer, &piece))
+				return;
+			if (piece.kind == PLAN_READ)
+				break;
+			write_zeroes(connection->transfer, &piece);
+		}
+		if (!start_read(&connection->requests[i], &piece))
+			return;
+	}
+}
+
+static void *run_connection(void *data)
+{
+	struct connection *connection = data;
+	struct transfer *transfer = connection->transfer;
+	bool is_well = true;
+
+	while (is_well && !atomic_load(&stop_signal)) {
+		fill(connection);
+		if (nbd_aio_in_flight(connection->nbd) <= 0)
+			break;
+		is_well = nbd_poll(connection->nbd, LOOK_UP_MS) >= 0;
+	}
+	if (!is_well)
+		fail(transfer, "lost the connection to the server", nbd_get_errno(), 0, 0);
+	pthread_mutex_lock(&transfer->lock);
+	transfer->running--;
+	pthread_cond_signal(&transfer->ended);
+	pthread_mutex_unlock(&transfer->lock);
+	return NULL;
+}
+
+static void show_progress(const struct transfer *transfer)
+{
+	char done[FLEECE_SIZE_TEXT], total[FLEECE_SIZE_TEXT];
+
+	fprintf(stderr, "\r%s of %s (%u%%) ", fleece_size_format(done, transfer->done),
+		fleece_size_format(total, transfer->total),
+		(unsigned int)(100.0 * transfer->done / transfer->total));
+}
+
+static void wait_for_end(struct transfer *transfer)
+{
+	bool is_shown = transfer->total && isatty(STDERR_FILENO);
+	struct timespec until;
+
+	pthread_mutex_lock(&transfer->lock);
+	while (transfer->running) {
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_sec++;
+		pthread_cond_timedwait(&transfer->ended, &transfer->lock, &until);
+		if (is_shown)
+			show_progress(transfer);
+	}
+	pthread_mutex_unlock(&transfer->lock);
+	if (is_shown)
+		fputc('\n', stderr);
+}
+
+/* The first connection is the source's own. */
+static int open_connection(struct transfer *transfer, struct connection *connection,
+			   bool is_first)
+{
+	uint32_t request_max = transfer->source->request_max;
+	size_t i;
+
+	connection->transfer = transfer;
+	connection->buffers = malloc((size_t)REQUESTS * request_max);
+	if (!connection->buffers)
+		return -ENOMEM;
+	connection->nbd = is_first ? transfer->source->nbd :
+				     source_connect_again(transfer->source);
+	for (i = 0; i < REQUESTS; i++) {
+		connection->requests[i].connection = connection;
+		connection->requests[i].buffer = connection->buffers + i * request_max;
+	}
+	return connection->nbd ? 0 : -ENOTCONN;
+}
+
+/* The source's own connection is kept for questions, but not if answers could still
+ * come in: they would go to buffers that are gone.
+ */
+static void close_connection(struct source *source, struct connection *connection)
+{
+	if (connection->nbd && connection->nbd != source->nbd) {
+		nbd_close(connection->nbd);
+	} else if (connection->nbd && nbd_aio_in_flight(connection->nbd) != 0) {
+		nbd_close(source->nbd);
+		source->nbd = NULL;
+	}
+	free(connection->buffers);
+}
+
+/* Only the main thread takes signals: they are to end its wait. */
+static unsigned int start_threads(struct connection *connections, unsigned int count)
+{
+	sigset_t all, before;
+	unsigned int i;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	for (i = 0; i < count; i++)
+		if (pthread_create(&connections[i].thread, NULL, run_connection,
+				   &connections[i]))
+			break;
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return i;
+}
+
+/* One connection is enough; fewer threads than hoped for are no failure. */
+static void run_threads(struct transfer *transfer, struct connection *connections,
+			unsigned int count)
+{
+	unsigned int started, i;
+
+	transfer->running = count;
+	started = start_threads(connections, count);
+	if (!started)
+		fail(transfer, "cannot start a thread", EAGAIN, 0, 0);
+	pthread_mutex_lock(&transfer->lock);
+	transfer->running -= count - started;
+	pthread_mutex_unlock(&transfer->lock);
+	wait_for_end(transfer);
+	for (i = 0; i < started; i++)
+		pthread_join(connections[i].thread, NULL);
+}
+
+static enum status verdict(const struct transfer *transfer)
+{
+	const struct failure *failure = &transfer->failure;
+	const struct source *source = transfer->source;
+
+	if (atomic_load(&stop_signal))
+		return report(FAILED, transfer->target->path, "interrupted: %s",
+			      strsignal(atomic_load(&stop_signal)));
+	if (!failure->what)
+		return DONE;
+	if (failure->error == EIO && source_is_broken(source))
+		return report(BROKEN, source->uri, "the snapshot broke while it was read");
+	if (!failure->length)
+		return report_errno(failure->error, source->uri, "%s", failure->what);
+	return report(FAILED, source->uri, "%s %llu bytes at offset %llu: %s", failure->what,
+		      (unsigned long long)failure->length,
+		      (unsigned long long)failure->offset, strerror(failure->error));
+}
+
+/* No more than there are READs, and one where several might see different data. */
+static unsigned int useful_connections(const struct source *source, const struct plan *plan,
+				       unsigned int count)
+{
+	uint64_t reads = plan->bytes[PLAN_READ] / source->request_max + 1;
+
+	if (!source->can_multi_conn)
+		return 1;
+	return reads < count ? (unsigned int)reads : count;
+}
+
+enum status transfer_run(struct source *source, const struct plan *plan,
+			 const struct target *target, unsigned int count)
+{
+	struct transfer transfer = {
+		.source = source,
+		.plan = plan,
+		.target = target,
+		.total = plan->bytes[PLAN_READ] + plan->bytes[PLAN_ZERO],
+		.lock = PTHREAD_MUTEX_INITIALIZER,
+		.ended = PTHREAD_COND_INITIALIZER,
+	};
+	struct connection *connections;
+	unsigned int opened = 0, i;
+
+	count = useful_connections(source, plan, count);
+	connections = calloc(count, sizeof(*connections));
+	if (!connections)
+		return report_errno(ENOMEM, target->path, "cannot prepare");
+	while (opened < count && !open_connection(&transfer, &connections[opened], !opened))
+		opened++;
+	if (opened)
+		run_threads(&transfer, connections, opened);
+	else
+		fail(&transfer, "cannot prepare", ENOMEM, 0, 0);
+	for (i = 0; i < count; i++)
+		close_connection(source, &connections[i]);
+	free(connections);
+	return verdict(&transfer);
+}

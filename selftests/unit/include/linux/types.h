@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * types: the integer types that the sources under test take from the kernel, for
- * a 64-bit userspace. The values are those of the compiler, nothing else is here.
+ * a 64-bit userspace. Those that begin with two underscores are the exported ones.
  */
 #ifndef UNIT_LINUX_TYPES_H
 #define UNIT_LINUX_TYPES_H
+
+#include_next <linux/types.h>
 
 #include <limits.h>
 #include <stdbool.h>

@@ -38,6 +38,7 @@ struct memory_backend {
 	pthread_mutex_t lock;
 	struct ranges denied;
 	struct ranges lost;
+	struct ranges zero;
 	struct map maps[CHECKPOINTS_MAX];
 	uint64_t cluster;
 	unsigned int delay_ms;
@@ -107,6 +108,21 @@ static bool run_at(const struct ranges *ranges, uint64_t at, uint64_t *end)
 	return inside;
 }
 
+static void fill_zeroes(const struct ranges *ranges, uint8_t *buffer, uint64_t offset,
+			uint32_t length)
+{
+	uint64_t start, end;
+	size_t i;
+
+	for (i = 0; i < ranges->count; i++) {
+		start = ranges->array[i].start > offset ? ranges->array[i].start : offset;
+		end = ranges->array[i].end < offset + length ? ranges->array[i].end :
+							       offset + length;
+		if (start < end)
+			memset(buffer + (start - offset), 0, end - start);
+	}
+}
+
 static void fill_pattern(uint8_t *buffer, uint64_t offset, uint32_t length)
 {
 	uint64_t word;
@@ -135,6 +151,7 @@ static int memory_read(struct backend *backend, void *buffer, uint64_t offset, u
 	pthread_mutex_unlock(&memory->lock);
 	/* What a failed read leaves behind must never get to a client. */
 	fill_pattern(buffer, offset, length);
+	fill_zeroes(&memory->zero, buffer, offset, length);
 	if (!ret)
 		atomic_fetch_add(&read_bytes, length);
 	return ret;
@@ -237,6 +254,7 @@ static void memory_close(struct backend *backend)
 		free(memory->maps[i].changed.array);
 	free(memory->denied.array);
 	free(memory->lost.array);
+	free(memory->zero.array);
 	free(memory->base.checkpoints);
 	pthread_mutex_destroy(&memory->lock);
 	free(memory);
@@ -344,6 +362,8 @@ static int parse_word(struct memory_backend *memory, char *word)
 		return parse_range(value, &memory->denied);
 	else if (!strcmp(word, "lost"))
 		return parse_range(value, &memory->lost);
+	else if (!strcmp(word, "zero"))
+		return parse_range(value, &memory->zero);
 	else if (!strcmp(word, "delay"))
 		ret = parse_delay(memory, value, &rest);
 	else

@@ -11,6 +11,7 @@
  *   here=NAME             a checkpoint made at this very moment
  *   since=NAME            named in the description
  *   denied=A-B, lost=A-B  ranges that are not accessible, or cannot be read
+ *   zero=A-B              a range of zeroes
  *   delay=MS              each read takes so long
  *   plain                 a device without maps and releases
  *

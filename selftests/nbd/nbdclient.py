@@ -24,20 +24,26 @@ REPLY_MAGIC = 0x3e889045565a9
 REQUEST_MAGIC = 0x25609513
 SIMPLE_MAGIC = 0x67446698
 CHUNK_MAGIC = 0x668e33ef
+EXTENDED_REQUEST_MAGIC = 0x21e41c71
+EXTENDED_CHUNK_MAGIC = 0x6e8a278c
 
 EXPORT_NAME, ABORT, LIST, PEEK, STARTTLS, INFO, GO = 1, 2, 3, 4, 5, 6, 7
 STRUCTURED, LIST_META, SET_META, EXTENDED = 8, 9, 10, 11
 
 ACK, SERVER, REP_INFO, META = 1, 2, 3, 4
-UNSUP, POLICY, INVALID, UNKNOWN, SHUTDOWN, TOO_BIG = (
-    (1 << 31) | n for n in (1, 2, 3, 6, 7, 9))
+UNSUP, POLICY, INVALID, UNKNOWN, SHUTDOWN, TOO_BIG, EXT_HEADER_REQD = (
+    (1 << 31) | n for n in (1, 2, 3, 6, 7, 9, 10))
 
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, STATUS = range(8)
-FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = 1, 2, 4, 8, 16, 32
 
 EPERM, EIO, EINVAL, EOVERFLOW, ESHUTDOWN = 1, 5, 22, 75, 108
 
-NONE, DATA, HOLE, BLOCK_STATUS, ERROR = 0, 1, 2, 5, 0x8001
+NONE, DATA, HOLE, BLOCK_STATUS, BLOCK_STATUS_EXT, ERROR, ERROR_OFFSET = (
+    0, 1, 2, 5, 6, 0x8001, 0x8002)
+
+SIMPLE_FORM, STRUCTURED_FORM, EXTENDED_FORM = range(3)
+FORMS = (SIMPLE_FORM, STRUCTURED_FORM, EXTENDED_FORM)
 
 
 class Failed(Exception):
@@ -128,7 +134,7 @@ class Client:
             self.socket.connect(server.path)
         self.socket.settimeout(20)
         self.cookie = 1
-        self.structured = False
+        self.form = SIMPLE_FORM
         self.contexts = {}
         if greet:
             self.greeting = self.receive(18)
@@ -205,10 +211,12 @@ class Client:
             items[struct.unpack(">H", data[:2])[0]] = data[2:]
         return items
 
-    def negotiate_structured(self):
-        """Ask for structured replies."""
-        equal(self.option(STRUCTURED), [(ACK, b"")], "answer to STRUCTURED_REPLY")
-        self.structured = True
+    def negotiate(self, form):
+        """Ask for structured replies or extended headers."""
+        if form != SIMPLE_FORM:
+            option = EXTENDED if form == EXTENDED_FORM else STRUCTURED
+            equal(self.option(option), [(ACK, b"")], "answer to option %d" % option)
+        self.form = form
 
     def meta(self, option, name, *queries):
         """Names and ids of the contexts listed or set."""
@@ -222,21 +230,36 @@ class Client:
             self.contexts = {number: name for name, number in result}
         return result
 
-    def open(self, name=b"", structured=True, contexts=()):
+    def open(self, name=b"", form=STRUCTURED_FORM, contexts=()):
         """A whole handshake."""
-        if structured:
-            self.negotiate_structured()
+        self.negotiate(form)
         if contexts:
             equal(len(self.meta(SET_META, name, *contexts)), len(contexts), "contexts set")
         self.items = self.go(name)
         return self
 
-    def request(self, command, offset=0, length=0, flags=0, payload=b"", magic=REQUEST_MAGIC):
+    def request(self, command, offset=0, length=0, flags=0, payload=b"", magic=None):
         """Send a request, return its cookie."""
         self.cookie += 1
-        self.send(struct.pack(">IHHQQI", magic, flags, command, self.cookie, offset, length)
-                  + payload)
+        extended = self.form == EXTENDED_FORM
+        if magic is None:
+            magic = EXTENDED_REQUEST_MAGIC if extended else REQUEST_MAGIC
+        self.send(struct.pack(">IHHQQQ" if extended else ">IHHQQI", magic, flags, command,
+                              self.cookie, offset, length) + payload)
         return self.cookie
+
+    def receive_header(self):
+        """Header of a reply: flags, type, cookie, offset, length; or of a simple one, as None,
+        error, cookie."""
+        magic, = struct.unpack(">I", self.receive(4))
+        if self.form == EXTENDED_FORM:
+            equal(magic, EXTENDED_CHUNK_MAGIC, "magic of a reply")
+            return struct.unpack(">HHQQQ", self.receive(28))
+        if magic == SIMPLE_MAGIC:
+            return (None,) + struct.unpack(">IQ", self.receive(12))
+        equal((magic, self.form), (CHUNK_MAGIC, STRUCTURED_FORM), "magic of a reply")
+        flags, kind, cookie, length = struct.unpack(">HHQI", self.receive(16))
+        return flags, kind, cookie, None, length
 
     def answer(self, lengths=None):
         """Next reply, complete: cookie, error, and data, extents or text.
@@ -247,17 +270,18 @@ class Client:
         result = {"error": 0, "data": b"", "text": "", "status": {}, "simple": False,
                   "chunks": []}
         while True:
-            magic, = struct.unpack(">I", self.receive(4))
-            if magic == SIMPLE_MAGIC:
+            header = self.receive_header()
+            result["cookie"] = header[2]
+            if header[0] is None:
                 result["simple"] = True
-                result["error"], result["cookie"] = struct.unpack(">IQ", self.receive(12))
+                result["error"] = header[1]
                 if not result["error"] and lengths:
                     result["data"] = self.receive(lengths.get(result["cookie"], 0))
                 return result
-            equal(magic, CHUNK_MAGIC, "magic of a reply")
-            flags, kind, cookie, length = struct.unpack(">HHQI", self.receive(16))
+            flags, kind, _, offset, length = header
+            equal(flags & ~1, 0, "flags of a chunk")
             payload = self.receive(length)
-            result["cookie"] = cookie
+            result["header offset"] = offset
             result["chunks"].append((kind, payload))
             self.take_chunk(result, kind, payload)
             if flags & 1:
@@ -265,34 +289,68 @@ class Client:
 
     def take_chunk(self, result, kind, payload):
         """Add a chunk to an answer."""
-        if kind == ERROR:
+        if kind in (ERROR, ERROR_OFFSET):
+            tail = 8 if kind == ERROR_OFFSET else 0
+            expect(not result["error"], "two errors in one reply")
             result["error"], length = struct.unpack(">IH", payload[:6])
-            equal(len(payload), 6 + length, "length of an error chunk")
-            result["text"] = payload[6:].decode("utf-8")
-        elif kind == DATA:
-            result["offset"], = struct.unpack(">Q", payload[:8])
-            result["data"] += payload[8:]
-        elif kind == BLOCK_STATUS:
-            number, = struct.unpack(">I", payload[:4])
-            expect(number in self.contexts, "a context that was not selected")
-            expect(number not in result["status"], "two chunks of one context")
-            result["status"][self.contexts[number]] = [
-                extent for extent in struct.iter_unpack(">II", payload[4:])]
+            equal(len(payload), 6 + length + tail, "length of an error chunk")
+            result["text"] = payload[6:6 + length].decode("utf-8")
+            if tail:
+                result["bad offset"], = struct.unpack(">Q", payload[-8:])
+        elif kind in (DATA, HOLE):
+            self.take_content(result, kind, payload)
+        elif kind in (BLOCK_STATUS, BLOCK_STATUS_EXT):
+            self.take_status(result, kind, payload)
         else:
             equal((kind, payload), (NONE, b""), "chunk")
 
+    def take_content(self, result, kind, payload):
+        """Add data, or a hole, which must follow what has come."""
+        offset, = struct.unpack(">Q", payload[:8])
+        result.setdefault("offset", offset)
+        equal(offset, result["offset"] + len(result["data"]), "C63 offset of a chunk")
+        if kind == HOLE:
+            equal(len(payload), 12, "C63 length of a hole chunk")
+            length, = struct.unpack(">I", payload[8:])
+            expect(length, "C63 an empty hole")
+            result["data"] += bytes(length)
+        else:
+            expect(payload[8:], "C63 an empty data chunk")
+            result["data"] += payload[8:]
+
+    def take_status(self, result, kind, payload):
+        """Add the extents of one context."""
+        extended = self.form == EXTENDED_FORM
+        equal(kind, BLOCK_STATUS_EXT if extended else BLOCK_STATUS, "C71 type of a status chunk")
+        number, = struct.unpack(">I", payload[:4])
+        start = 8 if extended else 4
+        expect(number in self.contexts, "a context that was not selected")
+        expect(number not in result["status"], "C67 two chunks of one context")
+        extents = list(struct.iter_unpack(">QQ" if extended else ">II", payload[start:]))
+        if extended:
+            equal(struct.unpack(">I", payload[4:8])[0], len(extents), "C71 count of extents")
+        result["status"][self.contexts[number]] = extents
+
     def ask(self, command, offset=0, length=0, flags=0, payload=b""):
         """A request and its answer."""
+        if payload and self.form == EXTENDED_FORM:
+            flags |= PAYLOAD_LEN
         cookie = self.request(command, offset, length, flags, payload)
-        lengths = {cookie: length} if command == READ else None
+        answer = self.answer_to(cookie, {cookie: length} if command == READ else None)
+        if self.form == EXTENDED_FORM:
+            equal(answer["header offset"], offset, "C61 offset in the header")
+        return answer
+
+    def answer_to(self, cookie, lengths=None):
+        """The next reply, which must be that to a certain request."""
         answer = self.answer(lengths)
-        equal(answer["cookie"], cookie, "cookie of the answer")
+        equal(answer["cookie"], cookie, "C41 cookie of the answer")
         return answer
 
     def error(self, command, offset=0, length=0, flags=0, payload=b""):
         """The error that a request gets; structured ones with a text."""
         answer = self.ask(command, offset, length, flags, payload)
-        if answer["error"] and self.structured:
+        if answer["error"] and self.form != SIMPLE_FORM:
             expect(0 < len(answer["text"]) <= 4096, "an error has a text")
         return answer["error"]
 
@@ -302,16 +360,24 @@ class Client:
         equal(answer["error"], 0, "error of a READ: " + answer["text"])
         return answer["data"]
 
-    def status(self, offset, length, flags=0):
-        """Extents of each context, after checking what holds for all answers."""
-        answer = self.ask(STATUS, offset, length, flags)
+    def status(self, offset, length, flags=0, only=None):
+        """Extents of each context, or of the contexts of these ids, after
+        checking what holds for all answers."""
+        wanted = length
+        payload = b""
+        if only is not None:
+            payload = struct.pack(">Q%dI" % len(only), length, *only)
+            length, flags = len(payload), flags | PAYLOAD_LEN
+        answer = self.ask(STATUS, offset, length, flags, payload)
         equal(answer["error"], 0, "error of a BLOCK_STATUS: " + answer["text"])
-        equal(len(answer["status"]), len(self.contexts), "contexts answered")
+        equal(len(answer["status"]), len(self.contexts if only is None else only),
+              "C67 contexts answered")
         totals = {sum(length for length, _ in extents) for extents in answer["status"].values()}
         equal(len(totals), 1, "C67 ranges covered by the contexts")
-        expect(0 < totals.copy().pop() <= length, "C67 the range covered is one asked for")
+        expect(0 < totals.copy().pop() <= wanted, "C67 the range covered is one asked for")
         for extents in answer["status"].values():
             expect(all(n for n, _ in extents), "C67 no extent is empty")
+            expect(all(f >> 32 == 0 for _, f in extents), "C71 upper half of a status")
             expect(all(a[1] != b[1] for a, b in zip(extents, extents[1:])),
                    "C67 neighbours differ")
             expect(not flags & REQ_ONE or len(extents) == 1, "C67 REQ_ONE gets one extent")
@@ -344,7 +410,7 @@ class Tap:
         try:
             function(*arguments)
         except (Failed, EOFError, OSError, subprocess.SubprocessError, struct.error,
-                UnicodeDecodeError, AssertionError) as problem:
+                UnicodeDecodeError, AssertionError, LookupError) as problem:
             self.failed += 1
             print("not ok %d - %s" % (self.count, title))
             for line in ("%s: %s" % (type(problem).__name__, problem)).splitlines():

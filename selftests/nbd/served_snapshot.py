@@ -12,8 +12,8 @@ import sys
 import time
 
 from nbdclient import (
-    ACK, EINVAL, EIO, EPERM, FLUSH, INFO, LIST_META, READ, REQ_ONE, STATUS, TRIM, WRITE, Client,
-    Tap, equal, expect)
+    ACK, EINVAL, EIO, EPERM, FLUSH, FORMS, INFO, LIST_META, READ, REQ_ONE, SIMPLE_FORM, STATUS,
+    TRIM, WRITE, Client, Tap, equal, expect)
 
 K, M = 1 << 10, 1 << 20
 CONTEXTS = ["base:allocation", "qemu:dirty-bitmap:first", "qemu:dirty-bitmap:second",
@@ -65,14 +65,14 @@ def reads(world):
 
 
 def denied(world):
-    for structured in (True, False):
+    for form in FORMS:
         with Client(world) as client:
-            client.open(world.name(), structured)
+            client.open(world.name(), form)
             for offset, length in ((0, 512), (0, 1), (M - 512, 1024), (2 * M - 1, 2), (2 * M, M),
                                    (5 * M + 64 * K, 512), (0, 8 * M)):
                 answer = client.ask(READ, offset, length)
                 equal(answer["error"], EPERM, "READ of %d bytes at %d" % (length, offset))
-                expect(not structured or "not accessible" in answer["text"], "text")
+                expect(form == SIMPLE_FORM or "not accessible" in answer["text"], "text")
             expect(client.read(M, 4096) == world.data(M, 4096), "READ afterwards")
             equal(client.error(READ, 1 << 60, 512), EINVAL, "READ beyond the end")
             equal(client.error(TRIM, M, 512), EPERM, "TRIM on a read-only export")

@@ -13,6 +13,7 @@
 #include "backend_memory.h"
 #include "connection.h"
 #include "extents.h"
+#include "holes.h"
 #include "log.h"
 #include "reply.h"
 #include "text.h"
@@ -180,6 +181,17 @@ static void put_request(struct bytes *bytes, uint16_t command, uint16_t flags, u
 	put32(bytes, length);
 }
 
+static void put_extended(struct bytes *bytes, uint16_t command, uint16_t flags, uint64_t offset,
+			 uint64_t length)
+{
+	put32(bytes, NBD_EXTENDED_REQUEST_MAGIC);
+	put16(bytes, flags);
+	put16(bytes, command);
+	put64(bytes, 0x1122334455667788ULL);
+	put64(bytes, offset);
+	put64(bytes, length);
+}
+
 static void put_contexts(struct bytes *bytes, uint32_t option, const char *export, int count, ...)
 {
 	struct bytes data = { .length = 0 };
@@ -305,6 +317,44 @@ static void full_session(struct bytes *session)
 	put_request(session, NBD_CMD_DISC, 0, 0, 0);
 }
 
+/* The same with extended headers, their payloads included. */
+static void extended_session(struct bytes *session)
+{
+	struct bytes payload = { .length = 40 };
+
+	memset(payload.data, 0xee, payload.length);
+	begin(session);
+	put_option(session, NBD_OPT_EXTENDED_HEADERS, NULL);
+	put_option(session, NBD_OPT_STRUCTURED_REPLY, NULL);
+	put_contexts(session, NBD_OPT_SET_META_CONTEXT, "snap+release", 3, "base:allocation",
+		     "qemu:dirty-bitmap:one", "fleece:access");
+	put_go(session, NBD_OPT_INFO, "snap+release");
+	put_go(session, NBD_OPT_GO, "snap+release");
+	put_extended(session, NBD_CMD_READ, 0, 0, 600);
+	put_extended(session, NBD_CMD_READ, NBD_CMD_FLAG_DF, (512 << 10) - 2, 512);
+	put_extended(session, NBD_CMD_READ, 0, 640 << 10, 512);
+	put_extended(session, NBD_CMD_READ, 0, 0, 0);
+	put_extended(session, NBD_CMD_READ, 0, 0, UINT64_MAX);
+	put_extended(session, NBD_CMD_WRITE, NBD_CMD_FLAG_PAYLOAD_LEN, 0, 40);
+	put(session, payload.data, payload.length);
+	put_extended(session, NBD_CMD_READ, NBD_CMD_FLAG_PAYLOAD_LEN, 0, 40);
+	put(session, payload.data, payload.length);
+	put_extended(session, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_PAYLOAD_LEN, 0, 40);
+	put(session, payload.data, payload.length);
+	put_extended(session, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_PAYLOAD_LEN, 0, 16);
+	put64(session, 1 << 20);
+	put32(session, 2);
+	put32(session, 1);
+	put_extended(session, NBD_CMD_BLOCK_STATUS, 0, 100, 1000000);
+	put_extended(session, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 0, 1 << 20);
+	put_extended(session, NBD_CMD_TRIM, 0, 0, 65536);
+	put_extended(session, NBD_CMD_FLUSH, 0, 0, 0);
+	put_extended(session, NBD_CMD_CACHE, 0, 0, 4096);
+	put_extended(session, NBD_CMD_WRITE_ZEROES, 0, 0, 4096);
+	put_extended(session, 99, 0, 0, 4096);
+	put_extended(session, NBD_CMD_DISC, 0, 0, 0);
+}
+
 static void test_text(void)
 {
 	static const char *const bad[] = {
@@ -337,6 +387,46 @@ static void test_errors(void)
 	check(reply_error_of(ENODATA) == NBD_EIO && reply_error_of(ETIMEDOUT) == NBD_EIO &&
 	      reply_error_of(ENODEV) == NBD_EIO && reply_error_of(ENOENT) == NBD_EIO,
 	      "C48 others become EIO");
+}
+
+/* Runs that were found, as (hole ? -length : length), against what was wanted. */
+static bool runs_are(const uint8_t *data, size_t length, uint64_t offset, const long *wanted)
+{
+	size_t done = 0, step;
+	bool is_hole;
+
+	while (done < length) {
+		step = holes_next_run(data + done, length - done, offset + done,
+				      holes_unit(length), &is_hole);
+		if (!step || (is_hole ? -(long)step : (long)step) != *wanted++)
+			return false;
+		done += step;
+	}
+	return done == length;
+}
+
+static void test_holes(void)
+{
+	static uint8_t data[64 << 10];
+	bool passed = true;
+	size_t i;
+
+	passed &= runs_are(data, sizeof(data), 0, (long[]){ -65536 });
+	passed &= runs_are(data, 1, 4095, (long[]){ -1 });
+	data[8191] = 1;
+	passed &= runs_are(data, sizeof(data), 0, (long[]){ -4096, 4096, -57344 });
+	passed &= runs_are(data, 12288, 100, (long[]){ -8092, 4096, -100 });
+	data[8191] = 0;
+	for (i = 0; i < 4096; i++) {
+		data[i] = 1;
+		passed &= runs_are(data, 8192, 0, (long[]){ 4096, -4096 });
+		data[i] = 0;
+	}
+	check(passed, "C63 a hole begins and ends where the zeroes do, in units of 4 KiB");
+	for (i = 1, passed = true; i < 64U << 20; i = i * 3 + 1)
+		passed &= i / holes_unit(i) + 2 <= HOLES_RUNS_MAX &&
+			  !(holes_unit(i) & (holes_unit(i) - 1)) && holes_unit(i) >= 4096;
+	check(passed, "C63 the number of chunks is bounded");
 }
 
 static void test_lists(void)
@@ -515,18 +605,20 @@ static void test_nonsense(void)
 	tear_down(&fixture);
 }
 
-/* The last reply of a structured session as its chunk type and error. */
-static bool ends_with_error(const struct fixture *fixture, uint32_t error, const char *text)
+/* Is the last reply of a structured session this error, with a text that ends so? */
+static bool ends_with_chunk(const struct fixture *fixture, enum nbd_chunk type, uint32_t error,
+			    const char *text)
 {
+	size_t tail = type == NBD_CHUNK_ERROR_OFFSET ? sizeof(uint64_t) : 0;
 	size_t length = strlen(text);
 	size_t size = sizeof(struct nbd_chunk_header) + sizeof(struct nbd_chunk_error);
 	struct nbd_chunk_header header;
 	struct nbd_chunk_error chunk;
 	const uint8_t *at;
 
-	if (fixture->out_length < size + length)
+	if (fixture->out_length < size + length + tail)
 		return false;
-	at = fixture->out + fixture->out_length - length;
+	at = fixture->out + fixture->out_length - length - tail;
 	if (memcmp(at, text, length))
 		return false;
 	/* The whole text is longer than @text: find the header that fits. */
@@ -534,13 +626,18 @@ static bool ends_with_error(const struct fixture *fixture, uint32_t error, const
 		memcpy(&header, at, sizeof(header));
 		memcpy(&chunk, at + sizeof(header), sizeof(chunk));
 		if (header.magic == htobe32(NBD_CHUNK_MAGIC))
-			return header.type == htobe16(NBD_CHUNK_ERROR) &&
+			return header.type == htobe16(type) &&
 			       header.flags == htobe16(NBD_CHUNK_FLAG_DONE) &&
 			       chunk.error == htobe32(error) &&
-			       at + size + be16toh(chunk.length) ==
+			       at + size + be16toh(chunk.length) + tail ==
 			       fixture->out + fixture->out_length;
 	}
 	return false;
+}
+
+static bool ends_with_error(const struct fixture *fixture, uint32_t error, const char *text)
+{
+	return ends_with_chunk(fixture, NBD_CHUNK_ERROR, error, text);
 }
 
 static bool contains_pattern(const struct fixture *fixture, uint64_t offset)
@@ -560,7 +657,7 @@ static void test_failing_reads(void)
 	begin_structured(&session, "snap");
 	put_request(&session, NBD_CMD_READ, 0, 512 << 10, 4096);
 	run(&fixture, session.data, session.length, SIZE_MAX);
-	check(ends_with_error(&fixture, NBD_EPERM, "released") &&
+	check(ends_with_chunk(&fixture, NBD_CHUNK_ERROR_OFFSET, NBD_EPERM, "released") &&
 	      !contains_pattern(&fixture, (512 << 10) + 8),
 	      "C60 a denied read sends an error and none of the data");
 	begin_structured(&session, "snap");
@@ -618,14 +715,15 @@ static void test_stopping(void)
 }
 
 /* Whatever byte a client dies at, what it was told until then is the same. */
-static void test_death(void)
+static void test_death(const char *form, void (*make)(struct bytes *session))
 {
 	struct fixture fixture, whole;
 	struct bytes session;
 	bool passed = true;
+	char text[128];
 	size_t i;
 
-	full_session(&session);
+	make(&session);
 	set_up(&whole, SNAPSHOT);
 	run(&whole, session.data, session.length, SIZE_MAX);
 	for (i = 0; i < session.length; i++) {
@@ -635,15 +733,18 @@ static void test_death(void)
 			  !memcmp(fixture.out, whole.out, fixture.out_length);
 		tear_down(&fixture);
 	}
-	check(passed, "client death at every byte of a session");
+	snprintf(text, sizeof(text), "client death at every byte of a session, %s", form);
+	check(passed, text);
 	passed = true;
-	for (i = 0; i < whole.out_length; i += 1 + i / 64) {
+	for (i = 0; i < whole.out_length; i++) {
 		set_up(&fixture, SNAPSHOT);
 		run(&fixture, session.data, session.length, i);
 		passed &= fixture.out_length == i;
 		tear_down(&fixture);
 	}
-	check(passed, "clients that stop listening in the middle of a reply");
+	snprintf(text, sizeof(text), "clients that stop listening at every byte of the replies, %s",
+		 form);
+	check(passed, text);
 	tear_down(&whole);
 }
 
@@ -667,7 +768,7 @@ static void test_read_once(void)
 	run(&fixture, session.data, session.length, SIZE_MAX);
 	check(fixture.out_length == length, "read-once keeps what was not sent in full");
 	run(&fixture, session.data, session.length, SIZE_MAX);
-	check(ends_with_error(&fixture, NBD_EPERM, "released"),
+	check(ends_with_chunk(&fixture, NBD_CHUNK_ERROR_OFFSET, NBD_EPERM, "released"),
 	      "read-once releases what was sent in full");
 	tear_down(&fixture);
 }
@@ -702,18 +803,20 @@ static void test_descriptions(void)
 /* Sessions with some bytes changed, doubled or left out. */
 static void test_random(void)
 {
-	struct bytes session, changed;
 	struct fixture fixture;
+	struct bytes changed;
 	uint32_t state = RANDOM_SEED;
 	bool passed = true;
 	uint32_t at;
 	int i, changes;
 
 	printf("# seed %u, %d sessions\n", RANDOM_SEED, RANDOM_SESSIONS);
-	full_session(&session);
 	for (i = 0; i < RANDOM_SESSIONS; i++) {
 		set_up(&fixture, SNAPSHOT);
-		changed = session;
+		if (i % 2)
+			extended_session(&changed);
+		else
+			full_session(&changed);
 		for (changes = 1 + next_random(&state) % 4; changes--;) {
 			at = next_random(&state) % changed.length;
 			if (next_random(&state) % 8)
@@ -735,6 +838,7 @@ int main(void)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	test_text();
 	test_errors();
+	test_holes();
 	test_lists();
 	test_coverage();
 	test_large();
@@ -742,7 +846,8 @@ int main(void)
 	test_failing_reads();
 	test_breaking();
 	test_stopping();
-	test_death();
+	test_death("structured", full_session);
+	test_death("extended", extended_session);
 	test_read_once();
 	test_descriptions();
 	test_random();

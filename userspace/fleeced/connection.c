@@ -86,7 +86,8 @@ enum connection_status connection_status(struct connection *connection)
 	return status;
 }
 
-uint16_t connection_flags(const struct connection *connection, const struct export *export)
+uint16_t connection_flags(const struct connection *connection, const struct export *export,
+			  bool has_contexts)
 {
 	uint16_t flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_CACHE;
 
@@ -97,8 +98,10 @@ uint16_t connection_flags(const struct connection *connection, const struct expo
 		flags |= NBD_FLAG_READ_ONLY;
 	if (export->backend->is_rotational)
 		flags |= NBD_FLAG_ROTATIONAL;
-	if (connection->structured)
+	if (connection->form >= REPLY_STRUCTURED)
 		flags |= NBD_FLAG_SEND_DF;
+	if (connection->form == REPLY_EXTENDED && has_contexts)
+		flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
 	if (connection->rules->multi_conn)
 		flags |= NBD_FLAG_CAN_MULTI_CONN;
 	return flags;

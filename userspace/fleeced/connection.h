@@ -30,6 +30,7 @@
  * @stop: the end of the server.
  * @multi_conn: clients may use several connections at once.
  * @read_once: release what a READ has delivered.
+ * @holes: send zeroes as holes where the form of replies allows it.
  * @handshake_ms: longest time from connecting to transmission; 0: no limit.
  * @workers: requests of one client that are worked on at once, at least 1.
  */
@@ -38,8 +39,21 @@ struct connection_rules {
 	struct stop *stop;
 	bool multi_conn;
 	bool read_once;
+	bool holes;
 	int64_t handshake_ms;
 	unsigned int workers;
+};
+
+/**
+ * enum reply_form - how requests and replies look; negotiation only goes up
+ * @REPLY_SIMPLE: what every client knows.
+ * @REPLY_STRUCTURED: replies in chunks.
+ * @REPLY_EXTENDED: replies in chunks, and 64-bit lengths both ways.
+ */
+enum reply_form {
+	REPLY_SIMPLE,
+	REPLY_STRUCTURED,
+	REPLY_EXTENDED,
 };
 
 /**
@@ -87,7 +101,7 @@ enum connection_status {
  * Set by the handshake, then constant:
  * @fixed_newstyle: the client may use other options than EXPORT_NAME.
  * @no_zeroes: no padding after EXPORT_NAME.
- * @structured: structured replies.
+ * @form: of requests and replies.
  * @contexts: selected contexts.
  * @export: the one chosen.
  *
@@ -114,7 +128,7 @@ struct connection {
 
 	bool fixed_newstyle;
 	bool no_zeroes;
-	bool structured;
+	enum reply_form form;
 	struct context_set contexts;
 	const struct export *export;
 
@@ -173,10 +187,12 @@ enum connection_status connection_status(struct connection *connection);
  * connection_flags() - the transmission flags of an export for this client
  * @connection: with the result of its negotiation so far.
  * @export: any export.
+ * @has_contexts: the client has selected contexts of this very export.
  *
  * Return: NBD_FLAG_*.
  */
-uint16_t connection_flags(const struct connection *connection, const struct export *export);
+uint16_t connection_flags(const struct connection *connection, const struct export *export,
+			  bool has_contexts);
 
 /**
  * handshake_run() - greeting and options

@@ -116,8 +116,9 @@ int context_options_run(struct client_option *option)
 	    !are_queries(option->data, queries))
 		return option_refuse(option, NBD_REP_ERR_INVALID,
 				     "malformed name or list of queries");
-	if (is_set && !connection->structured)
-		return option_refuse(option, NBD_REP_ERR_INVALID, "negotiate structured replies first");
+	if (is_set && connection->form == REPLY_SIMPLE)
+		return option_refuse(option, NBD_REP_ERR_INVALID,
+				     "negotiate structured replies or extended headers first");
 	export = export_table_find(connection->rules->exports, name, length);
 	if (!export)
 		return option_refuse(option, NBD_REP_ERR_UNKNOWN, "no export of this name");

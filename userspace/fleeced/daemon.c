@@ -163,6 +163,7 @@ static void fill_rules(struct daemon *daemon)
 	rules->stop = &daemon->stop;
 	rules->multi_conn = !options->stdio && options->max_connections != 1;
 	rules->read_once = options->read_once;
+	rules->holes = !options->no_holes;
 	rules->handshake_ms = (int64_t)options->handshake_seconds * 1000;
 	rules->workers = CONNECTION_WORKERS;
 	daemon->server.max_connections = options->max_connections;

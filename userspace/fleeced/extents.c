@@ -165,7 +165,7 @@ static uint64_t usable_length(const struct backend *backend, uint64_t offset, ui
 }
 
 int extents_gather(const struct export *export, const unsigned int *ids, size_t count,
-		   uint64_t offset, uint32_t length, bool only_one, struct extent_list *lists)
+		   uint64_t offset, uint64_t length, bool only_one, struct extent_list *lists)
 {
 	uint64_t common = usable_length(export->backend, offset, length);
 	size_t i;
@@ -184,4 +184,21 @@ int extents_gather(const struct export *export, const unsigned int *ids, size_t 
 	for (i = 0; i < count; i++)
 		extent_list_cut(&lists[i], common);
 	return 0;
+}
+
+int extents_find_denied(struct backend *backend, uint64_t offset, uint64_t length, uint64_t *at)
+{
+	static const struct context access = { .kind = CONTEXT_ACCESS };
+	struct extent_list list = { .limit = 2 };
+	int ret = gather_context(backend, &access, offset, length, &list);
+
+	/* Neighbours differ: it is in the first extent or in the second. */
+	if (!ret && list.extents[0].flags)
+		*at = offset;
+	else if (!ret && list.count > 1)
+		*at = offset + list.extents[0].length;
+	else if (!ret)
+		ret = -ENOENT;
+	extent_list_release(&list);
+	return ret;
 }

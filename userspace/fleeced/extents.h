@@ -15,11 +15,11 @@
 
 /**
  * struct extent - a run of one status
- * @length: bytes, below 2^32, never 0.
+ * @length: bytes, never 0.
  * @flags: status of the context.
  */
 struct extent {
-	uint32_t length;
+	uint64_t length;
 	uint32_t flags;
 };
 
@@ -45,7 +45,7 @@ void extent_list_release(struct extent_list *list);
 /**
  * extent_list_append() - add a run at the end
  * @list: to extend; joins the run to the last extent if their status is equal.
- * @length: bytes, so that @covered stays below 2^32.
+ * @length: bytes, not 0.
  * @flags: status.
  *
  * Return: 0, -ENOSPC when the limit is reached (nothing was added), -ENOMEM.
@@ -75,6 +75,17 @@ void extent_list_cut(struct extent_list *list, uint64_t length);
  * Return: 0 or -errno.
  */
 int extents_gather(const struct export *export, const unsigned int *ids, size_t count,
-		   uint64_t offset, uint32_t length, bool only_one, struct extent_list *lists);
+		   uint64_t offset, uint64_t length, bool only_one, struct extent_list *lists);
+
+/**
+ * extents_find_denied() - the first byte of a range that is not accessible
+ * @backend: a snapshot.
+ * @offset: first byte of the range; inside the device.
+ * @length: bytes, not 0; the end is inside the device too.
+ * @at: set to that byte.
+ *
+ * Return: 0, -ENOENT when all of the range is accessible, or another -errno.
+ */
+int extents_find_denied(struct backend *backend, uint64_t offset, uint64_t length, uint64_t *at);
 
 #endif

@@ -16,18 +16,22 @@
 /* Most options of one client. */
 #define OPTIONS_MAX		256
 
-#define BLOCK_MINIMUM		1U
-#define BLOCK_MAXIMUM		(32U << 20)
-
-/* Keeps the selected contexts only if they were selected for this very name. */
-static void choose_export(struct connection *connection, const struct export *export,
-			  const char *name, size_t length)
+/* Contexts count only if they were selected for this very name. */
+static bool has_contexts(const struct connection *connection, const char *name, size_t length)
 {
-	struct context_set *set = &connection->contexts;
+	const struct context_set *set = &connection->contexts;
 
-	if (set->export_name_length != length || memcmp(set->export_name, name, length))
-		set->count = 0;
+	return set->count && set->export_name_length == length &&
+	       !memcmp(set->export_name, name, length);
+}
+
+static int choose_export(struct connection *connection, const struct export *export,
+			 const char *name, size_t length)
+{
+	if (!has_contexts(connection, name, length))
+		connection->contexts.count = 0;
 	connection->export = export;
+	return NEXT_TRANSMISSION;
 }
 
 static int do_export_name(struct client_option *option)
@@ -39,7 +43,9 @@ static int do_export_name(struct client_option *option)
 	struct nbd_export_name_reply reply;
 	char quoted[64];
 
-	/* This option has no error reply: the only answer to a wrong name is to leave. */
+	/* This option has no error reply: the only answer to what is wrong is to leave. */
+	if (connection->form == REPLY_EXTENDED)
+		return option_break_off(option, "EXPORT_NAME after EXTENDED_HEADERS");
 	if (length <= NBD_MAX_STRING && text_is_utf8(name, length))
 		export = export_table_find(connection->rules->exports, name, length);
 	if (!export) {
@@ -47,13 +53,12 @@ static int do_export_name(struct client_option *option)
 			 log_quote(quoted, sizeof(quoted), name, length));
 		return NEXT_END;
 	}
-	choose_export(connection, export, name, length);
 	memset(&reply, 0, sizeof(reply));
 	reply.size = htobe64(export->backend->size);
-	reply.flags = htobe16(connection_flags(connection, export));
+	reply.flags = htobe16(connection_flags(connection, export, false));
 	option_append(option, &reply, connection->no_zeroes ?
 		      sizeof(reply) - sizeof(reply.zeroes) : sizeof(reply));
-	return NEXT_TRANSMISSION;
+	return choose_export(connection, export, name, length);
 }
 
 static int do_list(struct client_option *option)
@@ -78,25 +83,30 @@ static int do_list(struct client_option *option)
 	return option_acknowledge(option);
 }
 
-static void reply_export(struct client_option *option, const struct export *export)
+static void reply_export(struct client_option *option, const struct export *export,
+			 bool has_selected)
 {
 	struct nbd_info_export info = {
 		.type = htobe16(NBD_INFO_EXPORT),
 		.size = htobe64(export->backend->size),
-		.flags = htobe16(connection_flags(option->connection, export)),
-	};
-	struct nbd_info_block_size blocks = {
-		.type = htobe16(NBD_INFO_BLOCK_SIZE),
-		.minimum = htobe32(BLOCK_MINIMUM),
-		.preferred = htobe32(export->backend->preferred),
-		.maximum = htobe32(BLOCK_MAXIMUM),
+		.flags = htobe16(connection_flags(option->connection, export, has_selected)),
 	};
 
 	option_begin_reply(option, NBD_REP_INFO, sizeof(info));
 	option_append(option, &info, sizeof(info));
-	/* Sent unasked too: some clients use it but never ask. */
-	option_begin_reply(option, NBD_REP_INFO, sizeof(blocks));
-	option_append(option, &blocks, sizeof(blocks));
+}
+
+static void reply_block_size(struct client_option *option, const struct export *export)
+{
+	struct nbd_info_block_size info = {
+		.type = htobe16(NBD_INFO_BLOCK_SIZE),
+		.minimum = htobe32(NBD_BLOCK_MINIMUM),
+		.preferred = htobe32(export->backend->preferred),
+		.maximum = htobe32(NBD_BLOCK_MAXIMUM),
+	};
+
+	option_begin_reply(option, NBD_REP_INFO, sizeof(info));
+	option_append(option, &info, sizeof(info));
 }
 
 static void reply_text(struct client_option *option, uint16_t type, const char *text)
@@ -108,12 +118,30 @@ static void reply_text(struct client_option *option, uint16_t type, const char *
 	option_append(option, text, strlen(text));
 }
 
+/* Each item once, whatever the number of requests for it. */
+static void reply_items(struct client_option *option, const struct export *export)
+{
+	bool wants_name = false, wants_description = false, wants_block_size = false;
+	uint16_t request;
+
+	while (option_take_u16(&option->data, &request)) {
+		wants_name |= request == NBD_INFO_NAME;
+		wants_description |= request == NBD_INFO_DESCRIPTION;
+		wants_block_size |= request == NBD_INFO_BLOCK_SIZE;
+	}
+	if (wants_name)
+		reply_text(option, NBD_INFO_NAME, export->name);
+	if (wants_description)
+		reply_text(option, NBD_INFO_DESCRIPTION, export->description);
+	if (wants_block_size)
+		reply_block_size(option, export);
+}
+
 static int do_info_or_go(struct client_option *option)
 {
 	struct connection *connection = option->connection;
 	const struct export *export;
-	bool wants_name = false, wants_description = false;
-	uint16_t requests, request;
+	uint16_t requests;
 	const char *name;
 	size_t length;
 
@@ -122,32 +150,30 @@ static int do_info_or_go(struct client_option *option)
 	    option->data.left != 2 * (size_t)requests)
 		return option_refuse(option, NBD_REP_ERR_INVALID,
 				     "malformed name or list of requests");
-	while (option_take_u16(&option->data, &request)) {
-		wants_name |= request == NBD_INFO_NAME;
-		wants_description |= request == NBD_INFO_DESCRIPTION;
-	}
 	export = export_table_find(connection->rules->exports, name, length);
 	if (!export)
 		return option_refuse(option, NBD_REP_ERR_UNKNOWN, "no export of this name");
-	reply_export(option, export);
-	if (wants_name)
-		reply_text(option, NBD_INFO_NAME, export->name);
-	if (wants_description)
-		reply_text(option, NBD_INFO_DESCRIPTION, export->description);
+	reply_export(option, export, has_contexts(connection, name, length));
+	reply_items(option, export);
 	option_acknowledge(option);
 	if (option->code == NBD_OPT_INFO)
 		return NEXT_OPTION;
-	choose_export(connection, export, name, length);
-	return NEXT_TRANSMISSION;
+	return choose_export(connection, export, name, length);
 }
 
-static int do_structured_reply(struct client_option *option)
+/* STRUCTURED_REPLY and EXTENDED_HEADERS, which takes precedence. */
+static int do_form(struct client_option *option, enum reply_form form)
 {
+	struct connection *connection = option->connection;
+
 	if (option->data.left)
 		return option_refuse_data(option);
-	if (option->connection->structured)
+	if (connection->form == form)
 		return option_refuse(option, NBD_REP_ERR_INVALID, "already negotiated");
-	option->connection->structured = true;
+	if (connection->form > form)
+		return option_refuse(option, NBD_REP_ERR_EXT_HEADER_REQD,
+				     "extended headers are negotiated already");
+	connection->form = form;
 	return option_acknowledge(option);
 }
 
@@ -187,7 +213,9 @@ static int dispatch(struct client_option *option)
 	case NBD_OPT_GO:
 		return do_info_or_go(option);
 	case NBD_OPT_STRUCTURED_REPLY:
-		return do_structured_reply(option);
+		return do_form(option, REPLY_STRUCTURED);
+	case NBD_OPT_EXTENDED_HEADERS:
+		return do_form(option, REPLY_EXTENDED);
 	case NBD_OPT_LIST_META_CONTEXT:
 	case NBD_OPT_SET_META_CONTEXT:
 		return context_options_run(option);

@@ -24,6 +24,7 @@ enum {
 	OPTION_LISTEN,
 	OPTION_ALLOW_RELEASE,
 	OPTION_READ_ONCE,
+	OPTION_NO_HOLES,
 	OPTION_MAX_CONNECTIONS,
 	OPTION_HANDSHAKE_TIMEOUT,
 	OPTION_PID_FILE,
@@ -39,6 +40,7 @@ static const struct option long_options[] = {
 	{ "listen", required_argument, NULL, OPTION_LISTEN },
 	{ "allow-release", no_argument, NULL, OPTION_ALLOW_RELEASE },
 	{ "read-once", no_argument, NULL, OPTION_READ_ONCE },
+	{ "no-holes", no_argument, NULL, OPTION_NO_HOLES },
 	{ "max-connections", required_argument, NULL, OPTION_MAX_CONNECTIONS },
 	{ "handshake-timeout", required_argument, NULL, OPTION_HANDSHAKE_TIMEOUT },
 	{ "pid-file", required_argument, NULL, OPTION_PID_FILE },
@@ -64,6 +66,7 @@ static const char help_text[] =
 	"  --stdio                  serve one client on stdin and stdout\n"
 	"  --allow-release          also serve NAME+release, where TRIM releases\n"
 	"  --read-once              release what a READ has delivered\n"
+	"  --no-holes               send zeroes as data, do not look for them\n"
 	"  --max-connections N      clients served at once (100; 0: no limit)\n"
 	"  --handshake-timeout S    seconds for a client's handshake (10; 0: no limit)\n"
 	"  --pid-file FILE          write the process id when ready\n"
@@ -111,6 +114,9 @@ static int parse_one(struct options *options, int code)
 		return -1;
 	case OPTION_READ_ONCE:
 		options->read_once = true;
+		return -1;
+	case OPTION_NO_HOLES:
+		options->no_holes = true;
 		return -1;
 	case OPTION_MAX_CONNECTIONS:
 		if (parse_number(optarg, 100000, &options->max_connections))

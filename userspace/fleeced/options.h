@@ -15,6 +15,7 @@
  * @listen_count: their number.
  * @allow_release: also serve NAME+release.
  * @read_once: release what a READ has delivered.
+ * @no_holes: send zeroes as data.
  * @insecure: listen on any address.
  * @stdio: serve one client on stdin and stdout.
  * @max_connections: 0: no limit.
@@ -29,6 +30,7 @@ struct options {
 	size_t listen_count;
 	bool allow_release;
 	bool read_once;
+	bool no_holes;
 	bool insecure;
 	bool stdio;
 	unsigned int max_connections;

@@ -17,6 +17,8 @@
 #define NBD_REQUEST_MAGIC		0x25609513U
 #define NBD_SIMPLE_REPLY_MAGIC		0x67446698U
 #define NBD_CHUNK_MAGIC			0x668e33efU
+#define NBD_EXTENDED_REQUEST_MAGIC	0x21e41c71U
+#define NBD_EXTENDED_CHUNK_MAGIC	0x6e8a278cU
 
 /* Flags of the greeting (server) and of its answer (client). */
 #define NBD_FLAG_FIXED_NEWSTYLE		(1U << 0)
@@ -52,6 +54,7 @@ enum nbd_option_reply {
 #define NBD_REP_ERR_UNKNOWN		NBD_REP_ERROR(6)
 #define NBD_REP_ERR_SHUTDOWN		NBD_REP_ERROR(7)
 #define NBD_REP_ERR_TOO_BIG		NBD_REP_ERROR(9)
+#define NBD_REP_ERR_EXT_HEADER_REQD	NBD_REP_ERROR(10)
 
 enum nbd_info {
 	NBD_INFO_EXPORT = 0,
@@ -70,6 +73,7 @@ enum nbd_info {
 #define NBD_FLAG_SEND_DF		(1U << 7)
 #define NBD_FLAG_CAN_MULTI_CONN		(1U << 8)
 #define NBD_FLAG_SEND_CACHE		(1U << 10)
+#define NBD_FLAG_BLOCK_STATUS_PAYLOAD	(1U << 12)
 
 enum nbd_command {
 	NBD_CMD_READ = 0,
@@ -85,14 +89,18 @@ enum nbd_command {
 #define NBD_CMD_FLAG_FUA		(1U << 0)
 #define NBD_CMD_FLAG_DF			(1U << 2)
 #define NBD_CMD_FLAG_REQ_ONE		(1U << 3)
+#define NBD_CMD_FLAG_PAYLOAD_LEN	(1U << 5)
 
 #define NBD_CHUNK_FLAG_DONE		(1U << 0)
 
 enum nbd_chunk {
 	NBD_CHUNK_NONE = 0,
 	NBD_CHUNK_OFFSET_DATA = 1,
+	NBD_CHUNK_OFFSET_HOLE = 2,
 	NBD_CHUNK_BLOCK_STATUS = 5,
+	NBD_CHUNK_BLOCK_STATUS_EXT = 6,
 	NBD_CHUNK_ERROR = (1U << 15) | 1,
+	NBD_CHUNK_ERROR_OFFSET = (1U << 15) | 2,
 };
 
 /* Error numbers on the wire. They are the protocol's, not the host's. */
@@ -110,6 +118,10 @@ enum nbd_error {
 
 /* The longest string that the protocol allows. */
 #define NBD_MAX_STRING			4096U
+
+/* Block sizes of every export, in INFO_BLOCK_SIZE; the preferred one is the backend's. */
+#define NBD_BLOCK_MINIMUM		1U
+#define NBD_BLOCK_MAXIMUM		(32U << 20)
 
 struct nbd_greeting {
 	uint64_t magic;
@@ -158,6 +170,15 @@ struct nbd_request_header {
 	uint32_t length;
 } __attribute__((packed));
 
+struct nbd_extended_request_header {
+	uint32_t magic;
+	uint16_t flags;
+	uint16_t command;
+	uint64_t cookie;
+	uint64_t offset;
+	uint64_t length;
+} __attribute__((packed));
+
 struct nbd_simple_reply {
 	uint32_t magic;
 	uint32_t error;
@@ -172,6 +193,20 @@ struct nbd_chunk_header {
 	uint32_t length;
 } __attribute__((packed));
 
+struct nbd_extended_chunk_header {
+	uint32_t magic;
+	uint16_t flags;
+	uint16_t type;
+	uint64_t cookie;
+	uint64_t offset;
+	uint64_t length;
+} __attribute__((packed));
+
+struct nbd_chunk_hole {
+	uint64_t offset;
+	uint32_t length;
+} __attribute__((packed));
+
 struct nbd_chunk_error {
 	uint32_t error;
 	uint16_t length;
@@ -182,6 +217,16 @@ struct nbd_extent {
 	uint32_t flags;
 } __attribute__((packed));
 
+struct nbd_chunk_status_ext {
+	uint32_t id;
+	uint32_t count;
+} __attribute__((packed));
+
+struct nbd_extent_ext {
+	uint64_t length;
+	uint64_t flags;
+} __attribute__((packed));
+
 _Static_assert(sizeof(struct nbd_greeting) == 18, "greeting");
 _Static_assert(sizeof(struct nbd_option_header) == 16, "option header");
 _Static_assert(sizeof(struct nbd_option_reply_header) == 20, "option reply header");
@@ -189,7 +234,11 @@ _Static_assert(sizeof(struct nbd_export_name_reply) == 134, "EXPORT_NAME reply")
 _Static_assert(sizeof(struct nbd_info_export) == 12, "INFO_EXPORT");
 _Static_assert(sizeof(struct nbd_info_block_size) == 14, "INFO_BLOCK_SIZE");
 _Static_assert(sizeof(struct nbd_request_header) == 28, "request");
+_Static_assert(sizeof(struct nbd_extended_request_header) == 32, "extended request");
 _Static_assert(sizeof(struct nbd_simple_reply) == 16, "simple reply");
 _Static_assert(sizeof(struct nbd_chunk_header) == 20, "chunk header");
+_Static_assert(sizeof(struct nbd_extended_chunk_header) == 32, "extended chunk header");
+_Static_assert(sizeof(struct nbd_chunk_hole) == 12, "hole");
+_Static_assert(sizeof(struct nbd_extent_ext) == 16, "extended extent");
 
 #endif

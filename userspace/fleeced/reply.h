@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * fleeced, reply: the form of replies on the wire, simple or structured.
+ * fleeced, reply: the form of replies on the wire, simple, structured or extended.
  *
  * Each function sends one whole reply and returns 0, or -errno when it could
  * not be sent; the connection is then dead. None of them can be half-way when
@@ -11,32 +11,19 @@
 #ifndef FLEECED_REPLY_H
 #define FLEECED_REPLY_H
 
-#include "connection.h"
 #include "extents.h"
-
-/**
- * struct request - a request of the client, in the host's byte order
- * @flags: NBD_CMD_FLAG_*.
- * @command: enum nbd_command, or anything else.
- * @cookie: the client's, goes back with the reply.
- * @offset: first byte.
- * @length: bytes.
- */
-struct request {
-	uint16_t flags;
-	uint16_t command;
-	uint64_t cookie;
-	uint64_t offset;
-	uint32_t length;
-};
+#include "request.h"
 
 /**
  * reply_data() - success of a READ
  * @connection: to the client.
- * @request: the READ.
+ * @request: the READ; its length is not 0.
  * @data: what was read, @request->length bytes.
+ *
+ * Where the server's rules and the form of replies allow it, runs of zeroes go
+ * as holes; never when the client asked for one piece (DF).
  */
-int reply_data(struct connection *connection, const struct request *request, void *data);
+int reply_data(struct connection *connection, const struct request *request, const void *data);
 
 /**
  * reply_success() - success of a command that delivers nothing
@@ -56,10 +43,21 @@ int reply_error(struct connection *connection, const struct request *request,
 		enum nbd_error error, const char *text);
 
 /**
+ * reply_error_at() - failure of a READ at a known place
+ * @connection: to the client.
+ * @request: the READ.
+ * @error: not NBD_SUCCESS.
+ * @text: why, for people.
+ * @offset: the first byte that cannot be read, inside the request.
+ */
+int reply_error_at(struct connection *connection, const struct request *request,
+		   enum nbd_error error, const char *text, uint64_t offset);
+
+/**
  * reply_status() - success of BLOCK_STATUS
- * @connection: to the client, with @connection->contexts.
- * @request: the BLOCK_STATUS.
- * @lists: one for each selected context, from extents_gather().
+ * @connection: to the client.
+ * @request: the BLOCK_STATUS, with its contexts.
+ * @lists: one for each of its contexts, from extents_gather().
  *
  * Return: also -ENOMEM; then nothing was sent and the connection lives.
  */

@@ -9,28 +9,21 @@
  * sends many by as many threads as it needs, and a client whose replies pile
  * up is not read any further: its buffers are bounded.
  */
-#include <endian.h>
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "log.h"
 #include "reply.h"
-
-/* Longest READ; longest WRITE of which the data is taken before it is refused. */
-#define READ_BYTES_MAX		(32U << 20)
-#define WRITE_BYTES_MAX		(64U << 20)
 
 /* Replies being made for one client; and what a BLOCK_STATUS may take of it. */
 #define IN_FLIGHT_BYTES_MAX	(64U << 20)
-#define STATUS_BYTES		(EXTENTS_MAX * (sizeof(struct extent) + sizeof(struct nbd_extent)))
+#define STATUS_BYTES \
+	(EXTENTS_MAX * (sizeof(struct extent) + sizeof(struct nbd_extent_ext)))
 
 /* A thread keeps a buffer of at most this size from one request to the next. */
 #define KEPT_BYTES		(256U << 10)
 
 #define BUFFER_ALIGNMENT	4096U
-#define TEXT_SIZE		384
 
 /*
  * struct worker - what one thread needs
@@ -38,111 +31,24 @@
  * @buffer, @room: kept buffer.
  * @request: being handled.
  * @text: why it fails.
+ * @has_bad_offset, @bad_offset: the first byte that cannot be read, where known.
  */
 struct worker {
 	struct connection *connection;
 	void *buffer;
 	size_t room;
 	struct request request;
-	char text[TEXT_SIZE];
+	char text[REQUEST_TEXT_SIZE];
+	bool has_bad_offset;
+	uint64_t bad_offset;
 };
 
 static void *serve_requests(void *argument);
 
-static const char *command_name(uint16_t command)
-{
-	static const char *const names[] = {
-		[NBD_CMD_READ] = "READ", [NBD_CMD_WRITE] = "WRITE",
-		[NBD_CMD_DISC] = "DISC", [NBD_CMD_FLUSH] = "FLUSH",
-		[NBD_CMD_TRIM] = "TRIM", [NBD_CMD_CACHE] = "CACHE",
-		[NBD_CMD_WRITE_ZEROES] = "WRITE_ZEROES",
-		[NBD_CMD_BLOCK_STATUS] = "BLOCK_STATUS",
-	};
-
-	return command < sizeof(names) / sizeof(names[0]) ? names[command] : "unknown command";
-}
-
 static enum nbd_error fail(struct worker *worker, enum nbd_error error, const char *why)
 {
-	snprintf(worker->text, sizeof(worker->text), "%s of %u bytes at %llu: %s",
-		 command_name(worker->request.command), worker->request.length,
-		 (unsigned long long)worker->request.offset, why);
+	request_describe(&worker->request, worker->text, why);
 	return error;
-}
-
-static bool is_known(uint16_t command)
-{
-	return command <= NBD_CMD_BLOCK_STATUS && command != NBD_CMD_DISC;
-}
-
-/* Nothing that is served here can be written; some of it can be released. */
-static bool is_permitted(const struct connection *connection, uint16_t command)
-{
-	switch (command) {
-	case NBD_CMD_WRITE:
-	case NBD_CMD_WRITE_ZEROES:
-		return false;
-	case NBD_CMD_TRIM:
-		return connection->export->can_release;
-	default:
-		return true;
-	}
-}
-
-static uint16_t valid_flags(const struct connection *connection, uint16_t command)
-{
-	uint16_t flags = 0;
-
-	/* Clients are known to set FUA on READ whether it was offered or not. */
-	if (connection->export->can_release || command == NBD_CMD_READ)
-		flags |= NBD_CMD_FLAG_FUA;
-	if (command == NBD_CMD_READ && connection->structured)
-		flags |= NBD_CMD_FLAG_DF;
-	if (command == NBD_CMD_BLOCK_STATUS)
-		flags |= NBD_CMD_FLAG_REQ_ONE;
-	return flags;
-}
-
-static enum nbd_error validate_flush(struct worker *worker)
-{
-	if (worker->request.offset || worker->request.length)
-		return fail(worker, NBD_EINVAL, "offset and length must be 0");
-	return NBD_SUCCESS;
-}
-
-static enum nbd_error validate_status(struct worker *worker)
-{
-	if (!worker->connection->contexts.count)
-		return fail(worker, NBD_EINVAL, "no metadata context was negotiated");
-	if (!worker->request.length)
-		return fail(worker, NBD_EINVAL, "length must not be 0");
-	return NBD_SUCCESS;
-}
-
-/* Everything that can be said of a request before it is carried out. */
-static enum nbd_error validate(struct worker *worker)
-{
-	const struct connection *connection = worker->connection;
-	const struct request *request = &worker->request;
-	uint64_t size = connection->export->backend->size;
-
-	if (stop_is_requested(connection->rules->stop))
-		return fail(worker, NBD_ESHUTDOWN, "the server is shutting down");
-	if (!is_known(request->command))
-		return fail(worker, NBD_EINVAL, "command not known");
-	if (!is_permitted(connection, request->command))
-		return fail(worker, NBD_EPERM, "the export cannot be written");
-	if (request->flags & ~valid_flags(connection, request->command))
-		return fail(worker, NBD_EINVAL, "flag not valid for this command");
-	if (request->command == NBD_CMD_FLUSH)
-		return validate_flush(worker);
-	if (request->offset > size || request->length > size - request->offset)
-		return fail(worker, NBD_EINVAL, "beyond the end of the export");
-	if (request->command == NBD_CMD_READ && request->length > READ_BYTES_MAX)
-		return fail(worker, NBD_EOVERFLOW, "longer than the maximum block size");
-	if (request->command == NBD_CMD_BLOCK_STATUS)
-		return validate_status(worker);
-	return NBD_SUCCESS;
 }
 
 /* Says why an operation of the backend failed. */
@@ -196,6 +102,22 @@ static void release_delivered(struct worker *worker)
 		backend->ops->release(backend, worker->request.offset, worker->request.length);
 }
 
+/*
+ * None of the data is sent, also not what comes before the bad place: a client
+ * that overlooks an error must not take a part for the whole.
+ */
+static enum nbd_error fail_read(struct worker *worker, int ret)
+{
+	struct backend *backend = worker->connection->export->backend;
+	const struct request *request = &worker->request;
+
+	if (ret == -EPERM && backend->has_maps)
+		worker->has_bad_offset = !extents_find_denied(backend, request->offset,
+							      request->length,
+							      &worker->bad_offset);
+	return fail_backend(worker, ret);
+}
+
 static enum nbd_error do_read(struct worker *worker)
 {
 	struct connection *connection = worker->connection;
@@ -211,7 +133,7 @@ static enum nbd_error do_read(struct worker *worker)
 		return fail(worker, NBD_ENOMEM, "no memory for the reply");
 	ret = backend->ops->read(backend, worker->buffer, request->offset, request->length);
 	if (ret)
-		return fail_backend(worker, ret);
+		return fail_read(worker, ret);
 	if (reply_data(connection, request, worker->buffer))
 		return NBD_SUCCESS;
 	atomic_fetch_add(&connection->reads, 1);
@@ -237,10 +159,13 @@ static enum nbd_error do_trim(struct worker *worker)
 static enum nbd_error do_cache(struct worker *worker)
 {
 	struct backend *backend = worker->connection->export->backend;
+	const struct request *request = &worker->request;
+	uint64_t length = request->length < NBD_BLOCK_MAXIMUM ? request->length : NBD_BLOCK_MAXIMUM;
 
-	if (backend->ops->cache)
-		backend->ops->cache(backend, worker->request.offset, worker->request.length);
-	reply_success(worker->connection, &worker->request);
+	/* A hint, of any length: no more is fetched than one READ could take. */
+	if (backend->ops->cache && length)
+		backend->ops->cache(backend, request->offset, length);
+	reply_success(worker->connection, request);
 	return NBD_SUCCESS;
 }
 
@@ -256,8 +181,8 @@ static enum nbd_error do_status(struct worker *worker)
 	int ret;
 
 	memset(lists, 0, sizeof(lists));
-	ret = extents_gather(connection->export, connection->contexts.ids,
-			     connection->contexts.count, request->offset, request->length,
+	ret = extents_gather(connection->export, request->contexts, request->context_count,
+			     request->offset, request->length,
 			     request->flags & NBD_CMD_FLAG_REQ_ONE, lists);
 	/* Asked after the maps were read: what a snapshot says while it breaks is not passed on. */
 	if (ret)
@@ -266,7 +191,7 @@ static enum nbd_error do_status(struct worker *worker)
 		error = fail(worker, NBD_EIO, state);
 	else if (reply_status(connection, request, lists) == -ENOMEM)
 		error = fail(worker, NBD_ENOMEM, "no memory for the reply");
-	for (i = 0; i < connection->contexts.count; i++)
+	for (i = 0; i < request->context_count; i++)
 		extent_list_release(&lists[i]);
 	return error;
 }
@@ -288,53 +213,6 @@ static enum nbd_error execute(struct worker *worker)
 		reply_success(worker->connection, &worker->request);
 		return NBD_SUCCESS;
 	}
-}
-
-/* The data of a WRITE has to be taken from the stream before it can be refused. */
-static int skip_payload(struct worker *worker)
-{
-	struct transport *transport = worker->connection->transport;
-	size_t left = worker->request.length;
-	size_t n;
-	int ret;
-
-	if (left > WRITE_BYTES_MAX) {
-		log_info("%s: disconnected: a WRITE of %zu bytes", transport->peer, left);
-		return -EPROTO;
-	}
-	if (left && !reserve_buffer(worker, left < KEPT_BYTES ? left : KEPT_BYTES))
-		return -ENOMEM;
-	while (left) {
-		n = left < worker->room ? left : worker->room;
-		ret = transport->ops->read(transport, worker->buffer, n);
-		if (ret)
-			return ret;
-		left -= n;
-	}
-	return 0;
-}
-
-static int receive_request(struct worker *worker)
-{
-	struct transport *transport = worker->connection->transport;
-	struct request *request = &worker->request;
-	struct nbd_request_header header;
-	int ret = transport->ops->read(transport, &header, sizeof(header));
-
-	if (ret)
-		return ret;
-	if (be32toh(header.magic) != NBD_REQUEST_MAGIC) {
-		log_info("%s: disconnected: wrong magic number of a request", transport->peer);
-		return -EPROTO;
-	}
-	request->flags = be16toh(header.flags);
-	request->command = be16toh(header.command);
-	request->cookie = header.cookie;
-	request->offset = be64toh(header.offset);
-	request->length = be32toh(header.length);
-	if (request->command == NBD_CMD_DISC)
-		return TRANSPORT_END;
-	return request->command == NBD_CMD_WRITE ? skip_payload(worker) : 0;
 }
 
 static uint64_t reply_bytes(const struct request *request)
@@ -390,8 +268,9 @@ static bool take_request(struct worker *worker, enum nbd_error *error, uint64_t 
 	count_idle(connection, 1);
 	pthread_mutex_lock(&connection->receive_lock);
 	count_idle(connection, -1);
-	if (connection_status(connection) == CONNECTION_OPEN && !receive_request(worker)) {
-		*error = validate(worker);
+	if (connection_status(connection) == CONNECTION_OPEN &&
+	    !request_receive(connection, &worker->request)) {
+		*error = request_validate(connection, &worker->request, worker->text);
 		*bytes = *error ? 0 : reply_bytes(&worker->request);
 		wait_budget(connection, *bytes);
 		ensure_reader(connection);
@@ -403,6 +282,15 @@ static bool take_request(struct worker *worker, enum nbd_error *error, uint64_t 
 	return is_taken;
 }
 
+static void report(struct worker *worker, enum nbd_error error)
+{
+	if (worker->has_bad_offset)
+		reply_error_at(worker->connection, &worker->request, error, worker->text,
+			       worker->bad_offset);
+	else
+		reply_error(worker->connection, &worker->request, error, worker->text);
+}
+
 static void *serve_requests(void *argument)
 {
 	struct worker worker = { .connection = argument };
@@ -410,10 +298,11 @@ static void *serve_requests(void *argument)
 	uint64_t bytes;
 
 	while (take_request(&worker, &error, &bytes)) {
+		worker.has_bad_offset = false;
 		if (!error)
 			error = execute(&worker);
 		if (error)
-			reply_error(worker.connection, &worker.request, error, worker.text);
+			report(&worker, error);
 		trim_buffer(&worker);
 		return_budget(worker.connection, bytes);
 	}

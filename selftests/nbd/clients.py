@@ -2,18 +2,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """This test will let the clients that people use work with fleeced (TAP).
 
-A client that is not installed is a skip that names its package. The snapshot
-is in memory; what changed since checkpoint "monday" is 1-2 MiB and 5 MiB to
-5 MiB + 64 KiB.
+A client that is not installed is a skip that names its package; $FLEECE_ROOT is the
+root of a release whose clients are meant, see tools.py. The snapshot is in memory;
+what changed since checkpoint "monday" is 1-2 MiB and 5 MiB to 5 MiB + 64 KiB.
 """
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 
 from nbdclient import Server, Tap, equal, expect, pattern
+from tools import has, run
 
 M = 1 << 20
 SIZE = 16 * M
@@ -57,15 +57,6 @@ class World:
         """End the server and remove the results."""
         shutil.rmtree(self.directory)
         self.server.stop()
-
-
-def run(*command, status=0, data=None):
-    """Run a command, check its exit status, return its output."""
-    result = subprocess.run(command, input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            timeout=60, check=False)
-    equal(result.returncode, status, "exit status of %s, which said %s" % (
-        " ".join(command), result.stderr.decode(errors="replace")))
-    return result.stdout.decode(errors="replace")
 
 
 def content(path):
@@ -236,9 +227,62 @@ h.shutdown()
 """
 
 
-@test("python3-libnbd: maps, release, errors on a connection that lives on", "python3-libnbd")
+@test("python3-libnbd: maps, release, errors on a connection that lives on", "python3-libnbd",
+      "python3-libnbd")
 def python_libnbd(world):
     run("/usr/bin/python3", "-c", LIBNBD, world.uri("disk"), world.uri("disk+release"))
+
+
+VIRTNBDBACKUP = r"""
+import inspect, sys
+from libvirtnbdbackup import nbdcli
+from libvirtnbdbackup.extenthandler import ExtentHandler
+socket, export = sys.argv[1:3]
+# Newer versions can be told not to look for holes in what is dirty.
+more = [False] if "no_sparse_detection" in inspect.signature(nbdcli.client).parameters else []
+found = []
+for context in "", "qemu:dirty-bitmap:monday":
+    kind = nbdcli.Unix(export, context, socket)
+    client = nbdcli.client(kind, *more).connect()
+    found.append([(extent.offset, extent.length)
+                  for extent in ExtentHandler(client, kind, *more).queryBlockStatus() if extent.data])
+    assert len(client.nbd.pread(4 << 20, 1 << 20)) == 4 << 20
+    client.disconnect()
+assert found == [[(0, 16 << 20)], [(1 << 20, 1 << 20), (5 << 20, 65536)]], found
+"""
+
+
+@test("virtnbdbackup's own NBD client and extents, full and incremental", "virtnbdbackup",
+      "virtnbdbackup")
+def virtnbdbackup(world):
+    run("/usr/bin/python3", "-c", VIRTNBDBACKUP, world.server.path, "disk@monday")
+
+
+ONE_BITMAP = r"""
+import nbd, sys
+h = nbd.NBD()
+h.set_opt_mode(True)
+h.connect_uri(sys.argv[1])
+h.add_meta_context("qemu:dirty-bitmap:")
+bitmaps = []
+h.opt_list_meta_context(bitmaps.append)
+assert bitmaps == ["qemu:dirty-bitmap:monday"], bitmaps
+h.clear_meta_contexts()
+h.add_meta_context("base:allocation")
+h.add_meta_context(bitmaps[0])
+h.opt_go()
+found = {}
+h.block_status(h.get_size(), 0, lambda name, offset, e, err: found.update({name: e}) or 0)
+assert found["qemu:dirty-bitmap:monday"][:4] == [1 << 20, 0, 1 << 20, 1], found
+assert set(found) == {"base:allocation", bitmaps[0]}, found
+h.shutdown()
+"""
+
+
+@test("a client that lists the bitmaps and wants exactly one, as oVirt's does (emulated)",
+      "python3-libnbd", "python3-libnbd")
+def one_bitmap(world):
+    run("/usr/bin/python3", "-c", ONE_BITMAP, world.uri("disk@monday"))
 
 
 @test("nbdkit's nbd plugin reads through", "nbdkit libnbd-bin qemu-utils", "nbdkit", "nbdcopy",
@@ -264,19 +308,11 @@ def fio(world):
         "--bs=4k", "--iodepth=32", "--size=8M", "--output=" + world.file("fio"))
 
 
-def has_libnbd():
-    """Is python3-libnbd there?"""
-    return subprocess.run(["/usr/bin/python3", "-c", "import nbd"], stderr=subprocess.DEVNULL,
-                          check=False).returncode == 0
-
-
 def main():
     tap = Tap()
     world = World()
     for title, package, tools, function in TESTS:
-        missing = [tool for tool in tools if not shutil.which(tool)]
-        if package == "python3-libnbd" and not has_libnbd():
-            missing = [package]
+        missing = [tool for tool in tools if not has(tool)]
         if missing:
             tap.skip(title, "%s missing: apt install %s" % (", ".join(missing), package))
         else:

@@ -79,24 +79,34 @@ in_namespace()
 		--propagation $propagation -- "$@"
 }
 
-# enter_root: a shell script for in_namespace, with the arguments ROOT MOUNTPOINT WORK
-# WORD. It runs WORK/steps in ROOT, which is read-only, as `sh /fleece/steps WORD`;
-# /fleece is WORK. The mounts are seen by that shell alone. It makes its own few
-# devices: unmounting a copy of /dev could reach the original.
-enter_root()
+# mount_root: the beginning of a shell script for in_namespace, with the arguments ROOT
+# MOUNTPOINT: ROOT, read-only, with a /proc and its own few devices: unmounting a copy
+# of /dev could reach the original. The mounts are seen by that shell alone.
+mount_root()
 {
 	cat <<'END'
 set -eu
-root=$1 mnt=$2 work=$3 word=$4
+root=$1 mnt=$2
 mount --bind "$root" "$mnt"
 mount -o remount,bind,ro "$mnt"
 mount -t proc proc "$mnt/proc"
-mount -t tmpfs tmpfs "$mnt/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$mnt/dev"
-for device in null:3 zero:5 full:7 random:8 urandom:9; do
-	mknod -m 666 "$mnt/dev/${device%:*}" c 1 "${device#*:}"
+for device in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 fuse:10:229; do
+	numbers=${device#*:}
+	mknod -m 666 "$mnt/dev/${device%%:*}" c "${numbers%:*}" "${numbers#*:}"
 done
 ln -s /proc/self/fd "$mnt/dev/fd"
+END
+}
+
+# enter_root: a shell script for in_namespace, with the arguments ROOT MOUNTPOINT WORK
+# WORD. It runs WORK/steps in ROOT as `sh /fleece/steps WORD`; /fleece is WORK.
+enter_root()
+{
+	mount_root
+	cat <<'END'
+work=$3 word=$4
+mount -t tmpfs tmpfs "$mnt/tmp"
 mount --bind "$work" "$mnt/fleece"
 status=0
 chroot "$mnt" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8 \

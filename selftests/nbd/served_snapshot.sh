@@ -77,6 +77,10 @@ test_since()
 	copy 16 16
 	copy 80 1
 	serve --allow-release
+	succeeds "a checkpoint of a snapshot that is served is deleted on the origin" \
+		message origin checkpoint_delete first
+	is "the origin has forgotten it" \
+		"$(message origin checkpoint_list | grep -c '^first ')" 0
 	ask healthy
 	is "the releases have reached the snapshot" "$(snapshot_field snap released)" 2
 	fails "a snapshot that is served cannot be removed" "busy" dmsetup remove "$PREFIX-snap"
@@ -132,10 +136,11 @@ test_kernel_client()
 test_broken()
 {
 	make_snapshot snap disk small $CLUSTER
-	serve --allow-release
+	serve --allow-release --read-once
 	or_bail pattern origin write 6 0 -
 	wait_until 20 snapshot_field_is snap state broken || bail "the snapshot breaks"
 	ask broken
+	is "nothing of it was released" "$(snapshot_field snap released)" 0
 	is "the log says it once" "$(grep -c 'the snapshot is broken: No space' "$SCRATCH/fleeced")" 1
 	ends_well "broken"
 	or_bail dm_remove snap

@@ -5,15 +5,20 @@
  */
 #include <endian.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "backend_memory.h"
 #include "connection.h"
 #include "extents.h"
 #include "holes.h"
+#include "listen.h"
 #include "log.h"
 #include "reply.h"
 #include "text.h"
@@ -647,6 +652,87 @@ static bool contains_pattern(const struct fixture *fixture, uint64_t offset)
 	return memmem(fixture->out, fixture->out_length, &word, sizeof(word));
 }
 
+static int operations;
+
+static int counting_read(struct backend *backend, void *buffer, uint64_t offset, uint32_t length)
+{
+	(void)backend;
+	(void)offset;
+	operations++;
+	memset(buffer, 0xaa, length);
+	return 0;
+}
+
+static int counting_extents(struct backend *backend, enum fleece_map map, const char *checkpoint,
+			    uint64_t offset, uint64_t length, struct fleece_extent *extents,
+			    uint32_t capacity, uint64_t *covered)
+{
+	operations++;
+	return nonsense_extents(backend, map, checkpoint, offset, length, extents, capacity,
+				covered);
+}
+
+static int counting_state(struct backend *backend, char *text, size_t size)
+{
+	(void)backend;
+	(void)size;
+	operations++;
+	*text = '\0';
+	return 0;
+}
+
+/* All that a client can do before it has chosen an export, and then the choice. */
+static void test_untouched(void)
+{
+	struct backend_ops ops;
+	struct fixture fixture;
+	struct bytes session;
+
+	set_up(&fixture, SNAPSHOT);
+	ops = *fixture.backend->ops;
+	ops.read = counting_read;
+	ops.extents = counting_extents;
+	ops.state = counting_state;
+	fixture.backend->ops = &ops;
+	begin(&session);
+	put_option(&session, NBD_OPT_LIST, NULL);
+	put_go(&session, NBD_OPT_INFO, "snap");
+	put_contexts(&session, NBD_OPT_LIST_META_CONTEXT, "snap", 0);
+	put_option(&session, NBD_OPT_STRUCTURED_REPLY, NULL);
+	put_contexts(&session, NBD_OPT_SET_META_CONTEXT, "snap", 2, "base:allocation",
+		     "fleece:access");
+	put_go(&session, NBD_OPT_GO, "snap");
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(!operations,
+	      "C7 the handshake causes no operation on a device (CVE-2019-14850)");
+	put_request(&session, NBD_CMD_READ, 0, 0, 512);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(operations == 1, "C7 the first READ does");
+	tear_down(&fixture);
+}
+
+static void test_no_delay(void)
+{
+	struct sockaddr_storage address;
+	socklen_t length = sizeof(address), size = sizeof(int);
+	struct listener_set set = { .count = 0 };
+	int no_delay = 0, client, served = -1;
+	char peer[80];
+
+	if (listen_tcp(&set, "127.0.0.1:0", false) ||
+	    getsockname(set.listeners[0].fd, (struct sockaddr *)&address, &length))
+		abort();
+	client = socket(AF_INET, SOCK_STREAM, 0);
+	if (client >= 0 && !connect(client, (struct sockaddr *)&address, length))
+		served = listen_accept(&set.listeners[0], peer, sizeof(peer));
+	check(served >= 0 &&
+	      !getsockopt(served, IPPROTO_TCP, TCP_NODELAY, &no_delay, &size) && no_delay,
+	      "C5 a TCP connection has TCP_NODELAY");
+	close(served);
+	close(client);
+	listen_close(&set);
+}
+
 static void test_failing_reads(void)
 {
 	struct fixture fixture;
@@ -753,6 +839,7 @@ static void test_read_once(void)
 	struct fixture fixture;
 	struct bytes session;
 	size_t length;
+	bool passed;
 
 	set_up(&fixture, SNAPSHOT);
 	fixture.rules.read_once = true;
@@ -770,6 +857,17 @@ static void test_read_once(void)
 	run(&fixture, session.data, session.length, SIZE_MAX);
 	check(ends_with_chunk(&fixture, NBD_CHUNK_ERROR_OFFSET, NBD_EPERM, "released"),
 	      "read-once releases what was sent in full");
+	tear_down(&fixture);
+
+	set_up(&fixture, SNAPSHOT);
+	fixture.rules.read_once = true;
+	backend_memory_break();
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	passed = ends_with_error(&fixture, NBD_EIO, "sector 4711");
+	backend_memory_mend();
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(passed && fixture.out_length == length,
+	      "read-once releases nothing of a broken snapshot");
 	tear_down(&fixture);
 }
 
@@ -843,6 +941,8 @@ int main(void)
 	test_coverage();
 	test_large();
 	test_nonsense();
+	test_untouched();
+	test_no_delay();
 	test_failing_reads();
 	test_breaking();
 	test_stopping();

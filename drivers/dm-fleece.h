@@ -9,6 +9,7 @@
  *
  *   main -> control -> snapshot -> origin -> cbw -> store, inflight, pages
  *                                  origin -> tracker -> bits
+ *                                  origin -> metadata -> metadata_format, bits
  *
  * Lock order, outermost first. A lock is never taken while a later one of this
  * list is held:
@@ -25,6 +26,7 @@
  *   9. cbw->lock (cbw.c; spin)              copies in flight, slots, waiting writes, and
  *                                            every change of the state and the done map
  *  10. pages->lock (pages.c; spin)         buffer pages that are not in use
+ *  11. md->lock (metadata.c; spin)         intents, and the writes that wait for them
  *
  * The spin locks are not taken in interrupts: completions of copies are handed
  * to a workqueue, and the recheck of a read is lock-free.

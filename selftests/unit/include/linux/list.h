@@ -114,6 +114,23 @@ static inline void list_add_tail(struct list_head *node, struct list_head *head)
 	unit_link(node, head->prev, head);
 }
 
+static inline bool list_empty(const struct list_head *head)
+{
+	return head->next == head;
+}
+
+/* Move all entries to the front of another list. */
+static inline void list_splice_init(struct list_head *list, struct list_head *head)
+{
+	if (list_empty(list))
+		return;
+	list->next->prev = head;
+	list->prev->next = head->next;
+	head->next->prev = list->prev;
+	head->next = list->next;
+	INIT_LIST_HEAD(list);
+}
+
 static inline void list_del(struct list_head *node)
 {
 	node->prev->next = node->next;

@@ -39,6 +39,9 @@ DENIED = ",".join("denied=%d-%d" % pair for pair in (
 TOOLS = ["nbdcopy", "nbdinfo", "nbdfuse", "nbdsh", "nbdkit", "nbd-client", "qemu-img", "qemu-io",
          "qemu-nbd", "fio", "jq", "fleece"]
 
+# Where the kernel's client is tested.
+IN_VM = ", which recipes_snapshot.sh has in a VM"
+
 
 class Block:
     """Commands of the document."""
@@ -51,6 +54,8 @@ class Block:
         self.tools = {tool for tool in TOOLS if re.search(r"(^|[|\s(\"'])%s\s" % tool, text, re.M)}
         if "import nbd" in text:
             self.tools.add("python3-libnbd")
+        if "$NBD" in text:
+            self.tools.add("/dev/nbd0")
 
 
 def read_blocks():
@@ -98,8 +103,8 @@ class Setting:
         """Can it be run?"""
         if tool == "fleece":
             return os.path.exists(os.path.join(self.bin, "fleece"))
-        if tool == "nbd-client":
-            return has(tool) and os.path.exists("/dev/nbd0")
+        if tool == "/dev/nbd0":
+            return os.path.exists(tool)
         return has(tool) and (tool != "nbdfuse" or os.path.exists("/dev/fuse"))
 
     def variables(self, **more):
@@ -264,7 +269,8 @@ def run_all(tap, values):
         title = "%s: %s" % (block.kind, block.name)
         missing = sorted(tool for tool in block.tools if not setting.has(tool))
         if missing:
-            tap.skip(title, "cannot run here: " + ", ".join(missing))
+            tap.skip(title, "needs %s%s" % (", ".join(missing), IN_VM if "/dev/nbd0" in missing
+                                            else ""))
         elif block.kind == "files" and not setting.file:
             tap.skip(title, "there is no filesystem in this snapshot")
         else:

@@ -34,6 +34,7 @@ static_assert(sizeof(struct fleece_checkpoints) == 40);
 static_assert(sizeof(struct fleece_extent) == 24);
 static_assert(sizeof(struct fleece_extents) == 152);
 static_assert(sizeof(struct fleece_bitmap) == 144);
+static_assert(sizeof(struct fleece_release) == 40);
 static_assert(sizeof_field(struct fleece_moment, name) == FLEECE_NAME_SIZE);
 
 /**
@@ -449,6 +450,33 @@ static long get_bitmap(void __user *arg)
 	return ret;
 }
 
+static long release(const struct file *file, const void __user *arg)
+{
+	struct fleece_release request;
+	struct subject subject;
+	struct map map;
+	long ret;
+
+	if (copy_from_user(&request, arg, sizeof(request)))
+		return -EFAULT;
+	if (request.flags || !is_zero(request.reserved, ARRAY_SIZE(request.reserved)))
+		return -EINVAL;
+	/* Who was only given the right to look cannot make data inaccessible. */
+	if (!(file->f_mode & FMODE_WRITE))
+		return -EBADF;
+	ret = get_subject(&subject, request.fd);
+	if (ret)
+		return ret;
+	map.size = size_of_subject(&subject);
+	ret = subject.snap ? check_range(&map, request.offset, request.length, SECTOR_SIZE) :
+			     -EINVAL;
+	if (!ret)
+		ret = fleece_cbw_release(subject.snap->cbw, request.offset >> SECTOR_SHIFT,
+					 request.length >> SECTOR_SHIFT);
+	put_subject(&subject);
+	return ret;
+}
+
 static long control_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	void __user *argp = (void __user *)arg;
@@ -464,6 +492,8 @@ static long control_ioctl(struct file *file, unsigned int cmd, unsigned long arg
 		return get_extents(argp);
 	case FLEECE_IOC_BITMAP:
 		return get_bitmap(argp);
+	case FLEECE_IOC_RELEASE:
+		return release(file, argp);
 	default:
 		return -ENOTTY;
 	}

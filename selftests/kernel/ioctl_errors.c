@@ -142,6 +142,11 @@ static int call_bitmap(struct fleece_bitmap request)
 	return call(FLEECE_IOC_BITMAP, &request, sizeof(request));
 }
 
+static int call_release(struct fleece_release request)
+{
+	return call(FLEECE_IOC_RELEASE, &request, sizeof(request));
+}
+
 /* The calls that name a device, all with the descriptor @fd. */
 static void expect_of_fd(const char *what, int fd, int error)
 {
@@ -156,6 +161,8 @@ static void expect_of_fd(const char *what, int fd, int error)
 	expect(name, call_extents(extents_of(fd, FLEECE_MAP_CHANGED)), error);
 	snprintf(name, sizeof(name), "BITMAP of %s", what);
 	expect(name, call_bitmap(bitmap_of(fd, FLEECE_MAP_CHANGED)), error);
+	snprintf(name, sizeof(name), "RELEASE of %s", what);
+	expect(name, call_release((struct fleece_release){ .fd = fd, .length = 512 }), error);
 }
 
 static void test_calls(void)
@@ -176,6 +183,7 @@ static void test_calls(void)
 	expect("CHECKPOINTS to nowhere", enter(FLEECE_IOC_CHECKPOINTS, 8), EFAULT);
 	expect("EXTENTS to nowhere", enter(FLEECE_IOC_EXTENTS, 8), EFAULT);
 	expect("BITMAP to nowhere", enter(FLEECE_IOC_BITMAP, 8), EFAULT);
+	expect("RELEASE from nowhere", enter(FLEECE_IOC_RELEASE, 8), EFAULT);
 	expect("INFO that ends outside of memory",
 	       enter(FLEECE_IOC_INFO, (uintptr_t)arena + PAGE_BYTES - 8), EFAULT);
 }
@@ -398,6 +406,49 @@ static void test_bitmap(void)
 	expect("BITMAP to inside of a granule", call_bitmap(request), EINVAL);
 }
 
+static uint64_t accessible(void)
+{
+	struct fleece_info request = { .fd = snapshot };
+
+	return call(FLEECE_IOC_INFO, &request, sizeof(request)) ? 0 : request.accessible;
+}
+
+static void test_release(void)
+{
+	struct fleece_release request = { .fd = snapshot, .length = 512, .flags = 1 };
+	uint64_t before = accessible();
+	int writable = control;
+	size_t i;
+
+	expect("RELEASE with a flag", call_release(request), EINVAL);
+	for (i = 0; i < 2; i++) {
+		request = (struct fleece_release){ .fd = snapshot, .length = 512 };
+		request.reserved[i] = 1;
+		expect("RELEASE with a reserved field", call_release(request), EINVAL);
+	}
+	request = (struct fleece_release){ .fd = origin, .length = origin_info.size };
+	expect("RELEASE of an origin", call_release(request), EINVAL);
+	request = (struct fleece_release){ .fd = snapshot, .length = 100 };
+	expect("RELEASE of an unaligned length", call_release(request), EINVAL);
+	request = (struct fleece_release){ .fd = snapshot, .offset = 100, .length = 512 };
+	expect("RELEASE from an unaligned offset", call_release(request), EINVAL);
+	request = (struct fleece_release){ .fd = snapshot };
+	expect("RELEASE of nothing", call_release(request), EINVAL);
+	request = (struct fleece_release){ .fd = snapshot, .length = origin_info.size + 512 };
+	expect("RELEASE beyond the end", call_release(request), ERANGE);
+	request = (struct fleece_release){ .fd = snapshot, .offset = UINT64_MAX - 511,
+					   .length = 1024 };
+	expect("RELEASE that wraps around", call_release(request), ERANGE);
+	request = (struct fleece_release){ .fd = snapshot, .length = origin_info.size };
+	control = open("/dev/" FLEECE_CONTROL_NAME, O_RDONLY | O_CLOEXEC);
+	expect("RELEASE with a control device open only for reading", call_release(request), EBADF);
+	close(control);
+	control = writable;
+	check(accessible() == before, "RELEASE that fails", "releases nothing");
+	expect("RELEASE", call_release(request), 0);
+	check(!accessible(), "RELEASE", "releases what it was told");
+}
+
 /* Answers of exactly the size there is room for, up to the edge of memory. */
 static void test_edges(void)
 {
@@ -472,5 +523,6 @@ int main(int argc, char **argv)
 	test_names();
 	test_bitmap();
 	test_edges();
+	test_release();
 	return failures ? 1 : 0;
 }

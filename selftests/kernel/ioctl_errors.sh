@@ -34,6 +34,9 @@ compat_answers()
 	return "$1"
 }
 
+# It released all of the snapshot.
+or_bail dm_remove snap
+make_snapshot snap disk cow 128
 if [ "$(uname -m)" = x86_64 ] && [ "$(compat_answers 2>/dev/null | head -c 2)" = ok ]; then
 	take_tap compat_answers
 else

@@ -103,3 +103,14 @@ int fleece_control_extents(int control, int device, uint32_t map,
 	*covered = request.covered;
 	return (int)request.count;
 }
+
+int fleece_control_release(int control, int device, uint64_t offset, uint64_t length)
+{
+	struct fleece_release request = {
+		.fd = device,
+		.offset = offset,
+		.length = length,
+	};
+
+	return call(control, FLEECE_IOC_RELEASE, &request);
+}

@@ -70,4 +70,15 @@ int fleece_control_extents(int control, int device, uint32_t map,
 			   uint64_t length, struct fleece_extent *extents,
 			   uint32_t capacity, uint64_t *covered);
 
+/**
+ * fleece_control_release() - the reader is done with a range of a snapshot
+ * @control: from fleece_control_open().
+ * @device: descriptor of the snapshot.
+ * @offset: first byte, multiple of 512.
+ * @length: bytes, multiple of 512, not 0.
+ *
+ * Return: 0 or -errno (see struct fleece_release).
+ */
+int fleece_control_release(int control, int device, uint64_t offset, uint64_t length);
+
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * The bitmap interface of dm-fleece: ioctls on /dev/fleece-control.
+ * The interface of dm-fleece for programs: ioctls on /dev/fleece-control.
  *
  * Every call but FLEECE_IOC_VERSION names a device by a block device file
  * descriptor that the caller has open for reading: who may read a device may
@@ -235,6 +235,30 @@ struct fleece_bitmap {
 	__u64 reserved[2];
 };
 
+/**
+ * struct fleece_release - argument of FLEECE_IOC_RELEASE
+ * @fd: in: the snapshot.
+ * @flags: in: zero.
+ * @offset: in: first byte, a multiple of 512.
+ * @length: in: bytes, a multiple of 512, not 0.
+ * @reserved: zero.
+ *
+ * Does what the snapshot's message "release" does, for a program that has given
+ * up the privilege to send messages. The control device must be open for writing.
+ *
+ * Errors: -EBADF the control device is not open for writing, -EINVAL an origin,
+ * unaligned or zero length, -ERANGE beyond the end of the device, -ENOSPC or
+ * -ENOMEM a part of a cluster cannot be remembered; the whole clusters of the
+ * range are released nevertheless.
+ */
+struct fleece_release {
+	__s32 fd;
+	__u32 flags;
+	__u64 offset;
+	__u64 length;
+	__u64 reserved[2];
+};
+
 #define FLEECE_IOC_MAGIC	0xfc
 
 #define FLEECE_IOC_VERSION	_IOR(FLEECE_IOC_MAGIC, 0, struct fleece_version)
@@ -242,5 +266,6 @@ struct fleece_bitmap {
 #define FLEECE_IOC_CHECKPOINTS	_IOWR(FLEECE_IOC_MAGIC, 2, struct fleece_checkpoints)
 #define FLEECE_IOC_EXTENTS	_IOWR(FLEECE_IOC_MAGIC, 3, struct fleece_extents)
 #define FLEECE_IOC_BITMAP	_IOWR(FLEECE_IOC_MAGIC, 4, struct fleece_bitmap)
+#define FLEECE_IOC_RELEASE	_IOW(FLEECE_IOC_MAGIC, 5, struct fleece_release)
 
 #endif /* _UAPI_LINUX_DM_FLEECE_H */

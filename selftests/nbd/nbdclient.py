@@ -15,8 +15,19 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-TESTSERVER = os.path.join(HERE, "build", "testserver")
+SANITIZED_TESTSERVER = os.path.join(HERE, "build", "testserver")
 FLEECED = os.path.join(HERE, "build", "fleeced")
+
+# Built without sanitizers, which cannot work inside of the sandbox.
+PLAIN_TESTSERVER = os.path.join(HERE, "build", "plain", "testserver")
+
+TESTSERVER = PLAIN_TESTSERVER if os.environ.get("FLEECED_TEST_SANDBOX") else SANITIZED_TESTSERVER
+
+
+def sandbox_options(program):
+    """What a program is told so that it can run."""
+    return [] if program == PLAIN_TESTSERVER else ["--no-sandbox"]
+
 
 NBDMAGIC = 0x4e42444d41474943
 IHAVEOPT = 0x49484156454f5054
@@ -74,22 +85,27 @@ def pattern(offset, length):
 class Server:
     """A server with its own directory; stopped and checked by stop()."""
 
-    def __init__(self, *arguments, program=TESTSERVER, listen=False):
+    def __init__(self, *arguments, program=TESTSERVER, listen=False, environment=None,
+                 before=None):
         self.directory = tempfile.mkdtemp(prefix="fleeced-test-")
         self.path = os.path.join(self.directory, "socket")
         self.pid_file = os.path.join(self.directory, "pid")
         self.log_path = os.path.join(self.directory, "log")
+        if before:
+            before(self.path)
         command = [program, "--socket", self.path, "--pid-file", self.pid_file]
+        command += sandbox_options(program)
         if listen:
             command += ["--listen", "127.0.0.1:0"]
-        environment = dict(os.environ)
+        environment = dict(os.environ, **(environment or {}))
         environment["ASAN_OPTIONS"] = "quarantine_size_mb=8:abort_on_error=0"
         with open(self.log_path, "w") as log:
+            self.said = ""
             self.process = subprocess.Popen(
                 command + list(arguments), stdin=subprocess.DEVNULL, stderr=log,
                 env=environment)
         deadline = time.monotonic() + 20
-        while not os.path.exists(self.pid_file):
+        while not os.path.exists(self.pid_file) or "fleeced: ready" not in self.log():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise Failed("the server does not start: " + self.log())
             time.sleep(0.01)
@@ -120,7 +136,18 @@ class Server:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
+            self.said = self.log()
             shutil.rmtree(self.directory)
+
+
+def run_wrong(arguments, status, text, program=TESTSERVER):
+    """A command line that must be refused, with a reason."""
+    result = subprocess.run([program] + arguments, stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20,
+                            check=False)
+    output = result.stdout.decode()
+    equal(result.returncode, status, "exit status of %r: %s" % (arguments, output))
+    expect(text in output, "%r in the output of %r: %s" % (text, arguments, output))
 
 
 class Client:
@@ -132,6 +159,18 @@ class Client:
         else:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(server.path)
+        self.begin(flags, greet)
+
+    @classmethod
+    def on(cls, connected, flags=3):
+        """A client on a socket that is connected already."""
+        client = cls.__new__(cls)
+        client.socket = connected
+        client.begin(flags, True)
+        return client
+
+    def begin(self, flags, greet):
+        """What is the same for all kinds of sockets."""
         self.socket.settimeout(20)
         self.cookie = 1
         self.form = SIMPLE_FORM

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "backend_memory.h"
+#include "budget.h"
 #include "connection.h"
 #include "extents.h"
 #include "holes.h"
@@ -229,6 +230,7 @@ static void put_go(struct bytes *bytes, uint32_t option, const char *export)
 
 struct fixture {
 	struct stop stop;
+	struct budget budget;
 	struct backend *backend;
 	struct export_table table;
 	struct connection_rules rules;
@@ -245,6 +247,8 @@ static void set_up(struct fixture *fixture, const char *text)
 		abort();
 	fixture->rules.exports = &fixture->table;
 	fixture->rules.stop = &fixture->stop;
+	budget_init(&fixture->budget, BUDGET_TOTAL);
+	fixture->rules.budget = &fixture->budget;
 	fixture->rules.workers = 1;
 }
 
@@ -253,6 +257,7 @@ static void tear_down(struct fixture *fixture)
 	free(fixture->out);
 	export_table_release(&fixture->table);
 	fixture->backend->ops->close(fixture->backend);
+	budget_release(&fixture->budget);
 }
 
 /* One connection; its output stays in the fixture until the next one. */
@@ -931,6 +936,41 @@ static void test_random(void)
 	check(passed, "C11 mutated sessions are greeted, and end without harm");
 }
 
+/* As many clients as fit take as much as they can; each takes it in steps of @step. */
+static uint64_t drain_budget(struct budget *budget, unsigned int clients, uint64_t step)
+{
+	struct budget_share share;
+
+	while (clients--) {
+		share.held = 0;
+		while (budget_fits(budget, &share, step))
+			budget_take(budget, &share, step);
+	}
+	return budget->used;
+}
+
+static void test_budget(void)
+{
+	struct budget_share share = { 0 }, other = { 0 };
+	struct budget budget;
+
+	budget_init(&budget, BUDGET_TOTAL);
+	check(budget_fits(&budget, &share, BUDGET_CLIENT_MAX), "one client alone can have its most");
+	check(drain_budget(&budget, 1, 1 << 20) == BUDGET_CLIENT_MAX, "but no more");
+	budget_release(&budget);
+	budget_init(&budget, BUDGET_TOTAL);
+	check(drain_budget(&budget, 1000, 8 << 20) <= BUDGET_TOTAL,
+	      "a thousand clients take no more than there is");
+	check(!budget_fits(&budget, &share, 32 << 20), "then a large reply has to wait");
+	check(budget_fits(&budget, &share, BUDGET_FLOOR), "but a small one has not");
+	budget_take(&budget, &share, BUDGET_FLOOR);
+	check(!budget_fits(&budget, &share, 1), "nor a second one of the same client");
+	check(budget_fits(&budget, &other, 1), "while another client still can");
+	budget_give(&budget, &share, BUDGET_FLOOR);
+	check(!share.held && budget_fits(&budget, &share, 1), "until it was sent");
+	budget_release(&budget);
+}
+
 int main(void)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -950,6 +990,7 @@ int main(void)
 	test_death("extended", extended_session);
 	test_read_once();
 	test_descriptions();
+	test_budget();
 	test_random();
 	printf("1..%d\n", cases);
 	return failures != 0;

@@ -970,14 +970,12 @@ def shutdown_twice():
 @own("--stdio serves one client and ends")
 def stdio():
     ours, theirs = socket.socketpair()
-    with subprocess.Popen([nbdclient.TESTSERVER, "--stdio", DISK], stdin=theirs, stdout=theirs,
-                          stderr=subprocess.DEVNULL) as process:
+    command = [nbdclient.TESTSERVER, "--stdio", DISK]
+    with subprocess.Popen(command + nbdclient.sandbox_options(command[0]), stdin=theirs,
+                          stdout=theirs, stderr=subprocess.DEVNULL) as process:
         theirs.close()
-        client = Client.__new__(Client)
-        client.socket, client.cookie, client.form, client.contexts = ours, 1, SIMPLE_FORM, {}
-        ours.settimeout(20)
-        equal(client.receive(18)[:8], b"NBDMAGIC", "greeting")
-        client.send(struct.pack(">I", 3))
+        client = Client.on(ours)
+        equal(client.greeting[:8], b"NBDMAGIC", "greeting")
         client.open(b"disk")
         expect(not struct.unpack(">QH", client.items[0])[1] & 0x100, "CAN_MULTI_CONN")
         equal(client.read(0, 512), pattern(0, 512), "data")
@@ -986,29 +984,20 @@ def stdio():
         equal(process.wait(timeout=10), 0, "exit status")
 
 
-def run_wrong(arguments, status, text, program=nbdclient.TESTSERVER):
-    """A command line that must be refused, with a reason."""
-    result = subprocess.run([program] + arguments, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20,
-                            check=False)
-    output = result.stdout.decode()
-    equal(result.returncode, status, "exit status of %r: %s" % (arguments, output))
-    expect(text in output, "%r in the output of %r: %s" % (text, arguments, output))
-
-
 @own("command lines that make no sense: refused with a reason and status 2")
 def usage():
     disk = "disk=mem:size=1M"
     run_wrong([], 2, "no device")
-    run_wrong([disk], 2, "--socket, --listen or --stdio")
+    run_wrong([disk], 2, "--socket, --listen, --vsock or --stdio")
     run_wrong(["--stdio", "--socket", "/x", disk], 2, "--stdio excludes")
     run_wrong(["--socket", "/x", "--socket", "/y", disk], 2, "twice")
     run_wrong(["--nonsense", disk], 2, "nonsense")
     run_wrong(["--listen"], 2, "argument")
     for number in ("", "x", "-1", "1x", "100001", "99999999999999999999"):
         run_wrong(["--stdio", "--max-connections", number, disk], 2, "--max-connections")
+        run_wrong(["--stdio", "--stall-timeout", number, disk], 2, "--stall-timeout")
         run_wrong(["--stdio", "--handshake-timeout", number, disk], 2, "--handshake-timeout")
-    for later in ("--vsock", "--tls-certs", "--tls-psk", "--user"):
+    for later in ("--tls-certs", "--tls-psk"):
         run_wrong(["--stdio", later, "x", disk], 2, "later")
     run_wrong(["--help"], 0, "Usage")
     run_wrong(["--version"], 0, "fleeced ")
@@ -1035,7 +1024,10 @@ def unusable():
 
 @own("socket files: one in use is respected, one left behind is replaced, others are kept")
 def socket_files():
-    server = Server(DISK)
+    def leave_behind(path):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(path)
+    server = Server(DISK, before=leave_behind)
     try:
         run_wrong(["--socket", server.path, DISK], 1, "cannot listen")
         with Client(server) as client:
@@ -1043,22 +1035,32 @@ def socket_files():
         equal(os.stat(server.path).st_mode & 0o777, 0o600, "mode of the socket")
         run_wrong(["--socket", server.log_path, DISK], 1, "cannot listen")
         expect(os.path.exists(server.log_path), "a file that is no socket was removed")
+    finally:
+        server.stop()
+
+
+@own("kill -9 leaves no files behind, and those of another server alone")
+def killed():
+    server = Server(DISK)
+    try:
         server.process.kill()
         server.process.wait()
-        expect(os.path.exists(server.path), "kill -9 leaves the file")
-        with subprocess.Popen([nbdclient.TESTSERVER, "--socket", server.path, DISK],
-                              stderr=subprocess.DEVNULL) as second:
-            deadline = time.monotonic() + 10
-            while True:
-                try:
-                    with Client(server) as client:
-                        client.open(b"disk")
-                    break
-                except OSError:
-                    expect(time.monotonic() < deadline, "the stale socket is not replaced")
-                    time.sleep(0.02)
-            second.send_signal(signal.SIGTERM)
-            equal(second.wait(timeout=10), 0, "exit status")
+        deadline = time.monotonic() + 20
+        while os.path.exists(server.path) or os.path.exists(server.pid_file):
+            expect(time.monotonic() < deadline, "files are left behind")
+            time.sleep(0.02)
+    finally:
+        subprocess.run(["rm", "-rf", server.directory], check=True)
+    server = Server(DISK)
+    try:
+        for name in (server.path, server.pid_file):
+            os.unlink(name)
+            with open(name, "w", encoding="utf-8") as other:
+                other.write("of somebody else")
+        server.process.send_signal(signal.SIGTERM)
+        equal(server.wait(), 0, "exit status")
+        expect(os.path.exists(server.path), "another's socket was removed")
+        expect(os.path.exists(server.pid_file), "another's pid file was removed")
     finally:
         subprocess.run(["rm", "-rf", server.directory], check=True)
 

@@ -6,14 +6,13 @@
  * after their release, and it turns every failure into EIO, so that "not
  * accessible" and "broken" could not be told apart.
  *
- * Needs no lock but one: libdevmapper is not safe for several threads.
+ * Releases go through /dev/fleece-control: a message to the device would need a
+ * privilege that fleeced gives up. No lock is needed.
  */
 #include "backend.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libdevmapper.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,8 +46,6 @@ struct snapshot_backend {
 	atomic_bool is_break_logged;
 	atomic_bool is_error_logged;
 };
-
-static pthread_mutex_t device_mapper_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct snapshot_backend *to_snapshot(struct backend *backend)
 {
@@ -158,39 +155,18 @@ static int snapshot_read(struct backend *backend, void *buffer, uint64_t offset,
 	return -EIO;
 }
 
-static int send_message(struct snapshot_backend *snapshot, const char *message)
-{
-	struct dm_task *task;
-	int ret = 0;
-
-	pthread_mutex_lock(&device_mapper_lock);
-	task = dm_task_create(DM_DEVICE_TARGET_MSG);
-	if (!task || !dm_task_set_major(task, major(snapshot->number)) ||
-	    !dm_task_set_minor(task, minor(snapshot->number)) || !dm_task_set_sector(task, 0) ||
-	    !dm_task_set_message(task, message))
-		ret = -ENOMEM;
-	else if (!dm_task_run(task))
-		ret = dm_task_get_errno(task) ? -dm_task_get_errno(task) : -EIO;
-	if (task)
-		dm_task_destroy(task);
-	pthread_mutex_unlock(&device_mapper_lock);
-	return ret;
-}
-
 static int snapshot_release(struct backend *backend, uint64_t offset, uint64_t length)
 {
 	struct snapshot_backend *snapshot = to_snapshot(backend);
-	uint64_t first = (offset + SECTOR_BYTES - 1) / SECTOR_BYTES;
-	uint64_t end = (offset + length) / SECTOR_BYTES;
-	char message[64];
+	uint64_t mask = SECTOR_BYTES - 1;
+	uint64_t first = (offset + mask) & ~mask;
+	uint64_t end = (offset + length) & ~mask;
 	char text[BACKEND_TEXT_SIZE];
 	int ret;
 
 	if (end <= first)
 		return 0;
-	snprintf(message, sizeof(message), "release %llu %llu", (unsigned long long)first,
-		 (unsigned long long)(end - first));
-	ret = send_message(snapshot, message);
+	ret = fleece_control_release(snapshot->control, snapshot->device, first, end - first);
 	if (ret && !snapshot_state(backend, text, sizeof(text)) &&
 	    !atomic_exchange(&snapshot->is_error_logged, true))
 		log_error("%s: cannot release %llu bytes at %llu: %s; further errors are only told to clients",
@@ -226,16 +202,6 @@ static const struct backend_ops snapshot_ops = {
 	.state = snapshot_state,
 	.close = snapshot_close,
 };
-
-/* Errors are reported by us, with the snapshot's name. */
-static void drop_message(int level, const char *file, int line, int error, const char *format, ...)
-{
-	(void)level;
-	(void)file;
-	(void)line;
-	(void)error;
-	(void)format;
-}
 
 /* A checkpoint that cannot be relied on is not offered at all. */
 static int load_checkpoints(struct snapshot_backend *snapshot)
@@ -293,7 +259,6 @@ int backend_snapshot_create(const char *path, int device, int control,
 	snapshot->path = path;
 	snapshot->device = device;
 	snapshot->control = control;
-	dm_log_with_errno_init(drop_message);
 	ret = fstat(device, &status) || fcntl(device, F_SETFL, O_DIRECT) ? -errno : 0;
 	if (!ret) {
 		snapshot->number = status.st_rdev;

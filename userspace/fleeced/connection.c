@@ -19,7 +19,6 @@ struct connection *connection_create(struct transport *transport,
 	pthread_mutex_init(&connection->receive_lock, NULL);
 	pthread_mutex_init(&connection->send_lock, NULL);
 	pthread_mutex_init(&connection->state_lock, NULL);
-	pthread_cond_init(&connection->budget_free, NULL);
 	connection->transport = transport;
 	connection->rules = rules;
 	return connection;
@@ -28,7 +27,6 @@ struct connection *connection_create(struct transport *transport,
 void connection_destroy(struct connection *connection)
 {
 	connection->transport->ops->close(connection->transport);
-	pthread_cond_destroy(&connection->budget_free);
 	pthread_mutex_destroy(&connection->state_lock);
 	pthread_mutex_destroy(&connection->send_lock);
 	pthread_mutex_destroy(&connection->receive_lock);

@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "budget.h"
 #include "export.h"
 #include "protocol.h"
 #include "stop.h"
@@ -28,6 +29,7 @@
  * struct connection_rules - what holds for all connections of a server
  * @exports: what is offered.
  * @stop: the end of the server.
+ * @budget: for the replies of all clients.
  * @multi_conn: clients may use several connections at once.
  * @read_once: release what a READ has delivered.
  * @holes: send zeroes as holes where the form of replies allows it.
@@ -37,6 +39,7 @@
 struct connection_rules {
 	const struct export_table *exports;
 	struct stop *stop;
+	struct budget *budget;
 	bool multi_conn;
 	bool read_once;
 	bool holes;
@@ -91,8 +94,7 @@ enum connection_status {
  * later one.
  * @receive_lock: the right to read requests.
  * @send_lock: the right to write; one holder writes one whole reply.
- * @state_lock: protects @status, @in_flight_bytes, @workers, @idle, @threads.
- * @budget_free: with @state_lock: @in_flight_bytes has shrunk.
+ * @state_lock: protects @status, @workers, @idle, @threads.
  *
  * Set at construction, then constant:
  * @transport: to the client.
@@ -107,10 +109,12 @@ enum connection_status {
  *
  * Protected by @state_lock:
  * @status: see enum connection_status.
- * @in_flight_bytes: of the replies being worked on.
  * @workers: threads, the first included.
  * @idle: threads that wait for @receive_lock.
  * @threads: those beyond the first, to be joined.
+ *
+ * Protected by the lock of @rules->budget:
+ * @share: bytes of the replies being worked on.
  *
  * Atomic, for the log:
  * @reads: READ requests answered with data.
@@ -121,7 +125,6 @@ struct connection {
 	pthread_mutex_t receive_lock;
 	pthread_mutex_t send_lock;
 	pthread_mutex_t state_lock;
-	pthread_cond_t budget_free;
 
 	struct transport *transport;
 	const struct connection_rules *rules;
@@ -133,10 +136,11 @@ struct connection {
 	const struct export *export;
 
 	enum connection_status status;
-	uint64_t in_flight_bytes;
 	unsigned int workers;
 	unsigned int idle;
 	pthread_t threads[CONNECTION_WORKERS];
+
+	struct budget_share share;
 
 	atomic_ullong reads;
 	atomic_ullong read_bytes;

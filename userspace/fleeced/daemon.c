@@ -14,9 +14,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "account.h"
+#include "janitor.h"
 #include "log.h"
 #include "options.h"
+#include "privileges.h"
+#include "sandbox.h"
 #include "server.h"
+
+/* Who serves when root starts the server and does not say who. */
+#define DEFAULT_USER	"nobody"
 
 struct daemon {
 	struct options options;
@@ -24,8 +31,10 @@ struct daemon {
 	size_t backend_count;
 	struct export_table exports;
 	struct stop stop;
+	struct budget budget;
+	struct service_manager manager;
+	struct janitor janitor;
 	struct server server;
-	bool has_pid_file;
 };
 
 /*
@@ -115,42 +124,102 @@ static void close_devices(struct daemon *daemon)
 	free(daemon->backends);
 }
 
-static int open_sockets(struct daemon *daemon)
+static int open_unix_socket(struct daemon *daemon)
 {
 	const struct options *options = &daemon->options;
-	int ret = 0;
-	size_t i;
+	struct socket_access access = { options->socket_mode, -1, -1 };
+	struct account account;
+	int ret;
 
-	for (i = 0; !ret && i < options->listen_count; i++)
-		ret = listen_tcp(&daemon->server.listeners, options->listen[i],
-				 options->insecure);
-	if (!ret && options->socket_path)
-		ret = listen_unix(&daemon->server.listeners, options->socket_path);
+	if (options->socket_owner) {
+		ret = account_find(options->socket_owner, &account);
+		if (ret)
+			return ret;
+		access.owner = account.user;
+		access.group = account.group;
+	}
+	ret = listen_unix(&daemon->server.listeners, options->socket_path, &access);
+	if (!ret)
+		janitor_add(&daemon->janitor, options->socket_path);
 	return ret;
 }
 
-/* Written when clients can connect, so that a script can wait for it. */
+static int open_sockets(struct daemon *daemon)
+{
+	const struct options *options = &daemon->options;
+	struct listener_set *listeners = &daemon->server.listeners;
+	int ret = service_manager_adopt(listeners, options->insecure);
+	size_t i;
+
+	for (i = 0; !ret && i < options->listen_count; i++)
+		ret = listen_tcp(listeners, options->listen[i], options->insecure);
+	for (i = 0; !ret && i < options->vsock_count; i++)
+		ret = listen_vsock(listeners, options->vsock[i], options->insecure);
+	if (!ret && options->socket_path)
+		ret = open_unix_socket(daemon);
+	return ret;
+}
+
+static int write_file(const char *path, const char *text)
+{
+	int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+	size_t length = strlen(text);
+	int ret = 0;
+
+	if (file < 0)
+		return -errno;
+	if (write(file, text, length) != (ssize_t)length)
+		ret = -EIO;
+	close(file);
+	return ret;
+}
+
+/*
+ * Written when clients can connect, so that a script can wait for it, and never
+ * seen incomplete.
+ */
 static int write_pid_file(struct daemon *daemon)
 {
 	const char *path = daemon->options.pid_file;
-	char text[32];
-	int length = snprintf(text, sizeof(text), "%d\n", getpid());
-	int ret = 0;
-	int file;
+	char text[32], *fresh = NULL;
+	int ret;
 
 	if (!path)
 		return 0;
-	file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-	if (file < 0) {
+	snprintf(text, sizeof(text), "%d\n", getpid());
+	if (asprintf(&fresh, "%s.%d", path, getpid()) < 0)
+		return -ENOMEM;
+	ret = write_file(fresh, text);
+	if (!ret && rename(fresh, path))
 		ret = -errno;
-	} else {
-		daemon->has_pid_file = true;
-		if (write(file, text, length) != length)
-			ret = -EIO;
-		close(file);
-	}
-	if (ret)
+	if (ret) {
 		log_error("cannot write %s: %s", path, strerror(-ret));
+		if (ret != -EEXIST)
+			unlink(fresh);
+	} else {
+		janitor_add(&daemon->janitor, path);
+	}
+	free(fresh);
+	return ret;
+}
+
+/* All is open: from here on, nothing is needed but what serving needs. */
+static int confine(struct daemon *daemon)
+{
+	const struct options *options = &daemon->options;
+	bool changes_user = !options->no_sandbox && (options->user || !geteuid());
+	struct account account;
+	int ret = 0;
+
+	if (changes_user)
+		ret = account_find(options->user ? options->user : DEFAULT_USER, &account);
+	if (!ret)
+		ret = janitor_start(&daemon->janitor, !options->no_sandbox);
+	if (ret || options->no_sandbox)
+		return ret;
+	ret = privileges_drop(changes_user ? &account : NULL, 0);
+	if (!ret)
+		ret = sandbox_enter_server(options->allow_release || options->read_once);
 	return ret;
 }
 
@@ -161,22 +230,25 @@ static void fill_rules(struct daemon *daemon)
 
 	rules->exports = &daemon->exports;
 	rules->stop = &daemon->stop;
+	rules->budget = &daemon->budget;
 	rules->multi_conn = !options->stdio && options->max_connections != 1;
 	rules->read_once = options->read_once;
 	rules->holes = !options->no_holes;
 	rules->handshake_ms = (int64_t)options->handshake_seconds * 1000;
 	rules->workers = CONNECTION_WORKERS;
 	daemon->server.max_connections = options->max_connections;
+	daemon->server.stall_ms = (int64_t)options->stall_seconds * 1000;
+	daemon->server.manager = &daemon->manager;
+	daemon->server.janitor = &daemon->janitor;
+	daemon->server.socket_path = options->socket_path;
 }
 
 static int serve(struct daemon *daemon, int signals)
 {
 	int in, out, ret;
 
-	if (!daemon->options.stdio) {
-		log_info("ready, %zu exports", daemon->exports.count);
+	if (!daemon->options.stdio)
 		return server_run(&daemon->server, signals);
-	}
 	in = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3);
 	out = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
 	if (in < 0 || out < 0) {
@@ -203,12 +275,15 @@ static int start(struct daemon *daemon,
 	if (!ret)
 		ret = open_sockets(daemon);
 	if (!ret)
+		ret = service_manager_open(&daemon->manager);
+	if (!ret)
 		ret = write_pid_file(daemon);
+	if (!ret)
+		ret = confine(daemon);
 	if (!ret)
 		ret = serve(daemon, signals);
 	listen_close(&daemon->server.listeners);
-	if (daemon->has_pid_file)
-		unlink(daemon->options.pid_file);
+	janitor_finish(&daemon->janitor);
 	close(signals);
 	return ret;
 }
@@ -226,6 +301,9 @@ int daemon_main(int argc, char **argv,
 		free(daemon);
 		return status;
 	}
+	daemon->manager.fd = -1;
+	janitor_init(&daemon->janitor);
+	budget_init(&daemon->budget, BUDGET_TOTAL);
 	ret = stop_init(&daemon->stop);
 	if (!ret)
 		ret = start(daemon, open_backend);
@@ -233,6 +311,8 @@ int daemon_main(int argc, char **argv,
 	if (ret == -ETIMEDOUT)
 		_exit(EXIT_FAILURE);
 	close_devices(daemon);
+	service_manager_close(&daemon->manager);
+	budget_release(&daemon->budget);
 	stop_release(&daemon->stop);
 	free(daemon);
 	return ret ? EXIT_FAILURE : EXIT_SUCCESS;

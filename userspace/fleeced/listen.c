@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * fleeced, listen: opens, accepts from and removes listening sockets. Used by
- * the main thread only.
+ * fleeced, listen: opens, accepts from and closes listening sockets. Used by the
+ * main thread only.
  */
 #include "listen.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -17,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include <linux/vm_sockets.h>
 
 #include "log.h"
 
@@ -24,13 +26,25 @@
 #define BACKLOG		128
 #define SOCKET_FLAGS	(SOCK_CLOEXEC | SOCK_NONBLOCK)
 
-static struct listener *add_listener(struct listener_set *set, int fd)
+static void add_listener(struct listener_set *set, int fd, int family)
 {
-	struct listener *listener = &set->listeners[set->count++];
+	set->listeners[set->count++] = (struct listener){ .fd = fd, .family = family };
+}
 
-	memset(listener, 0, sizeof(*listener));
-	listener->fd = fd;
-	return listener;
+static bool is_full(const struct listener_set *set)
+{
+	if (set->count < LISTEN_MAX)
+		return false;
+	log_error("more than %d listening sockets", LISTEN_MAX);
+	return true;
+}
+
+static int close_failed(int fd, const char *address, int ret)
+{
+	log_error("cannot listen on %s: %s", address, strerror(-ret));
+	if (fd >= 0)
+		close(fd);
+	return ret;
 }
 
 /* Is there a socket file that nobody listens on any more? */
@@ -63,36 +77,40 @@ static int bind_unix(int fd, const struct sockaddr_un *address)
 	return ret;
 }
 
-int listen_unix(struct listener_set *set, const char *path)
+/* Until listen() nobody can connect, so that the file's owner and mode come in time. */
+static int set_access(const char *path, const struct socket_access *access)
+{
+	if ((access->owner != (uid_t)-1 || access->group != (gid_t)-1) &&
+	    chown(path, access->owner, access->group))
+		return -errno;
+	return chmod(path, access->mode) ? -errno : 0;
+}
+
+int listen_unix(struct listener_set *set, const char *path, const struct socket_access *access)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	struct listener *listener;
-	struct stat status;
 	int fd, ret;
 
 	if (strlen(path) >= sizeof(address.sun_path)) {
 		log_error("the path of the socket %s is too long", path);
 		return -ENAMETOOLONG;
 	}
-	if (set->count == LISTEN_MAX) {
-		log_error("more than %d listening sockets", LISTEN_MAX);
+	if (is_full(set))
 		return -EMFILE;
-	}
 	memcpy(address.sun_path, path, strlen(path));
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCKET_FLAGS, 0);
 	ret = fd < 0 ? -errno : bind_unix(fd, &address);
-	if (!ret && (listen(fd, BACKLOG) || stat(path, &status)))
+	if (ret)
+		return close_failed(fd, path, ret);
+	ret = set_access(path, access);
+	if (!ret && listen(fd, BACKLOG))
 		ret = -errno;
 	if (ret) {
-		log_error("cannot listen on %s: %s", path, strerror(-ret));
-		if (fd >= 0)
-			close(fd);
-		return ret;
+		unlink(path);
+		return close_failed(fd, path, ret);
 	}
-	listener = add_listener(set, fd);
-	listener->path = path;
-	listener->device = status.st_dev;
-	listener->inode = status.st_ino;
+	add_listener(set, fd, AF_UNIX);
+	log_info("listening on %s", path);
 	return 0;
 }
 
@@ -121,26 +139,62 @@ static int split_address(char *text, const char **host, const char **port)
 	return **host && **port ? 0 : -EINVAL;
 }
 
-static bool is_loopback(const struct sockaddr *address)
+/* Can nobody outside of this machine connect? */
+static bool is_local(const struct sockaddr *address)
 {
 	const struct sockaddr_in *v4 = (const struct sockaddr_in *)address;
 	const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)address;
+	const struct sockaddr_vm *vm = (const struct sockaddr_vm *)address;
 
-	if (address->sa_family == AF_INET)
+	switch (address->sa_family) {
+	case AF_UNIX:
+		return true;
+	case AF_INET:
 		return ntohl(v4->sin_addr.s_addr) >> 24 == 127;
-	return address->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr);
+	case AF_INET6:
+		return IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr);
+	default:
+		return address->sa_family == AF_VSOCK && vm->svm_cid == VMADDR_CID_LOCAL;
+	}
 }
 
-static void format_address(const struct sockaddr *address, socklen_t length, char *text,
-			   size_t size)
+static int refuse_remote(const char *address)
 {
-	char host[NI_MAXHOST], port[NI_MAXSERV];
+	log_error("%s is not a loopback address: data would travel in the clear and to anyone; --insecure allows it",
+		  address);
+	return -EACCES;
+}
 
-	if (getnameinfo(address, length, host, sizeof(host), port, sizeof(port),
-			NI_NUMERICHOST | NI_NUMERICSERV))
-		snprintf(text, size, "unknown address");
+static void format_vsock(const struct sockaddr_vm *address, char *text, size_t size)
+{
+	if (address->svm_cid == VMADDR_CID_ANY)
+		snprintf(text, size, "vsock port %u", address->svm_port);
 	else
-		snprintf(text, size, strchr(host, ':') ? "[%.48s]:%.8s" : "%.48s:%.8s", host, port);
+		snprintf(text, size, "vsock %u:%u", address->svm_cid, address->svm_port);
+}
+
+/* getnameinfo() may open a socket of its own to find the name of a scope. */
+static void format_address(const struct sockaddr *address, char *text, size_t size)
+{
+	const struct sockaddr_in *v4 = (const struct sockaddr_in *)address;
+	const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)address;
+	char host[INET6_ADDRSTRLEN];
+
+	switch (address->sa_family) {
+	case AF_INET:
+		inet_ntop(AF_INET, &v4->sin_addr, host, sizeof(host));
+		snprintf(text, size, "%s:%u", host, ntohs(v4->sin_port));
+		break;
+	case AF_INET6:
+		inet_ntop(AF_INET6, &v6->sin6_addr, host, sizeof(host));
+		snprintf(text, size, "[%s]:%u", host, ntohs(v6->sin6_port));
+		break;
+	case AF_VSOCK:
+		format_vsock((const struct sockaddr_vm *)address, text, size);
+		break;
+	default:
+		snprintf(text, size, "a Unix socket");
+	}
 }
 
 static int listen_address(struct listener_set *set, const struct addrinfo *info)
@@ -151,7 +205,7 @@ static int listen_address(struct listener_set *set, const struct addrinfo *info)
 	int one = 1;
 	int fd;
 
-	if (set->count == LISTEN_MAX)
+	if (is_full(set))
 		return -EMFILE;
 	fd = socket(info->ai_family, info->ai_socktype | SOCKET_FLAGS, info->ai_protocol);
 	if (fd < 0)
@@ -166,8 +220,8 @@ static int listen_address(struct listener_set *set, const struct addrinfo *info)
 		close(fd);
 		return ret;
 	}
-	add_listener(set, fd);
-	format_address((struct sockaddr *)&bound, length, text, sizeof(text));
+	add_listener(set, fd, info->ai_family);
+	format_address((struct sockaddr *)&bound, text, sizeof(text));
 	log_info("listening on %s", text);
 	return 0;
 }
@@ -175,13 +229,9 @@ static int listen_address(struct listener_set *set, const struct addrinfo *info)
 /* None of the addresses is listened on unless all of them may be. */
 static int check_addresses(const struct addrinfo *list, const char *address)
 {
-	for (; list; list = list->ai_next) {
-		if (is_loopback(list->ai_addr))
-			continue;
-		log_error("%s is not a loopback address: data would travel in the clear and to anyone; --insecure allows it",
-			  address);
-		return -EACCES;
-	}
+	for (; list; list = list->ai_next)
+		if (!is_local(list->ai_addr))
+			return refuse_remote(address);
 	return 0;
 }
 
@@ -216,42 +266,132 @@ int listen_tcp(struct listener_set *set, const char *address, bool allow_any)
 	return ret;
 }
 
+static bool parse_u32(const char *text, uint32_t *number)
+{
+	unsigned long long value;
+	char *end;
+
+	errno = 0;
+	value = strtoull(text, &end, 10);
+	if (*text < '0' || *text > '9' || *end || errno || value > UINT32_MAX)
+		return false;
+	*number = (uint32_t)value;
+	return true;
+}
+
+static int parse_vsock(const char *text, struct sockaddr_vm *address)
+{
+	const char *colon = strchr(text, ':');
+	char cid[16];
+
+	memset(address, 0, sizeof(*address));
+	address->svm_family = AF_VSOCK;
+	address->svm_cid = VMADDR_CID_ANY;
+	if (colon) {
+		snprintf(cid, sizeof(cid), "%.*s", (int)(colon - text), text);
+		if (!parse_u32(cid, &address->svm_cid))
+			return -EINVAL;
+		text = colon + 1;
+	}
+	if (!parse_u32(text, &address->svm_port))
+		return -EINVAL;
+	if (!address->svm_port)
+		address->svm_port = VMADDR_PORT_ANY;
+	return 0;
+}
+
+int listen_vsock(struct listener_set *set, const char *address, bool allow_any)
+{
+	struct sockaddr_vm bound;
+	socklen_t length = sizeof(bound);
+	char text[80];
+	int fd;
+
+	if (parse_vsock(address, &bound)) {
+		log_error("cannot listen on vsock %s: not PORT or CID:PORT", address);
+		return -EINVAL;
+	}
+	snprintf(text, sizeof(text), "vsock %.64s", address);
+	if (!allow_any && !is_local((struct sockaddr *)&bound))
+		return refuse_remote(text);
+	if (is_full(set))
+		return -EMFILE;
+	fd = socket(AF_VSOCK, SOCK_STREAM | SOCKET_FLAGS, 0);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&bound, sizeof(bound)) || listen(fd, BACKLOG) ||
+	    getsockname(fd, (struct sockaddr *)&bound, &length))
+		return close_failed(fd, text, -errno);
+	add_listener(set, fd, AF_VSOCK);
+	format_vsock(&bound, text, sizeof(text));
+	log_info("listening on %s", text);
+	return 0;
+}
+
+static bool is_listening_stream(int fd)
+{
+	int type = 0, listens = 0;
+	socklen_t length = sizeof(type);
+
+	return !getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) && type == SOCK_STREAM &&
+	       !getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) && listens;
+}
+
+int listen_adopt(struct listener_set *set, int fd, const char *name, bool allow_any)
+{
+	struct sockaddr_storage address = { .ss_family = AF_UNSPEC };
+	socklen_t length = sizeof(address);
+	char text[80];
+
+	if (!is_listening_stream(fd)) {
+		log_error("socket %s was handed over, but is not a listening stream socket", name);
+		return -ENOTSOCK;
+	}
+	if (is_full(set))
+		return -EMFILE;
+	getsockname(fd, (struct sockaddr *)&address, &length);
+	format_address((struct sockaddr *)&address, text, sizeof(text));
+	if (!allow_any && !is_local((struct sockaddr *)&address))
+		return refuse_remote(text);
+	if (fcntl(fd, F_SETFD, FD_CLOEXEC) || fcntl(fd, F_SETFL, O_NONBLOCK)) {
+		log_error("cannot use socket %s: %s", name, strerror(errno));
+		return -errno;
+	}
+	add_listener(set, fd, address.ss_family);
+	log_info("listening on %s, handed over as %s", text, name);
+	return 0;
+}
+
+/* Replies are sent in one piece: waiting for more only delays them. */
+static void prepare_tcp(int fd)
+{
+	int one = 1;
+
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+}
+
 int listen_accept(const struct listener *listener, char *peer, size_t size)
 {
 	struct sockaddr_storage address;
 	socklen_t length = sizeof(address);
 	struct ucred who = { .pid = 0 };
 	socklen_t who_length = sizeof(who);
-	int one = 1;
 	int fd = accept4(listener->fd, (struct sockaddr *)&address, &length, SOCKET_FLAGS);
 
 	if (fd < 0)
 		return -errno;
-	if (listener->path) {
+	if (listener->family == AF_UNIX) {
 		getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &who_length);
-		snprintf(peer, size, "process %d", who.pid);
+		snprintf(peer, size, "process %d of user %u", who.pid, who.uid);
 		return fd;
 	}
-	/* Replies are sent in one piece: waiting for more only delays them. */
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
-	format_address((struct sockaddr *)&address, length, peer, size);
+	if (listener->family != AF_VSOCK)
+		prepare_tcp(fd);
+	format_address((struct sockaddr *)&address, peer, size);
 	return fd;
 }
 
 void listen_close(struct listener_set *set)
 {
-	struct stat status;
-	size_t i;
-
-	for (i = 0; i < set->count; i++) {
-		struct listener *listener = &set->listeners[i];
-
-		/* Another server may have taken the path meanwhile: remove only our own. */
-		if (listener->path && !stat(listener->path, &status) &&
-		    status.st_dev == listener->device && status.st_ino == listener->inode)
-			unlink(listener->path);
-		close(listener->fd);
-	}
-	set->count = 0;
+	while (set->count)
+		close(set->listeners[--set->count].fd);
 }

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "holes.h"
+#include "log.h"
 
 /* Longest of all: an extended header and the fixed part of an error. */
 #define HEAD_SIZE 48
@@ -32,6 +33,9 @@ static int send_vector(struct connection *connection, struct iovec *vector, int 
 	pthread_mutex_lock(&connection->send_lock);
 	ret = connection->transport->ops->write(connection->transport, vector, count);
 	pthread_mutex_unlock(&connection->send_lock);
+	if (ret == -ETIMEDOUT && !stop_is_requested(connection->rules->stop))
+		log_info("%s: disconnected: took too long to read a reply (--stall-timeout)",
+			 connection->transport->peer);
 	if (ret)
 		connection_raise_status(connection, CONNECTION_DEAD);
 	return ret;

@@ -25,6 +25,9 @@
 /* How long to leave waiting clients alone when descriptors or memory ran out. */
 #define RETRY_MS	200
 
+/* Least time between two log lines that say that all connections are in use. */
+#define FULL_LOG_MS	60000
+
 struct client {
 	struct client *next;
 	struct connection *connection;
@@ -37,6 +40,8 @@ struct client {
  * struct loop - state of the main thread
  * @clients: served by a thread each; @count of them.
  * @wake: eventfd, written by a thread that ends.
+ * @told_count: the @count that the service manager knows.
+ * @full_log_ms: when the log said last that all connections are in use, or 0.
  * @retry_ms: do not accept before this time; 0: no such need.
  * @give_up_ms: after the stop: when to stop waiting for clients.
  */
@@ -44,6 +49,8 @@ struct loop {
 	struct server *server;
 	struct client *clients;
 	unsigned int count;
+	unsigned int told_count;
+	int64_t full_log_ms;
 	int signals;
 	int wake;
 	int64_t retry_ms;
@@ -99,7 +106,8 @@ static int add_client(struct loop *loop, int in, int out, const char *peer)
 	int ret = -ENOMEM;
 
 	if (client)
-		transport = transport_fd_create(in, out, peer, loop->server->rules.stop);
+		transport = transport_fd_create(in, out, peer, loop->server->rules.stop,
+						loop->server->stall_ms);
 	if (!transport) {
 		close(in);
 		if (out != in)
@@ -126,12 +134,36 @@ static int add_client(struct loop *loop, int in, int out, const char *peer)
 	return 0;
 }
 
+/* So that an administrator knows why a client does not get an answer. */
+static void log_if_full(struct loop *loop)
+{
+	unsigned int max = loop->server->max_connections;
+	int64_t now = clock_ms();
+
+	if (max < 2 || loop->count < max ||
+	    (loop->full_log_ms && now < loop->full_log_ms + FULL_LOG_MS))
+		return;
+	loop->full_log_ms = now;
+	log_info("all %u connections are in use, more clients have to wait (--max-connections)",
+		 max);
+}
+
+static void tell_count(struct loop *loop)
+{
+	if (loop->told_count == loop->count || stop_is_requested(loop->server->rules.stop))
+		return;
+	loop->told_count = loop->count;
+	service_manager_tell(loop->server->manager, "STATUS=%u clients", loop->count);
+}
+
 static void accept_client(struct loop *loop, const struct listener *listener)
 {
 	char peer[80];
 	int fd = listen_accept(listener, peer, sizeof(peer));
 	int ret = fd < 0 ? fd : add_client(loop, fd, fd, peer);
 
+	if (!ret)
+		log_if_full(loop);
 	if (!ret || ret == -EAGAIN || ret == -ECONNABORTED || ret == -EINTR)
 		return;
 	log_error("cannot serve a new client: %s", strerror(-ret));
@@ -168,8 +200,10 @@ static void handle_signal(struct loop *loop)
 		return;
 	if (!stop_is_requested(loop->server->rules.stop)) {
 		log_info("signal %u: ending", info.ssi_signo);
+		service_manager_tell(loop->server->manager, "STOPPING=1");
 		stop_request(loop->server->rules.stop);
 		listen_close(&loop->server->listeners);
+		janitor_remove(loop->server->janitor, loop->server->socket_path);
 		loop->give_up_ms = clock_ms() + DRAIN_MS;
 		return;
 	}
@@ -222,6 +256,7 @@ static int run_once(struct loop *loop)
 			accept_client(loop, &listeners->listeners[i]);
 	if (files[0].revents)
 		handle_signal(loop);
+	tell_count(loop);
 	return 0;
 }
 
@@ -256,6 +291,8 @@ int server_run(struct server *server, int signals)
 
 	if (ret)
 		return ret;
+	log_info("ready, %zu exports", server->rules.exports->count);
+	service_manager_tell(server->manager, "READY=1");
 	ret = run(&loop, false);
 	listen_close(&server->listeners);
 	/* Threads that did not end may still write to it. */

@@ -7,18 +7,28 @@
 #define FLEECED_SERVER_H
 
 #include "connection.h"
+#include "janitor.h"
 #include "listen.h"
+#include "service_manager.h"
 
 /**
  * struct server - what to serve, and to whom
  * @rules: for every connection; @rules.stop is raised on SIGTERM and SIGINT.
  * @listeners: sockets that clients connect to; closed at the end.
+ * @socket_path: file to remove as soon as they are closed, or NULL.
+ * @janitor: removes it.
  * @max_connections: more clients wait until others have left; 0: no limit.
+ * @stall_ms: see transport_fd_create().
+ * @manager: who is told what the server does.
  */
 struct server {
 	struct connection_rules rules;
 	struct listener_set listeners;
+	const char *socket_path;
+	struct janitor *janitor;
 	unsigned int max_connections;
+	int64_t stall_ms;
+	const struct service_manager *manager;
 };
 
 /**
@@ -35,7 +45,8 @@ int server_block_signals(void);
  * @server: with its listeners.
  * @signals: from server_block_signals().
  *
- * Then: the sockets are closed and their files removed, requests in work are
+ * Says so, in the log and to the service manager, when it is ready. At the end:
+ * the sockets are closed and their files removed, requests in work are
  * finished and answered, new ones refused. A second signal cuts that short.
  *
  * Return: 0, or -ETIMEDOUT when some connections did not end; their threads

@@ -15,8 +15,7 @@
 
 #include "reply.h"
 
-/* Replies being made for one client; and what a BLOCK_STATUS may take of it. */
-#define IN_FLIGHT_BYTES_MAX	(64U << 20)
+/* What a BLOCK_STATUS may take of the budget. */
 #define STATUS_BYTES \
 	(EXTENTS_MAX * (sizeof(struct extent) + sizeof(struct nbd_extent_ext)))
 
@@ -222,25 +221,6 @@ static uint64_t reply_bytes(const struct request *request)
 	return request->command == NBD_CMD_BLOCK_STATUS ? STATUS_BYTES : 0;
 }
 
-/* Waits until the replies being made leave room for this one. */
-static void wait_budget(struct connection *connection, uint64_t bytes)
-{
-	pthread_mutex_lock(&connection->state_lock);
-	while (connection->in_flight_bytes &&
-	       connection->in_flight_bytes + bytes > IN_FLIGHT_BYTES_MAX)
-		pthread_cond_wait(&connection->budget_free, &connection->state_lock);
-	connection->in_flight_bytes += bytes;
-	pthread_mutex_unlock(&connection->state_lock);
-}
-
-static void return_budget(struct connection *connection, uint64_t bytes)
-{
-	pthread_mutex_lock(&connection->state_lock);
-	connection->in_flight_bytes -= bytes;
-	pthread_cond_signal(&connection->budget_free);
-	pthread_mutex_unlock(&connection->state_lock);
-}
-
 /* If there can be no more threads, those there are do all the work. */
 static void ensure_reader(struct connection *connection)
 {
@@ -272,7 +252,7 @@ static bool take_request(struct worker *worker, enum nbd_error *error, uint64_t 
 	    !request_receive(connection, &worker->request)) {
 		*error = request_validate(connection, &worker->request, worker->text);
 		*bytes = *error ? 0 : reply_bytes(&worker->request);
-		wait_budget(connection, *bytes);
+		budget_take(connection->rules->budget, &connection->share, *bytes);
 		ensure_reader(connection);
 		is_taken = true;
 	} else {
@@ -304,7 +284,7 @@ static void *serve_requests(void *argument)
 		if (error)
 			report(&worker, error);
 		trim_buffer(&worker);
-		return_budget(worker.connection, bytes);
+		budget_give(worker.connection->rules->budget, &worker.connection->share, bytes);
 	}
 	free(worker.buffer);
 	return NULL;

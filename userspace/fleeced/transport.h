@@ -58,11 +58,14 @@ struct transport {
  * @out: to write to, may be the same; set to non-blocking.
  * @peer: the client, for the log.
  * @stop: after it, what is still to be read or written has a short time.
+ * @stall_ms: longest time that the client may take to read what one call of
+ *	@write sends, and another second for each 64 KiB of it; 0: no limit.
  *
  * Owns both descriptors on success.
  *
  * Return: the transport, or NULL when there is no memory.
  */
-struct transport *transport_fd_create(int in, int out, const char *peer, struct stop *stop);
+struct transport *transport_fd_create(int in, int out, const char *peer, struct stop *stop,
+				      int64_t stall_ms);
 
 #endif

@@ -3,8 +3,9 @@
  * fleeced, transport_fd: the transport on sockets and pipes.
  *
  * Every wait here ends: when data moves, when the deadline of the handshake
- * passes, when another thread calls shutdown, or a fixed time after the server
- * was told to stop. No lock: reading and writing share no changing field.
+ * passes, when the client takes too long to read what is written, when another
+ * thread calls shutdown, or a fixed time after the server was told to stop. No
+ * lock: reading and writing share no changing field.
  */
 #include "transport.h"
 
@@ -24,10 +25,13 @@
 
 #define READAHEAD_BYTES	8192
 
+/* The slowest client that is waited for, when much is sent at once: 64 KiB/s. */
+#define STALL_BYTES_PER_MS	64
+
 /*
- * Set at construction: in, out, stop, in_flags, out_flags. Set before
+ * Set at construction: in, out, stop, stall_ms, in_flags, out_flags. Set before
  * transmission starts, by the only thread there is: deadline_ms, readahead.
- * The reader's: ahead, head, tail. Atomic: is_down.
+ * The reader's: ahead, head, tail. The writer's: stall_limit_ms. Atomic: is_down.
  */
 struct fd_transport {
 	struct transport base;
@@ -36,6 +40,8 @@ struct fd_transport {
 	int out;
 	int in_flags;
 	int out_flags;
+	int64_t stall_ms;
+	int64_t stall_limit_ms;
 	int64_t deadline_ms;
 	bool readahead;
 	atomic_bool is_down;
@@ -49,27 +55,34 @@ static struct fd_transport *to_fd(struct transport *transport)
 	return (struct fd_transport *)transport;
 }
 
+static int64_t earlier(int64_t limit, int64_t other)
+{
+	return !limit || (other && other < limit) ? other : limit;
+}
+
 /* The moment at which waiting has to end, 0 for none. */
-static int64_t limit_ms(struct fd_transport *fd, int64_t after_stop_ms)
+static int64_t limit_ms(struct fd_transport *fd, short events)
 {
 	int64_t stopped = stop_since_ms(fd->stop);
 	int64_t limit = fd->deadline_ms;
 
-	if (stopped && (!limit || stopped + after_stop_ms < limit))
-		limit = stopped + after_stop_ms;
+	if (events & POLLOUT)
+		limit = earlier(limit, fd->stall_limit_ms);
+	if (stopped)
+		limit = earlier(limit, stopped + (events & POLLOUT ? STOP_WRITE_MS : STOP_READ_MS));
 	return limit;
 }
 
-static int check_limit(struct fd_transport *fd, int64_t after_stop_ms)
+static int check_limit(struct fd_transport *fd, short events)
 {
-	int64_t limit = limit_ms(fd, after_stop_ms);
+	int64_t limit = limit_ms(fd, events);
 
 	if (atomic_load(&fd->is_down))
 		return -ECONNRESET;
 	return limit && clock_ms() >= limit ? -ETIMEDOUT : 0;
 }
 
-static int wait_ready(struct fd_transport *fd, int file, short events, int64_t after_stop_ms)
+static int wait_ready(struct fd_transport *fd, int file, short events)
 {
 	struct pollfd files[2] = {
 		{ .fd = file, .events = events },
@@ -79,12 +92,12 @@ static int wait_ready(struct fd_transport *fd, int file, short events, int64_t a
 	int count, ret;
 
 	for (;;) {
-		ret = check_limit(fd, after_stop_ms);
+		ret = check_limit(fd, events);
 		if (ret)
 			return ret;
 		/* Once stopped, the event stays readable: the limit replaces it. */
 		count = stop_is_requested(fd->stop) || fd->stop->fd < 0 ? 1 : 2;
-		limit = limit_ms(fd, after_stop_ms);
+		limit = limit_ms(fd, events);
 		left = limit ? limit - clock_ms() : -1;
 		if (limit && left < 0)
 			left = 0;
@@ -100,7 +113,7 @@ static int wait_ready(struct fd_transport *fd, int file, short events, int64_t a
 static ssize_t read_some(struct fd_transport *fd, void *buffer, size_t length)
 {
 	ssize_t n;
-	int ret = check_limit(fd, STOP_READ_MS);
+	int ret = check_limit(fd, POLLIN);
 
 	if (ret)
 		return ret;
@@ -109,7 +122,7 @@ static ssize_t read_some(struct fd_transport *fd, void *buffer, size_t length)
 		if (n >= 0)
 			return n;
 		if (errno == EAGAIN) {
-			ret = wait_ready(fd, fd->in, POLLIN, STOP_READ_MS);
+			ret = wait_ready(fd, fd->in, POLLIN);
 			if (ret)
 				return ret;
 		} else if (errno != EINTR) {
@@ -170,6 +183,15 @@ static void advance(struct iovec **vector, int *count, size_t done)
 	}
 }
 
+static int64_t time_for(const struct iovec *vector, int count)
+{
+	int64_t bytes = 0;
+
+	while (count--)
+		bytes += vector[count].iov_len;
+	return bytes / STALL_BYTES_PER_MS;
+}
+
 static int fd_write(struct transport *transport, struct iovec *vector, int count)
 {
 	struct fd_transport *fd = to_fd(transport);
@@ -177,15 +199,18 @@ static int fd_write(struct transport *transport, struct iovec *vector, int count
 	int ret;
 
 	advance(&vector, &count, 0);
+	fd->stall_limit_ms = 0;
+	if (fd->stall_ms)
+		fd->stall_limit_ms = clock_ms() + fd->stall_ms + time_for(vector, count);
 	while (count) {
-		ret = check_limit(fd, STOP_WRITE_MS);
+		ret = check_limit(fd, POLLOUT);
 		if (ret)
 			return ret;
 		n = writev(fd->out, vector, count);
 		if (n >= 0) {
 			advance(&vector, &count, n);
 		} else if (errno == EAGAIN) {
-			ret = wait_ready(fd, fd->out, POLLOUT, STOP_WRITE_MS);
+			ret = wait_ready(fd, fd->out, POLLOUT);
 			if (ret)
 				return ret;
 		} else if (errno != EINTR) {
@@ -238,7 +263,8 @@ static const struct transport_ops fd_ops = {
 	.close = fd_close,
 };
 
-struct transport *transport_fd_create(int in, int out, const char *peer, struct stop *stop)
+struct transport *transport_fd_create(int in, int out, const char *peer, struct stop *stop,
+				      int64_t stall_ms)
 {
 	struct fd_transport *fd = calloc(1, sizeof(*fd));
 
@@ -247,6 +273,7 @@ struct transport *transport_fd_create(int in, int out, const char *peer, struct 
 	fd->base.ops = &fd_ops;
 	snprintf(fd->base.peer, sizeof(fd->base.peer), "%s", peer);
 	fd->stop = stop;
+	fd->stall_ms = stall_ms;
 	fd->in = in;
 	fd->out = out;
 	fd->in_flags = fcntl(in, F_GETFL);

@@ -1,0 +1,502 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""This test will run fleeced as a service: sockets that are handed over, what the
+service manager is told, access to the Unix socket, vsock, and the limits that
+keep clients from each other's memory and time. Prints TAP.
+"""
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import nbdclient
+from nbdclient import (
+    CACHE, DISC, EINVAL, FLUSH, READ, TRIM, Client, Server, Tap, equal, expect, pattern, run_wrong)
+
+K, M = 1 << 10, 1 << 20
+
+DISK = "disk=mem:size=8M,cluster=64K,cp=one/1M-2M"
+BIG = "big=mem:size=8T,cluster=64K"
+
+TESTS = []
+
+
+def test(title):
+    """Register a test."""
+    def register(function):
+        TESTS.append((title, function))
+        return function
+    return register
+
+
+def wait_for(condition, what, seconds=30):
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        expect(time.monotonic() < deadline, what)
+        time.sleep(0.02)
+
+
+class Scratch:
+    """A directory that goes away."""
+
+    def __enter__(self):
+        self.path = tempfile.mkdtemp(prefix="fleeced-service-")
+        return self
+
+    def __exit__(self, *_):
+        shutil.rmtree(self.path)
+
+    def __call__(self, name):
+        return os.path.join(self.path, name)
+
+
+def listening(family, address):
+    """A socket to hand over."""
+    made = socket.socket(family)
+    made.bind(address)
+    made.listen()
+    return made
+
+
+def start_with(sockets, arguments, log, pid="$$", count=None, names=None):
+    """Start the server as systemd does, with sockets from descriptor 3 on."""
+    def hand_over():
+        copies = [os.dup(s.fileno()) for s in sockets]
+        for number, copy in enumerate(copies):
+            os.dup2(copy, 3 + number)
+    environment = dict(os.environ)
+    environment["LISTEN_FDS"] = str(len(sockets)) if count is None else count
+    if names:
+        environment["LISTEN_FDNAMES"] = names
+    # pylint: disable-next=subprocess-popen-preexec-fn
+    return subprocess.Popen(
+        ["sh", "-c", 'LISTEN_PID=%s exec "$@"' % pid, "sh", nbdclient.TESTSERVER]
+        + nbdclient.sandbox_options(nbdclient.TESTSERVER) + arguments,
+        stdin=subprocess.DEVNULL, stderr=log, env=environment, preexec_fn=hand_over,
+        pass_fds=range(3, 3 + len(sockets)))
+
+
+def run_with(sockets, arguments, **how):
+    """The exit status and the words of a server that does not start."""
+    with tempfile.TemporaryFile() as log:
+        with start_with(sockets, arguments, log, **how) as process:
+            status = process.wait(timeout=20)
+        log.seek(0)
+        return status, log.read().decode()
+
+
+class Handed:
+    """A socket of somebody else, as a Client wants it."""
+
+    def __init__(self, path=None, port=None):
+        self.path = path
+        self.port = lambda: port
+
+
+@test("sockets handed over: Unix and TCP, named in the log, and their files are left alone")
+def handed_over():
+    with Scratch() as scratch:
+        unix = listening(socket.AF_UNIX, scratch("unix"))
+        tcp = listening(socket.AF_INET, ("127.0.0.1", 0))
+        with open(scratch("log"), "w+", encoding="utf-8") as log:
+            with start_with([unix, tcp], [DISK], log, names="one:\x1btwo") as process:
+                try:
+                    for client in (Client(Handed(path=scratch("unix"))),
+                                   Client(Handed(port=tcp.getsockname()[1]), tcp=True)):
+                        with client:
+                            client.open(b"disk")
+                            equal(client.read(512, 512), pattern(512, 512), "data")
+                finally:
+                    process.send_signal(signal.SIGTERM)
+                equal(process.wait(timeout=20), 0, "exit status")
+            log.seek(0)
+            said = log.read()
+        expect("a Unix socket, handed over as one" in said, said)
+        expect(re.search(r"127\.0\.0\.1:\d+, handed over as \?two", said), said)
+        expect(os.path.exists(scratch("unix")), "the socket's file was removed")
+
+
+@test("sockets handed over to another process, or unusable ones: refused with a reason")
+def handed_over_wrong():
+    with Scratch() as scratch:
+        good = listening(socket.AF_UNIX, scratch("unix"))
+        deaf = socket.socket(socket.AF_UNIX)
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        exposed = listening(socket.AF_INET, ("0.0.0.0", 0))
+        for sockets, how, status, text in (
+                ([good], {"pid": "1"}, 2, "is needed"),
+                ([good], {"pid": "x"}, 2, "is needed"),
+                ([good], {"count": "0"}, 2, "is needed"),
+                ([good], {"count": "x"}, 2, "LISTEN_FDS"),
+                ([good], {"count": "17"}, 2, "LISTEN_FDS"),
+                ([good], {"count": "2"}, 1, "not a listening stream socket"),
+                ([deaf], {}, 1, "not a listening stream socket"),
+                ([datagrams], {}, 1, "not a listening stream socket"),
+                ([exposed], {}, 1, "not a loopback address")):
+            result = run_with(sockets, [DISK], **how)
+            equal(result[0], status, "exit status with %r: %s" % (how, result[1]))
+            expect(text in result[1], "%r in: %s" % (text, result[1]))
+        status, said = run_with([good], ["--stdio", DISK])
+        equal((status, "--stdio excludes" in said), (2, True), said)
+
+
+def notify_address(scratch, is_abstract):
+    """A name for NOTIFY_SOCKET, as it is bound and as it is passed on."""
+    name = scratch("notify")
+    return ("\0" + name, "@" + name) if is_abstract else (name, name)
+
+
+@test("the service manager hears READY, how many clients there are, and STOPPING")
+def notify():
+    for is_abstract in (False, True):
+        with Scratch() as scratch:
+            bound, passed = notify_address(scratch, is_abstract)
+            manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            manager.bind(bound)
+            manager.settimeout(20)
+            server = Server(DISK, environment={"NOTIFY_SOCKET": passed})
+            try:
+                equal(manager.recv(999), b"READY=1", "first message")
+                with Client(server) as client:
+                    client.open(b"disk")
+                    equal(manager.recv(999), b"STATUS=1 clients", "after a client has come")
+                equal(manager.recv(999), b"STATUS=0 clients", "after it has left")
+                server.process.send_signal(signal.SIGTERM)
+                equal(manager.recv(999), b"STOPPING=1", "after SIGTERM")
+            finally:
+                server.stop()
+
+
+@test("a service manager that cannot be reached: refused with a reason")
+def notify_wrong():
+    for path in ("/nonexistent/notify", "relative", "@", "/" + "x" * 200, "@nobody-is-here"):
+        os.environ["NOTIFY_SOCKET"] = path
+        try:
+            run_wrong(["--listen", "127.0.0.1:0", DISK], 1, "NOTIFY_SOCKET")
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+
+
+@test("--socket-mode and --socket-owner")
+def socket_access():
+    server = Server("--socket-mode", "0620", DISK)
+    try:
+        equal(os.stat(server.path).st_mode & 0o777, 0o620, "mode")
+    finally:
+        server.stop()
+    for mode in ("", "8", "1777", "x", "-1", "0x1"):
+        run_wrong(["--socket", "/nonexistent/s", "--socket-mode", mode, DISK], 2, "--socket-mode")
+    run_wrong(["--listen", "127.0.0.1:0", "--socket-owner", "nobody", DISK], 2, "--socket-owner")
+    with Scratch() as scratch:
+        for owner, text in (("no such", "no such user"), ("nobody:no such", "no such group"),
+                            ("4294967295:1", "no such user"), ("123456789", "USER:GROUP")):
+            run_wrong(["--socket", scratch("s"), "--socket-owner", owner, DISK], 1, text)
+            expect(not os.path.exists(scratch("s")), "a socket is left behind")
+    if os.geteuid():
+        return
+    server = Server("--socket-owner", "nobody", DISK)
+    try:
+        status = os.stat(server.path)
+        equal((status.st_uid, status.st_gid), (65534, 65534), "owner")
+    finally:
+        server.stop()
+    server = Server("--socket-owner", "12:34", DISK)
+    try:
+        status = os.stat(server.path)
+        equal((status.st_uid, status.st_gid), (12, 34), "owner by number")
+    finally:
+        server.stop()
+
+
+@test("--vsock: addresses that make no sense, and those that others can reach, are refused")
+def vsock_wrong():
+    for address in ("x", "", ":", "1:", ":1", "-1", "1:x", "4294967296", "1:2:3", "any:1"):
+        run_wrong(["--vsock", address, DISK], 1, "not PORT or CID:PORT")
+    for address in ("10809", "2:10809", "4294967295:1"):
+        run_wrong(["--vsock", address, DISK], 1, "not a loopback address")
+
+
+def statuses(pid):
+    """What the kernel says of each thread of a process."""
+    found = []
+    for task in os.listdir("/proc/%d/task" % pid):
+        with open("/proc/%d/task/%s/status" % (pid, task), encoding="utf-8") as file:
+            found.append(dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line))
+    return found
+
+
+def expect_confined(pid, user, group, capabilities=0):
+    """Every thread of a process has given up all but what it may have."""
+    tasks = statuses(pid)
+    for status in tasks:
+        equal(status["Uid"].split(), [str(user)] * 4, "user of " + status["Name"])
+        equal(status["Gid"].split(), [str(group)] * 4, "group of " + status["Name"])
+        equal((status["NoNewPrivs"], status["Seccomp"]), ("1", "2"), "new privileges, seccomp")
+        for kind in ("CapPrm", "CapEff"):
+            equal(int(status[kind], 16), capabilities, kind + " of " + status["Name"])
+        equal(int(status["CapInh"], 16) | int(status["CapAmb"], 16), 0, "CapInh, CapAmb")
+        if not os.geteuid():
+            equal(status["Groups"].split(), [], "other groups")
+            equal(int(status["CapBnd"], 16), capabilities, "CapBnd of " + status["Name"])
+    return len(tasks)
+
+
+def janitor_of(server):
+    """The process that removes the files."""
+    # The server serves once the child is what it should be.
+    with Client(server) as client:
+        client.open(b"disk")
+    pid = server.process.pid
+    with open("/proc/%d/task/%d/children" % (pid, pid), encoding="utf-8") as file:
+        children = file.read().split()
+    equal(len(children), 1, "children of the server")
+    with open("/proc/%s/comm" % children[0], encoding="utf-8") as file:
+        equal(file.read(), "fleeced-janitor\n", "name of the child")
+    return int(children[0])
+
+
+def use_all(server):
+    """What a server's threads do, all of it."""
+    clients = []
+    for _ in range(4):
+        client = Client(server)
+        clients.append(client)
+        client.open(b"disk+release", contexts=["base:allocation", "qemu:dirty-bitmap:one"])
+        cookies = {client.request(READ, n * 64 * K, 64 * K): n * 64 * K for n in range(64)}
+        for _ in range(64):
+            answer = client.answer()
+            equal(answer["error"], 0, "error of a READ")
+            offset = cookies.pop(answer["cookie"])
+            equal(answer["data"], pattern(offset, 64 * K), "data")
+        client.status(0, 8 * M)
+        equal(client.error(CACHE, 0, M), 0, "CACHE")
+        equal(client.error(FLUSH), 0, "FLUSH")
+        equal(client.error(READ, 8 * M, 512), EINVAL, "READ beyond the end")
+    equal(clients[0].error(TRIM, 0, 64 * K), 0, "TRIM")
+    return clients
+
+
+def run_confined(user, group, *arguments):
+    """A server that serves as somebody."""
+    server = Server("--allow-release", *arguments, DISK, program=nbdclient.PLAIN_TESTSERVER,
+                    listen=True)
+    try:
+        clients = use_all(server)
+        threads = expect_confined(server.process.pid, user, group)
+        expect(threads > 4, "only %d threads" % threads)
+        equal(os.stat("/proc/%d/mem" % server.process.pid).st_uid, 0,
+              "who may look into the server")
+        for client in clients:
+            client.socket.close()
+        with Client(server, tcp=True) as client:
+            client.open(b"disk")
+            equal(client.read(M, 512), pattern(M, 512), "data over TCP")
+    finally:
+        server.stop()
+    equal(server.said.count("error:"), 0, server.said)
+
+
+@test("the server gives up its privileges, and so do all its threads")
+def confined():
+    if os.geteuid():
+        run_confined(os.geteuid(), os.getegid())
+        return
+    nobody = pwd.getpwnam("nobody")
+    run_confined(nobody.pw_uid, nobody.pw_gid)
+    daemon = pwd.getpwnam("daemon")
+    run_confined(daemon.pw_uid, daemon.pw_gid, "--user", "daemon")
+    run_confined(12, 34, "--user", "12:34")
+    run_confined(0, 0, "--user", "root")
+
+
+@test("the janitor keeps the right to remove files, and nothing else")
+def janitor_confined():
+    server = Server(DISK, program=nbdclient.PLAIN_TESTSERVER)
+    try:
+        pid = janitor_of(server)
+        expect_confined(pid, os.geteuid(), os.getegid(), 0 if os.geteuid() else 2)
+        files = os.listdir("/proc/%d/fd" % pid)
+        equal(len(files), 4, "files that it has open: the log, the server, the two to remove")
+        expect("2" in files, "stderr is not open")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(pid, number)
+    finally:
+        server.stop()
+
+
+@test("a janitor that was killed does not keep the server from serving and ending")
+def janitor_killed():
+    server = Server(DISK)
+    try:
+        os.kill(janitor_of(server), signal.SIGKILL)
+        with Client(server) as client:
+            client.open(b"disk")
+            equal(client.read(0, 512), pattern(0, 512), "data")
+        server.process.send_signal(signal.SIGTERM)
+        equal(server.wait(), 0, "exit status")
+        for name in (server.path, server.pid_file):
+            if os.path.exists(name):
+                os.unlink(name)
+    finally:
+        server.stop()
+
+
+@test("--stdio inside of the sandbox")
+def confined_stdio():
+    ours, theirs = socket.socketpair()
+    with subprocess.Popen([nbdclient.PLAIN_TESTSERVER, "--stdio", DISK], stdin=theirs,
+                          stdout=theirs, stderr=subprocess.DEVNULL) as process:
+        theirs.close()
+        with Client.on(ours) as client:
+            client.open(b"disk")
+            equal(client.read(0, 512), pattern(0, 512), "data")
+            expect_confined(process.pid, *((65534, 65534) if not os.geteuid()
+                                           else (os.geteuid(), os.getegid())))
+            client.request(DISC)
+            client.expect_end()
+        equal(process.wait(timeout=20), 0, "exit status")
+
+
+@test("--no-sandbox keeps everything; --user that cannot be had is refused")
+def unconfined():
+    server = Server("--no-sandbox", DISK, program=nbdclient.PLAIN_TESTSERVER)
+    try:
+        status, = statuses(server.process.pid)
+        equal((status["NoNewPrivs"], status["Seccomp"]), ("0", "0"), "new privileges, seccomp")
+    finally:
+        server.stop()
+    run_wrong(["--stdio", "--user", "nobody", "--no-sandbox", DISK], 2, "--no-sandbox")
+    with Scratch() as scratch:
+        for user, text in (("no such", "no such user"), ("nobody:no such", "no such group"),
+                           ("", "no such user"), ("4294967295", "no such user")):
+            run_wrong(["--socket", scratch("s"), "--pid-file", scratch("p"), "--user", user, DISK],
+                      1, text, nbdclient.PLAIN_TESTSERVER)
+            equal(os.listdir(scratch.path), [], "files left behind")
+        if not os.geteuid():
+            os.chmod(scratch.path, 0o777)
+            # Where another user can read it.
+            program = shutil.copy(nbdclient.PLAIN_TESTSERVER, scratch("program"))
+            run_wrong(["-u", "nobody", "--", program, "--socket", scratch("s"), "--user", "daemon",
+                       DISK], 1, "only root can", "runuser")
+            equal(os.listdir(scratch.path), ["program"], "files left behind")
+
+
+def vsock_loopback():
+    """Can a program on this machine reach another one through vsock?"""
+    try:
+        with socket.socket(socket.AF_VSOCK) as probe:
+            probe.bind((1, socket.VMADDR_PORT_ANY))
+        return True
+    except OSError:
+        return False
+
+
+def over_vsock():
+    server = Server("--vsock", "1:0", "--insecure", "--vsock", "0", DISK)
+    try:
+        port = int(re.search(r"listening on vsock 1:(\d+)", server.log()).group(1))
+        expect(re.search(r"listening on vsock port \d+", server.log()), server.log())
+        raw = socket.socket(socket.AF_VSOCK)
+        raw.connect((1, port))
+        with Client.on(raw) as client:
+            client.open(b"disk")
+            equal(client.read(512, 512), pattern(512, 512), "data")
+        wait_for(lambda: "vsock 1:" in server.log().split("opened export")[0].rsplit("\n")[-1],
+                 server.log())
+    finally:
+        server.stop()
+
+
+def ask_much(server, length):
+    """A client that asks for much and reads nothing."""
+    client = Client(server).open(b"big")
+    for n in range(4):
+        client.request(READ, n * length, length)
+    return client
+
+
+@test("clients that read nothing cannot take the memory of others, nor grow the server")
+def memory_of_others():
+    server = Server(BIG)
+    greedy = []
+    try:
+        greedy = [ask_much(server, 32 * M) for _ in range(24)]
+        with Client(server) as client:
+            client.open(b"big", contexts=["base:allocation"])
+            for n in range(20):
+                equal(client.read(n * M, M), pattern(n * M, M), "data for another client")
+                client.status(0, 1 << 31)
+        with open("/proc/%d/status" % server.process.pid, encoding="utf-8") as status:
+            resident = int(re.search(r"VmRSS:\s+(\d+) kB", status.read()).group(1))
+        # 128 MiB for all, and what the sanitizers keep.
+        expect(resident < 320 * K, "%d KiB resident" % resident)
+    finally:
+        for client in greedy:
+            client.socket.close()
+        server.stop()
+
+
+@test("a client that reads nothing is disconnected after --stall-timeout, with a line in the log")
+def stalled():
+    server = Server("--stall-timeout", "1", BIG)
+    try:
+        with ask_much(server, 64 * K) as slow, Client(server) as idle:
+            idle.open(b"big")
+            for n in range(64):
+                slow.request(READ, n * 64 * K, 64 * K)
+            wait_for(lambda: "took too long to read a reply" in server.log(), "not disconnected")
+            equal(idle.read(0, 512), pattern(0, 512), "data for one that was only idle")
+        equal(server.log().count("took too long"), 1, server.log())
+    finally:
+        server.stop()
+
+
+@test("a client that reads slowly, but reads, is not disconnected")
+def slow_but_reading():
+    server = Server("--stall-timeout", "1", BIG)
+    try:
+        with Client(server) as client:
+            client.open(b"big")
+            client.request(READ, 0, 1 * M)
+            # 16 s for 1 MiB and one more: far longer than the timeout alone.
+            time.sleep(2)
+            equal(client.answer()["data"], pattern(0, M), "data")
+    finally:
+        server.stop()
+
+
+@test("the log says once when all connections are in use")
+def all_in_use():
+    server = Server("--max-connections", "2", DISK)
+    try:
+        for _ in range(2):
+            with Client(server) as one, Client(server) as two:
+                one.open(b"disk")
+                two.open(b"disk")
+        wait_for(lambda: "all 2 connections are in use" in server.log(), server.log())
+        equal(server.log().count("connections are in use"), 1, server.log())
+    finally:
+        server.stop()
+
+
+def main():
+    tap = Tap()
+    for title, function in TESTS:
+        tap.run(title, function)
+    title = "--vsock serves a client on this machine"
+    if vsock_loopback():
+        tap.run(title, over_vsock)
+    else:
+        tap.skip(title, "no loopback of vsock here (module vsock_loopback)")
+    return tap.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # This test will serve real snapshots with fleeced: data, maps, what is not
-# accessible, releases, reading once, the kernel's NBD client, a snapshot that
-# is removed or breaks while it is served. It runs in a VM.
+# accessible, releases, reading once, the kernel's NBD client, also while the
+# server is killed and started again, vsock, a snapshot that is removed or breaks
+# while it is served, and what rights the server has left. It runs in a VM.
 #
 #     origin (fleece)      snap (fleece-snapshot) --- fleeced --- clients
 #           |              |          |
@@ -89,6 +90,29 @@ test_since()
 	succeeds "then it can be removed" dm_remove snap
 }
 
+# field NAME: what the kernel says of the server.
+field()
+{
+	sed -n "s/^$1:[[:space:]]*//p" "/proc/$server/status" | tr -s '[:space:]' ' ' | sed 's/ $//'
+}
+
+# Started by root, without any option.
+test_confined()
+{
+	local nobody
+
+	nobody=$(id -u nobody)
+	make_snapshot snap disk cow $CLUSTER
+	serve
+	is "the server is nobody" "$(field Uid)" "$nobody $nobody $nobody $nobody"
+	is "and of no other group" "$(field Groups)" ""
+	is "has no capability" "$(field CapPrm) $(field CapEff) $(field CapBnd)" \
+		"0000000000000000 0000000000000000 0000000000000000"
+	is "can get none, and has few system calls" "$(field NoNewPrivs) $(field Seccomp)" "1 2"
+	ends_well "confined"
+	or_bail dm_remove snap
+}
+
 test_read_once()
 {
 	make_snapshot snap disk cow $CLUSTER
@@ -133,6 +157,75 @@ test_kernel_client()
 	wait_until 10 modprobe -r nbd
 }
 
+# A reader that goes round and round: nothing may fail, nothing may be wrong.
+read_on()
+{
+	while [ ! -e "$SCRATCH/enough" ]; do
+		dd if=/dev/nbd0 bs=1M iflag=direct status=none | cmp - "$SCRATCH/golden" || return 1
+	done
+}
+
+kill_and_restart()
+{
+	kill -9 "$server"
+	wait "$server" 2> /dev/null
+	wait_until 20 test ! -e "$SCRATCH/nbd" -a ! -e "$SCRATCH/pid" ||
+		not_ok "restart $1: kill -9 leaves no files"
+	serve
+	succeeds "restart $1: the kernel has a connection again" \
+		/usr/bin/python3 "$here/nbdlink.py" reconnect "$SCRATCH/nbd" "$PREFIX-snap"
+	succeeds "restart $1: it shows the snapshot" cmp "$SCRATCH/golden" /dev/nbd0
+}
+
+test_restart()
+{
+	local reader round status=0
+
+	make_snapshot snap disk cow $CLUSTER
+	rm -f "$SCRATCH/golden" "$SCRATCH/enough"
+	copy 0 256
+	if ! command -v nbd-client > /dev/null || ! has_module nbd; then
+		skip "a kernel client that waits for the server" "nbd-client or the module nbd is missing"
+		or_bail dm_remove snap
+		return
+	fi
+	serve
+	or_bail pattern origin write 7 0 -
+	succeeds "the kernel connects, and will wait for the server" \
+		/usr/bin/python3 "$here/nbdlink.py" connect "$SCRATCH/nbd" "$PREFIX-snap"
+	read_on > "$SCRATCH/reader" 2>&1 &
+	reader=$!
+	for round in 1 2 3; do
+		kill_and_restart $round
+	done
+	: > "$SCRATCH/enough"
+	wait "$reader" || status=$?
+	is "a reader has noticed nothing" "$status $(cat "$SCRATCH/reader")" "0 "
+	succeeds "the kernel disconnects" nbd-client -d /dev/nbd0
+	ends_well "restart"
+	or_bail dm_remove snap
+	wait_until 10 modprobe -r nbd
+}
+
+test_vsock()
+{
+	if ! has_module vsock_loopback || ! command -v nbdcopy > /dev/null; then
+		skip "vsock" "nbdcopy or the module vsock_loopback is missing"
+		return
+	fi
+	make_snapshot snap disk cow $CLUSTER
+	rm -f "$SCRATCH/golden" "$SCRATCH/image"
+	copy 0 256
+	serve --vsock 1:10809
+	or_bail pattern origin write 8 0 -
+	succeeds "nbdcopy through vsock" timeout 120 nbdcopy "nbd+vsock://1:10809/$PREFIX-snap" \
+		"$SCRATCH/image"
+	succeeds "the copy is right" cmp "$SCRATCH/golden" "$SCRATCH/image"
+	like "the log names the client" "$(cat "$SCRATCH/fleeced")" "vsock 1:[0-9]+: opened export"
+	ends_well "vsock"
+	or_bail dm_remove snap
+}
+
 test_broken()
 {
 	make_snapshot snap disk small $CLUSTER
@@ -156,7 +249,10 @@ make_disk small "$(cow_sectors $CLUSTER 4)"
 make_origin origin disk
 or_bail pattern origin write 1 0 -
 test_since
+test_confined
 test_read_once
 test_kernel_client
+test_restart
+test_vsock
 test_broken
 finish

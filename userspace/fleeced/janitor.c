@@ -61,13 +61,16 @@ static void remove_all(const struct janitor *janitor)
 		remove_file(janitor, i);
 }
 
-/* Devices stay busy, and clients connected, as long as anybody has them open. */
+/*
+ * Devices stay busy, and clients connected, as long as anybody has them open. The
+ * kernel's name of the call is older than the C library's.
+ */
 static int close_all_but(int fd)
 {
-	if (syscall(SYS_close_range, 0U, (unsigned int)STDERR_FILENO - 1, 0U) ||
+	if (syscall(__NR_close_range, 0U, (unsigned int)STDERR_FILENO - 1, 0U) ||
 	    (fd > STDERR_FILENO + 1 &&
-	     syscall(SYS_close_range, (unsigned int)STDERR_FILENO + 1, (unsigned int)fd - 1, 0U)) ||
-	    syscall(SYS_close_range, (unsigned int)fd + 1, UINT_MAX, 0U)) {
+	     syscall(__NR_close_range, (unsigned int)STDERR_FILENO + 1, (unsigned int)fd - 1, 0U)) ||
+	    syscall(__NR_close_range, (unsigned int)fd + 1, UINT_MAX, 0U)) {
 		log_error("cannot close files: %s", strerror(errno));
 		return -errno;
 	}

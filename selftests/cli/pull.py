@@ -293,10 +293,20 @@ def broken(world):
     server.stop()
 
 
-def single(world):
-    server = Server(EXPORTS[0], "--max-connections", "1")
+def few_connections(world):
+    for most in "1", "2":
+        server = Server(EXPORTS[0], "--max-connections", most)
+        pull(world.uri("disk", server), world.file(), "--replace")
+        expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
+        server.stop()
+
+
+def read_once(world):
+    server = Server(EXPORTS[0], "--read-once")
     pull(world.uri("disk", server), world.file())
     expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
+    pull(world.uri("disk", server), world.file("again"), status=FAILED, says="released")
+    equal(world.left(), ["target"], "files")
     server.stop()
 
 
@@ -378,7 +388,8 @@ TESTS = [
     ("an interrupt leaves nothing", interrupted, ()),
     ("a server that dies leaves nothing", server_gone, ()),
     ("a snapshot that breaks has its own exit status", broken, ()),
-    ("a server that takes one client at a time", single, ()),
+    ("a server that takes fewer clients than there are connections", few_connections, ()),
+    ("a server that releases what was read", read_once, ()),
     ("a server without structured replies", plain_server, ("nbdkit", "nbdcopy")),
     ("holes are not read, zeroes are not stored", holes, ("nbdkit", "nbdcopy")),
     ("data that became zeroes, from qemu-nbd", zeroes_since, ("qemu-img", "qemu-io", "qemu-nbd")),

@@ -170,6 +170,7 @@ static void print_commands(const struct serve *serve, pid_t pid)
 		if (i == 0 && serve->checkpoint[0])
 			printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n",
 			       serve->checkpoint, uri);
+		printf("  fleece pull '%s' %s.raw\n", uri, name);
 		printf("  nbdcopy -p '%s' %s.raw\n", uri, name);
 		printf("  qemu-img convert -p -O qcow2 '%s' %s.qcow2\n", uri, name);
 		printf("  nbd-client -unix %s /dev/nbd0 -N %s -readonly\n", serve->socket, name);

@@ -125,12 +125,16 @@ struct nbd_handle *source_connect_again(const struct source *source)
 
 	if (!nbd)
 		return NULL;
-	if (nbd_connect_uri(nbd, source->uri) < 0 ||
-	    nbd_get_size(nbd) != (int64_t)source->size) {
+	if (nbd_aio_connect_uri(nbd, source->uri) < 0) {
 		nbd_close(nbd);
 		return NULL;
 	}
 	return nbd;
+}
+
+bool source_is_same(const struct source *source, struct nbd_handle *nbd)
+{
+	return nbd_aio_is_ready(nbd) > 0 && nbd_get_size(nbd) == (int64_t)source->size;
 }
 
 static int store_entries(struct map *map, const uint32_t *entries, size_t count)

@@ -55,13 +55,24 @@ enum status source_open(struct source *source, const char *uri, const char *chec
 void source_close(struct source *source);
 
 /**
- * source_connect_again() - one more connection, without contexts
+ * source_connect_again() - begin one more connection, without contexts
  * @source: the export.
  *
- * Return: the connection, which the caller closes, or NULL when the server does not
- * accept it or shows another size there.
+ * A server that has enough clients may let it wait until one of them leaves: it is
+ * the caller who polls it, for as long as it is of use.
+ *
+ * Return: the connection, which the caller closes, or NULL.
  */
 struct nbd_handle *source_connect_again(const struct source *source);
+
+/**
+ * source_is_same() - is this connection ready, and to the same export?
+ * @source: the export.
+ * @nbd: what source_connect_again() returned, no longer connecting.
+ *
+ * Return: whether it can be read from.
+ */
+bool source_is_same(const struct source *source, struct nbd_handle *nbd);
 
 /**
  * source_plan() - ask about the whole export

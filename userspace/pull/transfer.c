@@ -199,20 +199,48 @@ static void fill(struct connection *connection)
 	}
 }
 
+static bool is_over(struct transfer *transfer)
+{
+	bool over;
+
+	pthread_mutex_lock(&transfer->lock);
+	over = transfer->failure.what || atomic_load(&stop_signal) ||
+	       transfer->extent >= transfer->plan->count;
+	pthread_mutex_unlock(&transfer->lock);
+	return over;
+}
+
+/* The server may let it wait for ever while the first connection is there. */
+static bool wait_until_ready(struct connection *connection)
+{
+	while (nbd_aio_is_connecting(connection->nbd) > 0)
+		if (is_over(connection->transfer) || nbd_poll(connection->nbd, LOOK_UP_MS) < 0)
+			return false;
+	return source_is_same(connection->transfer->source, connection->nbd);
+}
+
+static void exchange(struct connection *connection)
+{
+	while (!atomic_load(&stop_signal)) {
+		fill(connection);
+		if (nbd_aio_in_flight(connection->nbd) <= 0)
+			return;
+		if (nbd_poll(connection->nbd, LOOK_UP_MS) < 0) {
+			fail(connection->transfer, "lost the connection to the server",
+			     nbd_get_errno(), 0, 0);
+			return;
+		}
+	}
+}
+
 static void *run_connection(void *data)
 {
 	struct connection *connection = data;
 	struct transfer *transfer = connection->transfer;
-	bool is_well = true;
 
-	while (is_well && !atomic_load(&stop_signal)) {
-		fill(connection);
-		if (nbd_aio_in_flight(connection->nbd) <= 0)
-			break;
-		is_well = nbd_poll(connection->nbd, LOOK_UP_MS) >= 0;
-	}
-	if (!is_well)
-		fail(transfer, "lost the connection to the server", nbd_get_errno(), 0, 0);
+	/* One more that cannot be had is no failure. */
+	if (connection->nbd == transfer->source->nbd || wait_until_ready(connection))
+		exchange(connection);
 	pthread_mutex_lock(&transfer->lock);
 	transfer->running--;
 	pthread_cond_signal(&transfer->ended);

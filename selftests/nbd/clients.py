@@ -20,6 +20,7 @@ SIZE = 16 * M
 DISK = "mem:size=16M,cluster=64K,cp=monday/1M-2M/5M-5184K,here=tuesday"
 DIRTY = [(M, M), (5 * M, 65536)]
 LIMITED = "part=mem:size=16M,cp=monday/1M-2M,since=monday,denied=0-1M,denied=2M-16M"
+HOLES = "holes=mem:size=16M,zero=2M-6M,zero=9220K-9232K,zero=15M-16M"
 TESTS = []
 
 
@@ -35,7 +36,7 @@ class World:
     """A server and a directory for results."""
 
     def __init__(self):
-        self.server = Server("--allow-release", "disk=" + DISK, LIMITED, listen=True)
+        self.server = Server("--allow-release", "disk=" + DISK, LIMITED, HOLES, listen=True)
         self.directory = tempfile.mkdtemp(prefix="fleeced-clients-")
 
     def uri(self, export=""):
@@ -77,7 +78,7 @@ def info_list(world):
     found = json.loads(run("nbdinfo", "--list", "--json", world.uri()))
     exports = {export["export-name"]: export for export in found["exports"]}
     equal(list(exports), ["disk", "disk@monday", "disk@tuesday", "disk+release", "part",
-                          "part@monday", "part+release"], "exports")
+                          "part@monday", "part+release", "holes", "holes+release"], "exports")
     equal(exports["disk@monday"]["contexts"],
           ["base:allocation", "qemu:dirty-bitmap:monday", "fleece:clean:monday",
            "fleece:access"], "contexts")
@@ -146,6 +147,20 @@ def qemu_convert(world):
     run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", world.uri("disk"), target)
     run("qemu-img", "convert", "-f", "raw", "-O", "raw", world.uri("part"),
         world.file("part.raw"), status=1)
+
+
+@test("zeroes that are sent as holes arrive: nbdcopy, qemu-img convert and compare",
+      "qemu-utils libnbd-bin", "nbdcopy", "qemu-img")
+def holes(world):
+    wanted = bytearray(pattern(0, SIZE))
+    for start, length in ((2 * M, 4 * M), (9 * M + 4096, 12288), (15 * M, M)):
+        wanted[start:start + length] = bytes(length)
+    uri = world.uri("holes")
+    run("nbdcopy", uri, world.file("holes.raw"))
+    expect(content(world.file("holes.raw")) == wanted, "nbdcopy's copy differs")
+    run("qemu-img", "convert", "-f", "raw", "-O", "raw", uri, world.file("holes.img"))
+    expect(content(world.file("holes.img")) == wanted, "qemu-img's copy differs")
+    run("qemu-img", "compare", "-f", "raw", "-F", "raw", uri, world.file("holes.raw"))
 
 
 @test("incremental backup with nbdinfo and qemu-io, put together and compared",

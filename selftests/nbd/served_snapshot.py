@@ -12,8 +12,8 @@ import sys
 import time
 
 from nbdclient import (
-    ACK, EINVAL, EIO, EPERM, FLUSH, FORMS, INFO, LIST_META, READ, REQ_ONE, SIMPLE_FORM, STATUS,
-    TRIM, WRITE, Client, Tap, equal, expect)
+    ACK, EINVAL, EIO, EPERM, EXTENDED_FORM, FLUSH, FORMS, INFO, LIST_META, READ, REQ_ONE,
+    SIMPLE_FORM, STATUS, STRUCTURED_FORM, TRIM, WRITE, Client, Tap, equal, expect)
 
 K, M = 1 << 10, 1 << 20
 CONTEXTS = ["base:allocation", "qemu:dirty-bitmap:first", "qemu:dirty-bitmap:second",
@@ -56,22 +56,26 @@ def exports(world):
 
 
 def reads(world):
-    with Client(world) as client:
-        client.open(world.name())
-        for offset, length in ((M, M), (M, 1), (M + 1, 1000), (M + 511, 2), (2 * M - 1, 1),
-                               (5 * M, 64 * K), (5 * M + 4095, 8193), (M + 4 * K, 12 * K)):
-            expect(client.read(offset, length) == world.data(offset, length),
-                   "data of %d bytes at %d" % (length, offset))
+    for form in FORMS:
+        with Client(world) as client:
+            client.open(world.name(), form)
+            for offset, length in ((M, M), (M, 1), (M + 1, 1000), (M + 511, 2), (2 * M - 1, 1),
+                                   (5 * M, 64 * K), (5 * M + 4095, 8193), (M + 4 * K, 12 * K)):
+                expect(client.read(offset, length) == world.data(offset, length),
+                       "data of %d bytes at %d" % (length, offset))
 
 
 def denied(world):
     for form in FORMS:
         with Client(world) as client:
             client.open(world.name(), form)
-            for offset, length in ((0, 512), (0, 1), (M - 512, 1024), (2 * M - 1, 2), (2 * M, M),
-                                   (5 * M + 64 * K, 512), (0, 8 * M)):
+            for offset, length, bad in (
+                    (0, 512, 0), (0, 1, 0), (M - 512, 1024, M - 512), (2 * M - 1, 2, 2 * M),
+                    (M, 5 * M, 2 * M), (5 * M + 64 * K, 512, 5 * M + 64 * K), (0, 8 * M, 0)):
                 answer = client.ask(READ, offset, length)
                 equal(answer["error"], EPERM, "READ of %d bytes at %d" % (length, offset))
+                equal(answer.get("bad offset"), None if form == SIMPLE_FORM else bad,
+                      "first byte that is not accessible")
                 expect(form == SIMPLE_FORM or "not accessible" in answer["text"], "text")
             expect(client.read(M, 4096) == world.data(M, 4096), "READ afterwards")
             equal(client.error(READ, 1 << 60, 512), EINVAL, "READ beyond the end")
@@ -79,18 +83,19 @@ def denied(world):
 
 
 def maps(world):
-    with Client(world) as client:
-        client.open(world.name(), contexts=CONTEXTS)
-        size = int.from_bytes(client.items[0][:8], "big")
-        wanted = [(M, 0), (M, 1), (3 * M, 0), (64 * K, 1), (size - 5 * M - 64 * K, 0)]
-        extents = client.status(0, size)
-        equal(extents["qemu:dirty-bitmap:first"], wanted, "changed since first")
-        equal(extents["qemu:dirty-bitmap:second"], [(size, 0)], "changed since this moment")
-        equal(extents["fleece:clean:first"], [(n, 1 - f) for n, f in wanted], "clean")
-        equal(extents["fleece:access"], [(n, 1 - f) for n, f in wanted], "access")
-        equal(extents["base:allocation"], [(size, 0)], "allocation")
-        one = client.status(M + 100, size - M - 100, REQ_ONE)
-        equal(one["qemu:dirty-bitmap:first"], [(M - 100, 1)], "REQ_ONE")
+    for form in (STRUCTURED_FORM, EXTENDED_FORM):
+        with Client(world) as client:
+            client.open(world.name(), form, CONTEXTS)
+            size = int.from_bytes(client.items[0][:8], "big")
+            wanted = [(M, 0), (M, 1), (3 * M, 0), (64 * K, 1), (size - 5 * M - 64 * K, 0)]
+            extents = client.status(0, size)
+            equal(extents["qemu:dirty-bitmap:first"], wanted, "changed since first")
+            equal(extents["qemu:dirty-bitmap:second"], [(size, 0)], "changed since this moment")
+            equal(extents["fleece:clean:first"], [(n, 1 - f) for n, f in wanted], "clean")
+            equal(extents["fleece:access"], [(n, 1 - f) for n, f in wanted], "access")
+            equal(extents["base:allocation"], [(size, 0)], "allocation")
+            one = client.status(M + 100, size - M - 100, REQ_ONE)
+            equal(one["qemu:dirty-bitmap:first"], [(M - 100, 1)], "REQ_ONE")
 
 
 def release(world):

@@ -27,6 +27,9 @@ demo:
 check:
 	selftests/run-check
 
+fuzz-metadata:
+	$(MAKE) -C selftests/cli fuzz
+
 unit model style:
 	selftests/run-check $@
 
@@ -66,6 +69,7 @@ help:
 	@echo '  make check               all tests: unit, style, and four kernels in VMs'
 	@echo '  make unit                only the tests that need no kernel'
 	@echo '  make model               only the exhaustive check of the copy protocol'
+	@echo '  make fuzz-metadata       damage metadata for longer than make check; FUZZ_RUNS= FUZZ_SEED='
 	@echo '  make style               only checkpatch, sparse, shellcheck'
 	@echo '  make vm-test SUITE=...   the kernel tests on one of $(SUITES)'
 	@echo '  make full                all kernel tests on all four kernels'
@@ -76,4 +80,4 @@ help:
 	@echo 'Roots of the VMs are kept in $${FLEECE_CACHE:-/var/cache/dm-fleece}.'
 	@echo 'selftests/vm/run --help tells how to run one command, or a shell, in a VM.'
 
-.PHONY: all modules modules_install userspace install demo check unit model style vm-test full soak debug bench clean help
+.PHONY: all modules modules_install userspace install demo check unit model style fuzz-metadata vm-test full soak debug bench clean help

@@ -68,6 +68,18 @@ static const struct verb verbs[] = {
 	  "  --pid-file FILE     with --background (default /run/fleece/SNAPSHOT.pid)\n"
 	  "  --log-file FILE     with --background (default /run/fleece/SNAPSHOT.log)\n" },
 	{ "pull", verb_pull, PULL_SYNOPSIS, "" },
+	{ "metadata", verb_metadata,
+	  "create DEVICE --origin DEV [OPTION...] | check DEVICE | dump DEVICE",
+	  "Makes, checks and shows what keeps checkpoints across reboots; needs no module.\n"
+	  "  --origin DEV        create, check: the device that it belongs to\n"
+	  "  --origin-size SIZE  create: its size, instead\n"
+	  "  --capacity SIZE     create: the largest size it may grow to (default: twice its\n"
+	  "                      size, or what there is room for)\n"
+	  "  --granularity SIZE  create: as for attach (default 64K)\n"
+	  "  --region SIZE       create: what a crash makes count as changed at least (default 4M)\n"
+	  "  --checkpoints N     create: room for so many, 1 to 256 (default 64)\n"
+	  "  --force             create: whatever DEVICE holds\n"
+	  "  --json              dump: for programs\n" },
 	{ "check", verb_check, "",
 	  "Checks module, server and command, and looks for leftovers.\n" },
 };

@@ -80,5 +80,6 @@ enum status verb_wait(int argc, char **argv);
 enum status verb_serve(int argc, char **argv);
 enum status verb_pull(int argc, char **argv);
 enum status verb_check(int argc, char **argv);
+enum status verb_metadata(int argc, char **argv);
 
 #endif

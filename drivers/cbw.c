@@ -53,6 +53,9 @@
 /* Pause before the next attempt to note where old data is, if there is no memory for it. */
 #define SERVE_RETRY_JIFFIES	max(HZ / 100, 1)
 
+/* Copies under way from which on those of a busy CPU are spread to others. */
+#define SPREAD_COPIES		4
+
 /* Workers of the reading side that may submit to the COW device at a time. */
 #define STORING_MAX		8
 
@@ -492,14 +495,25 @@ static bool alloc_bios(struct fleece_copy *copy, bool may_sleep)
 
 /* ------------------------- I/O of a copy ------------------------- */
 
+/*
+ * Where the next step is to run: on this CPU, which is awake and knows the data. To wake
+ * another one costs more than the step. But a device that ends a read while it is
+ * submitted works with the very CPU that the writer goes on with, and when that has
+ * many copies under way, there is work for two.
+ */
+static struct workqueue_struct *step_queue(const struct fleece_copy *copy)
+{
+	if (copy->phase == COPY_STORE || (copy->phase == COPY_WRITE && copy->status))
+		return copy->cbw->cow_wq;
+	if (in_task() && READ_ONCE(copy->cbw->nr_copies) >= SPREAD_COPIES)
+		return copy->cbw->any_cpu_wq;
+	return copy->cbw->wq;
+}
+
 /* The next step. A step that queues another one has lost the copy to it. */
 static void queue_step(struct fleece_copy *copy)
 {
-	struct fleece_cbw *cbw = copy->cbw;
-	bool may_wait = copy->phase == COPY_STORE ||
-			(copy->phase == COPY_WRITE && copy->status);
-
-	queue_work(may_wait ? cbw->cow_wq : cbw->wq, &copy->work);
+	queue_work(step_queue(copy), &copy->work);
 }
 
 static void copy_endio(struct bio *bio)
@@ -563,19 +577,6 @@ static void prepare_writes(struct fleece_copy *copy)
 		left -= bio->bi_iter.bi_size;
 		prepare_bio(copy, bio, sector);
 	}
-}
-
-static void submit_writes(struct fleece_copy *copy)
-{
-	unsigned int nr_bios = copy->nr_bios;
-	unsigned int i;
-
-	copy->phase = COPY_WRITE;
-	copy->status = BLK_STS_OK;
-	atomic_set(&copy->pending, nr_bios);
-	/* After the last one is submitted the copy may be gone. */
-	for (i = 0; i < nr_bios; i++)
-		submit_bio_noacct(copy->bios[i]);
 }
 
 /* Page of a copy at a byte offset from its first cluster. */
@@ -1092,6 +1093,42 @@ static void tell_low_water(struct fleece_cbw *cbw)
 	cbw->config.methods->event(cbw->config.event_context);
 }
 
+static void write_done(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	bool is_stored = !copy->status;
+
+	if (copy->status && cbw->config.on_error == FLEECE_BREAK_SNAPSHOT) {
+		fleece_cbw_break(cbw, -blk_status_to_errno(copy->status),
+				 cluster_to_sector(cbw, copy->run.first),
+				 "old data cannot be written to the COW device");
+	} else if (copy->status) {
+		rewrite_clusters(copy);
+		/* What is lost is not accessible any more; the rest has its copy. */
+		is_stored = !copy->error || cbw->config.on_error == FLEECE_BREAK_CLUSTER;
+	}
+	finish_copy(copy, is_stored);
+}
+
+/* Data that gets to its slots while it is submitted costs no other step. */
+static void submit_writes(struct fleece_copy *copy)
+{
+	unsigned int i;
+
+	copy->phase = COPY_WRITE;
+	copy->status = BLK_STS_OK;
+	/* One more, so that the copy is not gone before all is submitted. */
+	atomic_set(&copy->pending, copy->nr_bios + 1);
+	for (i = 0; i < copy->nr_bios; i++)
+		submit_bio_noacct(copy->bios[i]);
+	if (!atomic_dec_and_test(&copy->pending))
+		return;
+	if (copy->status)
+		queue_step(copy);
+	else
+		write_done(copy);
+}
+
 static void store_copy(struct fleece_copy *copy)
 {
 	/* Released or broken meanwhile? The COW device of a broken snapshot is left alone. */
@@ -1151,23 +1188,6 @@ static void read_done(struct fleece_copy *copy)
 		finish_copy(copy, false);
 	else
 		store_soon(copy);
-}
-
-static void write_done(struct fleece_copy *copy)
-{
-	struct fleece_cbw *cbw = copy->cbw;
-	bool is_stored = !copy->status;
-
-	if (copy->status && cbw->config.on_error == FLEECE_BREAK_SNAPSHOT) {
-		fleece_cbw_break(cbw, -blk_status_to_errno(copy->status),
-				 cluster_to_sector(cbw, copy->run.first),
-				 "old data cannot be written to the COW device");
-	} else if (copy->status) {
-		rewrite_clusters(copy);
-		/* What is lost is not accessible any more; the rest has its copy. */
-		is_stored = !copy->error || cbw->config.on_error == FLEECE_BREAK_CLUSTER;
-	}
-	finish_copy(copy, is_stored);
 }
 
 static void copy_step(struct work_struct *work)
@@ -1946,6 +1966,8 @@ static void free_engine(struct fleece_cbw *cbw)
 		destroy_workqueue(cbw->watch_wq);
 	if (cbw->cow_wq)
 		destroy_workqueue(cbw->cow_wq);
+	if (cbw->any_cpu_wq)
+		destroy_workqueue(cbw->any_cpu_wq);
 	if (cbw->wq)
 		destroy_workqueue(cbw->wq);
 	if (cbw->memory_wq)
@@ -1989,6 +2011,19 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 	INIT_DELAYED_WORK(&cbw->watchdog, watch_waiters);
 }
 
+static bool alloc_queues(struct fleece_cbw *cbw)
+{
+	unsigned int flags = WQ_MEM_RECLAIM | WQ_HIGHPRI;
+	const char *name = cbw->config.name;
+
+	cbw->wq = alloc_workqueue("fleece/%s", flags | WQ_PERCPU, 0, name);
+	cbw->any_cpu_wq = alloc_workqueue("fleece-any/%s", flags | WQ_UNBOUND, 0, name);
+	cbw->cow_wq = alloc_workqueue("fleece-cow/%s", flags | WQ_UNBOUND, 0, name);
+	cbw->memory_wq = alloc_ordered_workqueue("fleece-mem/%s", WQ_MEM_RECLAIM, name);
+	cbw->watch_wq = alloc_ordered_workqueue("fleece-watch/%s", WQ_MEM_RECLAIM, name);
+	return cbw->wq && cbw->any_cpu_wq && cbw->cow_wq && cbw->memory_wq && cbw->watch_wq;
+}
+
 struct fleece_cbw *fleece_cbw_create(const struct fleece_cbw_config *config, char **error)
 {
 	u32 nr_slots = fleece_cbw_slots(bdev_nr_sectors(config->cow), config->cluster_sectors);
@@ -2003,13 +2038,7 @@ struct fleece_cbw *fleece_cbw_create(const struct fleece_cbw_config *config, cha
 	if (!cbw)
 		return ERR_PTR(-ENOMEM);
 	init_engine(cbw, config);
-	cbw->wq = alloc_workqueue("fleece/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_UNBOUND, 0,
-				  config->name);
-	cbw->cow_wq = alloc_workqueue("fleece-cow/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_UNBOUND, 0,
-				      config->name);
-	cbw->memory_wq = alloc_ordered_workqueue("fleece-mem/%s", WQ_MEM_RECLAIM, config->name);
-	cbw->watch_wq = alloc_ordered_workqueue("fleece-watch/%s", WQ_MEM_RECLAIM, config->name);
-	if (!cbw->wq || !cbw->cow_wq || !cbw->memory_wq || !cbw->watch_wq || init_maps(cbw) ||
+	if (!alloc_queues(cbw) || init_maps(cbw) ||
 	    fleece_store_init(&cbw->store, nr_slots) || init_pools(cbw) || fill_spares(cbw)) {
 		free_engine(cbw);
 		return ERR_PTR(-ENOMEM);
@@ -2042,7 +2071,7 @@ void fleece_cbw_activate(struct fleece_cbw *cbw, struct fleece_view *changed,
 	}
 	WRITE_ONCE(cbw->state, FLEECE_CBW_ACTIVE);
 	if (changed)
-		queue_work(cbw->wq, &cbw->merge);
+		queue_work(cbw->any_cpu_wq, &cbw->merge);
 }
 
 void fleece_cbw_get_status(struct fleece_cbw *cbw, struct fleece_cbw_status *status)

@@ -176,13 +176,13 @@ struct fleece_cbw_config {
  *
  * @grow_lock: the right to grow @store.
  * Protected by @release_lock: @partial (clusters released in part).
- * @wq: runs the steps of copies and @merge; on any CPU, as a writer that is busy would
- *	hold up its own copies.
+ * @wq: runs steps of copies on the CPU where the I/O has ended.
+ * @any_cpu_wq: runs those that are spread, and @merge.
  * @cow_wq: runs the steps that may wait for the COW device. If that hangs, data that is
  *	read still gets to the writes and the followers that wait for it. Unless memory is
- *	so short that @wq is down to its rescuer, and just that waits as one of @nr_storing:
- *	then they wait for @watchdog.
- * @nr_storing: workers of @wq that are submitting to the COW device.
+ *	so short that a queue is down to its rescuer, and just that waits as one of
+ *	@nr_storing: then they wait for @watchdog.
+ * @nr_storing: workers of the first two that are submitting to the COW device.
  * @watch_wq: runs @watchdog, which must not wait behind a copy whose device hangs.
  * @memory_wq: runs @serve, which may wait for memory.
  */
@@ -235,6 +235,7 @@ struct fleece_cbw {
 	struct bio_set rewrite_bios;
 	wait_queue_head_t idle;
 	struct workqueue_struct *wq;
+	struct workqueue_struct *any_cpu_wq;
 	struct workqueue_struct *cow_wq;
 	atomic_t nr_storing;
 	struct workqueue_struct *watch_wq;

@@ -308,12 +308,16 @@ def confined():
     if os.geteuid():
         run_confined(os.geteuid(), os.getegid())
         return
-    nobody = pwd.getpwnam("nobody")
-    run_confined(nobody.pw_uid, nobody.pw_gid)
-    daemon = pwd.getpwnam("daemon")
-    run_confined(daemon.pw_uid, daemon.pw_gid, "--user", "daemon")
-    run_confined(12, 34, "--user", "12:34")
-    run_confined(0, 0, "--user", "root")
+    nobody, daemon = pwd.getpwnam("nobody"), pwd.getpwnam("daemon")
+    groups = os.getgroups()
+    os.setgroups([4, 24])
+    try:
+        run_confined(nobody.pw_uid, nobody.pw_gid)
+        run_confined(daemon.pw_uid, daemon.pw_gid, "--user", "daemon")
+        run_confined(12, 34, "--user", "12:34")
+        run_confined(0, 0, "--user", "root")
+    finally:
+        os.setgroups(groups)
 
 
 @test("the janitor keeps the right to remove files, and nothing else")

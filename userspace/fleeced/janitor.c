@@ -61,20 +61,20 @@ static void remove_all(const struct janitor *janitor)
 		remove_file(janitor, i);
 }
 
-/*
- * Devices stay busy, and clients connected, as long as anybody has them open. The
- * kernel's name of the call is older than the C library's.
- */
-static int close_all_but(int fd)
+/* The kernel's name of the call is older than the C library's. */
+static bool close_files(unsigned int first, unsigned int last)
 {
-	if (syscall(__NR_close_range, 0U, (unsigned int)STDERR_FILENO - 1, 0U) ||
-	    (fd > STDERR_FILENO + 1 &&
-	     syscall(__NR_close_range, (unsigned int)STDERR_FILENO + 1, (unsigned int)fd - 1, 0U)) ||
-	    syscall(__NR_close_range, (unsigned int)fd + 1, UINT_MAX, 0U)) {
-		log_error("cannot close files: %s", strerror(errno));
-		return -errno;
-	}
-	return 0;
+	return first > last || !syscall(__NR_close_range, first, last, 0U);
+}
+
+/* Devices stay busy, and clients connected, as long as anybody has them open. */
+static int close_all_but(unsigned int fd)
+{
+	if (close_files(0, STDERR_FILENO - 1) && close_files(STDERR_FILENO + 1, fd - 1) &&
+	    close_files(fd + 1, UINT_MAX))
+		return 0;
+	log_error("cannot close files: %s", strerror(errno));
+	return -errno;
 }
 
 /* The number of a file that somebody has open is not given to another file. */

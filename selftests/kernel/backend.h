@@ -49,6 +49,8 @@ struct snapshot_options {
  *	there are no maps, then @since is never asked for.
  * @origin_read: read sectors.
  * @origin_write: write sectors.
+ * @origin_zero: write zeroes to sectors.
+ * @origin_discard: discard sectors; afterwards there are zeroes, or what was there.
  */
 struct backend {
 	int (*hold)(unsigned int device);
@@ -70,6 +72,8 @@ struct backend {
 	int (*origin_read)(unsigned int device, uint64_t sector, uint64_t count, void *data);
 	int (*origin_write)(unsigned int device, uint64_t sector, uint64_t count,
 			    const void *data);
+	int (*origin_zero)(unsigned int device, uint64_t sector, uint64_t count);
+	int (*origin_discard)(unsigned int device, uint64_t sector, uint64_t count);
 };
 
 /**
@@ -99,6 +103,10 @@ const struct backend *backend_dm_open(char *const *origins, unsigned int devices
  * @FAULT_ZERO: zeroes are served.
  * @FAULT_LIVE_ERROR: a live write fails.
  * @FAULT_LIVE_LOST: a live write does not arrive.
+ * @FAULT_ZEROES_LOST: live zeroes do not arrive.
+ * @FAULT_ZEROES_THROUGH: the snapshot shows later zeroes.
+ * @FAULT_DISCARD_LOST: a discard does nothing.
+ * @FAULT_DISCARD_THROUGH: the snapshot shows later discards.
  */
 enum fault {
 	FAULT_NONE,
@@ -114,6 +122,10 @@ enum fault {
 	FAULT_ZERO,
 	FAULT_LIVE_ERROR,
 	FAULT_LIVE_LOST,
+	FAULT_ZEROES_LOST,
+	FAULT_ZEROES_THROUGH,
+	FAULT_DISCARD_LOST,
+	FAULT_DISCARD_THROUGH,
 };
 
 /**
@@ -121,10 +133,11 @@ enum fault {
  * @devices: number of them.
  * @sectors: size of each.
  * @fault: what to do wrong.
+ * @advisory: a discard may leave some sectors as they are.
  *
  * Return: the operations; NULL when there is no memory.
  */
 const struct backend *backend_fake_open(unsigned int devices, uint64_t sectors,
-					enum fault fault);
+					enum fault fault, bool advisory);
 
 #endif

@@ -140,13 +140,18 @@ static int real_snapshot_remove(unsigned int device)
 	return ret;
 }
 
-static int real_snapshot_release(unsigned int device, uint64_t sector, uint64_t count,
-				 bool discard)
+static int range_ioctl(int fd, unsigned long request, uint64_t sector, uint64_t count)
 {
 	uint64_t range[2] = { sector * SECTOR_BYTES, count * SECTOR_BYTES };
 
+	return ioctl(fd, request, range) < 0 ? -errno : 0;
+}
+
+static int real_snapshot_release(unsigned int device, uint64_t sector, uint64_t count,
+				 bool discard)
+{
 	if (discard)
-		return ioctl(devices[device].snapshot, BLKDISCARD, range) < 0 ? -errno : 0;
+		return range_ioctl(devices[device].snapshot, BLKDISCARD, sector, count);
 	return dm_message(devices[device].snapshot_name, "release %llu %llu",
 			  (unsigned long long)sector, (unsigned long long)count);
 }
@@ -281,6 +286,16 @@ static int real_origin_write(unsigned int device, uint64_t sector, uint64_t coun
 	return (uint64_t)done == count * SECTOR_BYTES ? 0 : -EPROTO;
 }
 
+static int real_origin_zero(unsigned int device, uint64_t sector, uint64_t count)
+{
+	return range_ioctl(devices[device].origin, BLKZEROOUT, sector, count);
+}
+
+static int real_origin_discard(unsigned int device, uint64_t sector, uint64_t count)
+{
+	return range_ioctl(devices[device].origin, BLKDISCARD, sector, count);
+}
+
 static const struct backend real_backend = {
 	.hold = real_hold,
 	.let_go = real_let_go,
@@ -298,6 +313,8 @@ static const struct backend real_backend = {
 	.snapshot_map = real_snapshot_map,
 	.origin_read = real_origin_read,
 	.origin_write = real_origin_write,
+	.origin_zero = real_origin_zero,
+	.origin_discard = real_origin_discard,
 };
 
 static int open_device(struct device *dev, const char *text)

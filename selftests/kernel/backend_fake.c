@@ -34,6 +34,7 @@ static struct device fakes[MAX_DEVICES];
 static unsigned int fake_count;
 static uint64_t fake_sectors;
 static enum fault fake_fault;
+static bool fake_is_advisory;
 static atomic_uint fault_clock;
 
 static bool fault_strikes(enum fault fault)
@@ -207,6 +208,16 @@ static int fake_origin_read(unsigned int device, uint64_t sector, uint64_t count
 	return 0;
 }
 
+static void overwrite(struct device *fake, uint64_t sector, const char *data)
+{
+	char *live = fake->live + sector * SECTOR_BYTES;
+
+	pthread_rwlock_rdlock(&fake->gate);
+	memcpy(fake->older + sector * SECTOR_BYTES, live, SECTOR_BYTES);
+	memcpy(live, data, SECTOR_BYTES);
+	pthread_rwlock_unlock(&fake->gate);
+}
+
 static int fake_origin_write(unsigned int device, uint64_t sector, uint64_t count,
 			     const void *data)
 {
@@ -217,14 +228,38 @@ static int fake_origin_write(unsigned int device, uint64_t sector, uint64_t coun
 		return -EIO;
 	if (fault_strikes(FAULT_LIVE_LOST))
 		return 0;
-	for (i = 0; i < count; i++) {
-		pthread_rwlock_rdlock(&fake->gate);
-		memcpy(fake->older + (sector + i) * SECTOR_BYTES,
-		       fake->live + (sector + i) * SECTOR_BYTES, SECTOR_BYTES);
-		memcpy(fake->live + (sector + i) * SECTOR_BYTES,
-		       (const char *)data + i * SECTOR_BYTES, SECTOR_BYTES);
-		pthread_rwlock_unlock(&fake->gate);
-	}
+	for (i = 0; i < count; i++)
+		overwrite(fake, sector + i, (const char *)data + i * SECTOR_BYTES);
+	return 0;
+}
+
+/* If that fault strikes the snapshot loses the sectors as well. */
+static void clear(struct device *fake, uint64_t sector, uint64_t count, enum fault through)
+{
+	static const char zeroes[SECTOR_BYTES];
+	uint64_t i;
+
+	for (i = sector; i < sector + count; i++)
+		overwrite(fake, i, zeroes);
+	if (fault_strikes(through))
+		memset(fake->image + sector * SECTOR_BYTES, 0, count * SECTOR_BYTES);
+}
+
+static int fake_origin_zero(unsigned int device, uint64_t sector, uint64_t count)
+{
+	if (!fault_strikes(FAULT_ZEROES_LOST))
+		clear(&fakes[device], sector, count, FAULT_ZEROES_THROUGH);
+	return 0;
+}
+
+/* Advice is heeded by half. */
+static int fake_origin_discard(unsigned int device, uint64_t sector, uint64_t count)
+{
+	if (fault_strikes(FAULT_DISCARD_LOST))
+		return 0;
+	if (fake_is_advisory)
+		count = (count + 1) / 2;
+	clear(&fakes[device], sector, count, FAULT_DISCARD_THROUGH);
 	return 0;
 }
 
@@ -244,10 +279,12 @@ static const struct backend fake_backend = {
 	.snapshot_read = fake_snapshot_read,
 	.origin_read = fake_origin_read,
 	.origin_write = fake_origin_write,
+	.origin_zero = fake_origin_zero,
+	.origin_discard = fake_origin_discard,
 };
 
 const struct backend *backend_fake_open(unsigned int devices, uint64_t sectors,
-					enum fault fault)
+					enum fault fault, bool advisory)
 {
 	pthread_rwlockattr_t attributes;
 	unsigned int i;
@@ -258,6 +295,7 @@ const struct backend *backend_fake_open(unsigned int devices, uint64_t sectors,
 	fake_count = devices;
 	fake_sectors = sectors;
 	fake_fault = fault;
+	fake_is_advisory = advisory;
 	for (i = 0; i < devices; i++) {
 		pthread_rwlock_init(&fakes[i].gate, &attributes);
 		fakes[i].live = calloc(sectors, SECTOR_BYTES);

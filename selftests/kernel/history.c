@@ -11,6 +11,14 @@
 #define MAX_VERSIONS	(1u << 25)
 #define VERSIONS_BYTES	((size_t)MAX_VERSIONS * sizeof(struct version))
 
+static struct version *map_versions(void)
+{
+	void *versions = mmap(NULL, VERSIONS_BYTES, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return versions == MAP_FAILED ? NULL : versions;
+}
+
 int history_init(struct history *history)
 {
 	unsigned int i;
@@ -21,12 +29,9 @@ int history_init(struct history *history)
 			goto err_exit;
 	}
 	for (i = 0; i < history->writers; i++) {
-		void *versions = mmap(NULL, VERSIONS_BYTES, PROT_READ | PROT_WRITE,
-				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-		if (versions == MAP_FAILED)
+		history->logs[i].versions = map_versions();
+		if (!history->logs[i].versions)
 			goto err_exit;
-		history->logs[i].versions = versions;
 	}
 	return 0;
 
@@ -55,24 +60,32 @@ unsigned int history_owner(const struct history *history, unsigned int device, u
 	return (sector / history->region + device) % history->writers;
 }
 
-uint32_t history_begin(struct history *history, unsigned int writer, unsigned int device,
-		       uint64_t sector, uint64_t count)
+/* Whoever finds the version finds its fields. */
+static void add_version(struct history *history, struct writer_log *log, unsigned int device,
+			uint64_t sector, struct version version)
+{
+	if (log->used == MAX_VERSIONS)
+		abort();
+	log->versions[log->used++] = version;
+	atomic_store_explicit(&history->newest[device][sector], log->used, memory_order_release);
+}
+
+uint32_t history_begin(struct history *history, unsigned int writer, enum write_kind kind,
+		       unsigned int device, uint64_t sector, uint64_t count)
 {
 	struct writer_log *log = &history->logs[writer];
 	uint32_t sequence = atomic_load(&log->issued) + 1;
 	uint64_t i;
 
-	if (log->used + count > MAX_VERSIONS)
-		abort();
 	for (i = sector; i < sector + count; i++) {
-		struct version *version = &log->versions[log->used++];
+		struct version version = {
+			.sequence = sequence,
+			.older = atomic_load_explicit(&history->newest[device][i],
+						      memory_order_relaxed),
+			.kind = kind,
+		};
 
-		version->sequence = sequence;
-		version->older = atomic_load_explicit(&history->newest[device][i],
-						      memory_order_relaxed);
-		/* Whoever finds the version finds its fields. */
-		atomic_store_explicit(&history->newest[device][i], log->used,
-				      memory_order_release);
+		add_version(history, log, device, i, version);
 	}
 	/* Whoever reads the number as issued finds its versions. */
 	atomic_store(&log->issued, sequence);
@@ -106,44 +119,72 @@ static const struct version *older_version(const struct history *history, unsign
 	return version->older ? &log->versions[version->older - 1] : NULL;
 }
 
-/* First half of history_forget(): heads hold numbers instead of indexes. */
-static void forget_versions(struct history *history, unsigned int device)
+/*
+ * The version that a sector is known to hold. Where it holds zeroes, that is the first
+ * one of a row that leaves zeroes, or a later one that is no mere advice.
+ */
+static struct version held_version(const struct history *history, unsigned int device,
+				   uint64_t sector, uint32_t seen)
 {
-	uint64_t sector;
+	const struct version *version = newest_version(history, device, sector);
+	struct version held = { .sequence = seen, .kind = WRITE_DATA };
 
-	for (sector = 0; sector < history->sectors; sector++)
-		atomic_store_explicit(&history->newest[device][sector],
-				      history_newest(history, device, sector),
-				      memory_order_relaxed);
-}
-
-/* Second half: each sector gets one version with the number of its head. */
-static void relearn_versions(struct history *history, unsigned int device)
-{
-	uint64_t sector;
-
-	for (sector = 0; sector < history->sectors; sector++) {
-		struct writer_log *log =
-			&history->logs[history_owner(history, device, sector)];
-		uint32_t sequence = atomic_load(&history->newest[device][sector]);
-
-		if (!sequence)
-			continue;
-		log->versions[log->used++] = (struct version){ .sequence = sequence };
-		atomic_store(&history->newest[device][sector], log->used);
+	if (seen != SEEN_ZEROES)
+		return held;
+	held = (struct version){ .kind = WRITE_ZEROES };
+	for (; version && version->kind != WRITE_DATA;
+	     version = older_version(history, device, sector, version)) {
+		if (version->kind == WRITE_ZEROES || version->kind == WRITE_ADVICE)
+			held.sequence = version->sequence;
+		if (version->kind == WRITE_ZEROES)
+			break;
 	}
+	return held;
 }
 
-void history_forget(struct history *history)
+/* Moves what is known about a sector to new logs: one version, or two. */
+static void keep_sector(struct history *history, struct writer_log *logs, unsigned int device,
+			uint64_t sector, uint32_t seen)
 {
-	unsigned int i;
+	struct writer_log *log = &logs[history_owner(history, device, sector)];
+	struct version newest = {
+		.sequence = history_newest(history, device, sector), .kind = WRITE_NOTHING,
+	};
+	struct version held = held_version(history, device, sector, seen);
 
+	if (!newest.sequence)
+		return;
+	add_version(history, log, device, sector, held);
+	newest.older = log->used;
+	if (newest.sequence != held.sequence)
+		add_version(history, log, device, sector, newest);
+}
+
+int history_forget(struct history *history, const struct cut *now)
+{
+	struct writer_log logs[MAX_WRITERS] = { 0 };
+	unsigned int i;
+	uint64_t sector;
+
+	for (i = 0; i < history->writers; i++) {
+		logs[i].versions = map_versions();
+		if (!logs[i].versions)
+			goto err_unmap;
+	}
 	for (i = 0; i < history->devices; i++)
-		forget_versions(history, i);
-	for (i = 0; i < history->writers; i++)
-		history->logs[i].used = 0;
-	for (i = 0; i < history->devices; i++)
-		relearn_versions(history, i);
+		for (sector = 0; sector < history->sectors; sector++)
+			keep_sector(history, logs, i, sector, now->seen[i][sector]);
+	for (i = 0; i < history->writers; i++) {
+		munmap(history->logs[i].versions, VERSIONS_BYTES);
+		history->logs[i].versions = logs[i].versions;
+		history->logs[i].used = logs[i].used;
+	}
+	return 0;
+
+err_unmap:
+	while (i--)
+		munmap(logs[i].versions, VERSIONS_BYTES);
+	return -ENOMEM;
 }
 
 uint32_t history_newest(const struct history *history, unsigned int device, uint64_t sector)
@@ -153,12 +194,17 @@ uint32_t history_newest(const struct history *history, unsigned int device, uint
 	return version ? version->sequence : 0;
 }
 
+static bool is_advice(const struct version *version)
+{
+	return version->kind == WRITE_ADVICE || version->kind == WRITE_NOTHING;
+}
+
 bool history_written(const struct history *history, unsigned int device, uint64_t sector,
-		     uint32_t after, uint32_t until)
+		     uint32_t after, uint32_t until, bool surely)
 {
 	const struct version *version = newest_version(history, device, sector);
 
-	while (version && version->sequence > until)
+	while (version && (version->sequence > until || (surely && is_advice(version))))
 		version = older_version(history, device, sector, version);
 	return version && version->sequence > after;
 }
@@ -210,58 +256,143 @@ void cut_exit(struct cut *cut)
 }
 
 /*
- * A sector with @sequence is in the image: what does that say about the writer?
- * It had finished all its earlier writes, and the next write to this sector, if
- * there is one, is not or not entirely in.
+ * The image shows what a sector held from version @first until @next took its place,
+ * which NULL has not: can that be?
  */
-static enum verdict learn(struct cut *cut, unsigned int device, uint64_t sector,
-			  uint32_t sequence, unsigned int writer)
+static enum verdict check_span(const struct cut *cut, unsigned int writer, uint32_t first,
+			       const struct version *next)
 {
-	const struct version *version = newest_version(cut->history, device, sector);
-	const struct version *next = NULL;
-
-	if (sequence > cut->clock.issued[writer])
+	if (first > cut->clock.issued[writer])
 		return VERDICT_NEWER;
-	while (version && version->sequence > sequence) {
-		next = version;
-		version = older_version(cut->history, device, sector, version);
-	}
-	if (!version || version->sequence != sequence)
-		return VERDICT_NEVER_WRITTEN;
 	if (next && next->sequence <= cut->clock.completed[writer])
 		return VERDICT_OLDER;
-	if (sequence > cut->upper[writer] || (next && next->sequence <= cut->lower[writer]))
+	if (first > cut->upper[writer] || (next && next->sequence <= cut->lower[writer]))
 		return VERDICT_NOT_PREFIX;
-	if (cut->lower[writer] < sequence - 1)
-		cut->lower[writer] = sequence - 1;
+	return VERDICT_GOOD;
+}
+
+/*
+ * It is so: what does that say about the writer? It had finished all writes before
+ * @first, and @next is not or not entirely in.
+ */
+static enum verdict learn_span(struct cut *cut, unsigned int writer, uint32_t first,
+			       const struct version *next)
+{
+	if (cut->lower[writer] < first - 1)
+		cut->lower[writer] = first - 1;
 	if (next && cut->upper[writer] > next->sequence)
 		cut->upper[writer] = next->sequence;
 	return cut->lower[writer] <= cut->upper[writer] ? VERDICT_GOOD : VERDICT_NOT_PREFIX;
 }
 
+static enum verdict learn_data(struct cut *cut, unsigned int device, uint64_t sector,
+			       uint32_t sequence, unsigned int writer)
+{
+	const struct version *version = newest_version(cut->history, device, sector);
+	const struct version *next = NULL;
+	enum verdict verdict;
+
+	if (sequence > cut->clock.issued[writer])
+		return VERDICT_NEWER;
+	while (version && version->sequence > sequence) {
+		if (!is_advice(version))
+			next = version;
+		version = older_version(cut->history, device, sector, version);
+	}
+	if (!version || version->sequence != sequence || version->kind != WRITE_DATA)
+		return VERDICT_NEVER_WRITTEN;
+	verdict = check_span(cut, writer, sequence, next);
+	return verdict ? verdict : learn_span(cut, writer, sequence, next);
+}
+
+/*
+ * Zeroes may be of several times, each from a write that leaves zeroes until the
+ * next one of data. If only one of them is possible, something is learned from it.
+ */
+struct zero_search {
+	uint32_t first;
+	const struct version *next;
+	unsigned int possible;
+	enum verdict verdict;
+};
+
+static void try_span(const struct cut *cut, struct zero_search *search, unsigned int writer,
+		     uint32_t first, const struct version *next)
+{
+	enum verdict verdict = check_span(cut, writer, first, next);
+
+	if (verdict == VERDICT_GOOD) {
+		search->first = first;
+		search->next = next;
+		search->possible++;
+	}
+	if (search->verdict == VERDICT_NO_STAMP)
+		search->verdict = verdict;
+}
+
+static enum verdict learn_zeroes(struct cut *cut, unsigned int device, uint64_t sector,
+				 unsigned int writer)
+{
+	const struct version *version = newest_version(cut->history, device, sector);
+	struct zero_search search = { .verdict = VERDICT_NO_STAMP };
+	const struct version *next = NULL;
+	uint32_t first = 0;
+
+	for (; version; version = older_version(cut->history, device, sector, version)) {
+		if (version->kind == WRITE_ZEROES || version->kind == WRITE_ADVICE)
+			first = version->sequence;
+		if (version->kind != WRITE_DATA)
+			continue;
+		if (first)
+			try_span(cut, &search, writer, first, next);
+		first = 0;
+		next = version;
+	}
+	if (first)
+		try_span(cut, &search, writer, first, next);
+	if (!search.possible)
+		return search.verdict;
+	if (search.possible > 1)
+		return VERDICT_GOOD;
+	return learn_span(cut, writer, search.first, search.next);
+}
+
+/* Is a stamp one that its place can have? */
+static enum verdict check_stamp(const struct history *history, unsigned int device,
+				uint64_t sector, const struct stamp_id *id)
+{
+	if (id->run != history->run)
+		return VERDICT_WRONG_RUN;
+	if (id->device != device || id->sector != sector)
+		return VERDICT_WRONG_PLACE;
+	if (id->writer != history_owner(history, device, sector) || !id->sequence ||
+	    id->sequence == SEEN_ZEROES)
+		return VERDICT_NEVER_WRITTEN;
+	return VERDICT_GOOD;
+}
+
 static enum verdict check_sector(struct cut *cut, unsigned int device, uint64_t sector,
 				 const void *data, struct finding *finding)
 {
-	const struct history *history = cut->history;
-	unsigned int writer = history_owner(history, device, sector);
+	unsigned int writer = history_owner(cut->history, device, sector);
 	enum stamp_state state = stamp_read(data, &finding->found);
 	uint32_t *seen = &cut->seen[device][sector];
-	uint32_t sequence = finding->found.sequence;
-	enum verdict verdict;
+	uint32_t found = state == STAMP_ZERO ? SEEN_ZEROES : finding->found.sequence;
+	enum verdict verdict = VERDICT_GOOD;
 
+	finding->is_zero = state == STAMP_ZERO;
 	finding->lower = cut->lower[writer];
 	finding->upper = cut->upper[writer];
-	if (state != STAMP_GOOD)
+	if (state == STAMP_TORN || state == STAMP_NONE)
 		return state == STAMP_TORN ? VERDICT_TORN : VERDICT_NO_STAMP;
-	if (finding->found.run != history->run)
-		return VERDICT_WRONG_RUN;
-	if (finding->found.device != device || finding->found.sector != sector)
-		return VERDICT_WRONG_PLACE;
-	if (finding->found.writer != writer || !sequence)
-		return VERDICT_NEVER_WRITTEN;
-	if (*seen == sequence)
-		return VERDICT_GOOD;
-	verdict = learn(cut, device, sector, sequence, writer);
+	if (state == STAMP_GOOD)
+		verdict = check_stamp(cut->history, device, sector, &finding->found);
+	if (verdict || *seen == found)
+		return verdict;
+	if (state == STAMP_GOOD)
+		verdict = learn_data(cut, device, sector, found, writer);
+	else
+		verdict = learn_zeroes(cut, device, sector, writer);
 	if (verdict)
 		return verdict;
 	if (*seen) {
@@ -269,7 +400,7 @@ static enum verdict check_sector(struct cut *cut, unsigned int device, uint64_t 
 		finding->upper = *seen;
 		return VERDICT_UNSTABLE;
 	}
-	*seen = sequence;
+	*seen = found;
 	return VERDICT_GOOD;
 }
 

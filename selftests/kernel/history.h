@@ -22,10 +22,25 @@
 #define MAX_DEVICES	2
 #define MAX_WRITERS	8
 
+/**
+ * enum write_kind - what a write leaves in its sectors
+ * @WRITE_DATA: stamps.
+ * @WRITE_ZEROES: zeroes.
+ * @WRITE_ADVICE: zeroes or what was there before: a discard that may be ignored.
+ * @WRITE_NOTHING: what was there before: such a discard, when that is known.
+ */
+enum write_kind {
+	WRITE_DATA,
+	WRITE_ZEROES,
+	WRITE_ADVICE,
+	WRITE_NOTHING,
+};
+
 /* One write to one sector. */
 struct version {
 	uint32_t sequence;
-	uint32_t older;		/* index of the one before plus 1, 0: none known */
+	uint32_t older : 30;	/* index of the one before plus 1, 0: none known */
+	uint32_t kind : 2;	/* enum write_kind */
 };
 
 /*
@@ -95,6 +110,9 @@ enum verdict {
 	VERDICT_UNSTABLE,
 };
 
+/* Zeroes do not say which write they are of. */
+#define SEEN_ZEROES	UINT32_MAX
+
 /**
  * struct cut - an image under examination, of one or several devices
  * @history: the writes.
@@ -102,7 +120,7 @@ enum verdict {
  * @lock: protects what follows.
  * @lower: all writes of a writer up to this are in the image.
  * @upper: no write of a writer after this is in the image.
- * @seen: for each device and sector, version found plus 1, 0 when not yet read.
+ * @seen: for each device and sector, version found, 0 when not yet read, SEEN_ZEROES.
  */
 struct cut {
 	struct history *history;
@@ -115,11 +133,13 @@ struct cut {
 
 /**
  * struct finding - details of a verdict
+ * @is_zero: there are zeroes; else
  * @found: the stamp.
  * @lower: least version that could have been there.
  * @upper: greatest version that could have been there.
  */
 struct finding {
+	bool is_zero;
 	struct stamp_id found;
 	uint32_t lower;
 	uint32_t upper;
@@ -150,20 +170,27 @@ unsigned int history_owner(const struct history *history, unsigned int device, u
  * history_begin() - log a write before it is issued
  * @history: the run.
  * @writer: its writer; has no other write under way, owns all the sectors.
+ * @kind: what it writes.
  * @device: number of the device.
  * @sector: first sector.
  * @count: number of sectors.
  *
  * Return: number of the write.
  */
-uint32_t history_begin(struct history *history, unsigned int writer, unsigned int device,
-		       uint64_t sector, uint64_t count);
+uint32_t history_begin(struct history *history, unsigned int writer, enum write_kind kind,
+		       unsigned int device, uint64_t sector, uint64_t count);
 
 /** history_end() - log that the newest write of @writer is finished */
 void history_end(struct history *history, unsigned int writer);
 
-/** history_forget() - keep only the newest versions; no writer may be running */
-void history_forget(struct history *history);
+/**
+ * history_forget() - keep only what an image of now has shown
+ * @history: the run; no writer may be running.
+ * @now: has seen all sectors since the last write.
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int history_forget(struct history *history, const struct cut *now);
 
 /**
  * history_newest() - newest version of a sector
@@ -182,11 +209,12 @@ uint32_t history_newest(const struct history *history, unsigned int device, uint
  * @sector: place.
  * @after: only writes with a greater number count.
  * @until: only writes with this number or a smaller one count.
+ * @surely: only writes that are not mere advice count.
  *
  * Return: true if there is such a write.
  */
 bool history_written(const struct history *history, unsigned int device, uint64_t sector,
-		     uint32_t after, uint32_t until);
+		     uint32_t after, uint32_t until, bool surely);
 
 /** bounds_completed() - read the finished writes of now into @bounds */
 void bounds_completed(struct bounds *bounds, const struct history *history);

@@ -36,10 +36,16 @@ static void begin_history(void)
 		abort();
 }
 
+static void written_as(enum write_kind kind, unsigned int device, uint64_t sector,
+		       uint64_t sectors)
+{
+	history_begin(&history, 0, kind, device, sector, sectors);
+	history_end(&history, 0);
+}
+
 static void written(unsigned int device, uint64_t sector, uint64_t sectors)
 {
-	history_begin(&history, 0, device, sector, sectors);
-	history_end(&history, 0);
+	written_as(WRITE_DATA, device, sector, sectors);
 }
 
 static struct stamp_id stamp_of(unsigned int device, uint64_t sector, uint32_t sequence)
@@ -92,6 +98,8 @@ static void test_stamps(void)
 	written(0, 0, 4);
 	begin_cut(&cut, 2, 2);
 	check(judge_raw(&cut, 0, 0, data) == VERDICT_NO_STAMP, "zeroes are no stamp");
+	data[63] = 1;
+	check(judge_raw(&cut, 0, 0, data) == VERDICT_NO_STAMP, "nor is anything else");
 	id = stamp_of(0, 0, 2);
 	stamp_write(data, &id);
 	data[63] ^= 1;
@@ -163,15 +171,94 @@ static void test_log(void)
 	written(0, 0, 4);
 	written(0, 2, 4);
 	written(0, 8, 4);
-	check(history_written(&history, 0, 2, 0, 1), "a write in the span is found");
-	check(!history_written(&history, 0, 0, 1, 3), "one before the span is not");
-	check(!history_written(&history, 0, 8, 0, 2), "one after the span is not");
-	history_forget(&history);
+	check(history_written(&history, 0, 2, 0, 1, true), "a write in the span is found");
+	check(!history_written(&history, 0, 0, 1, 3, true), "one before the span is not");
+	check(!history_written(&history, 0, 8, 0, 2, true), "one after the span is not");
+	begin_cut(&cut, 3, 3);
+	check(judge(&cut, 0, 3, 2) == VERDICT_GOOD && judge(&cut, 0, 0, 1) == VERDICT_GOOD,
+	      "images can be judged");
+	check(!history_forget(&history, &cut), "what they do not show can be forgotten");
+	cut_exit(&cut);
 	check(history_newest(&history, 0, 3) == 2 && history_newest(&history, 0, 0) == 1 &&
 	      !history_newest(&history, 0, 6), "the newest versions are not forgotten");
 	begin_cut(&cut, 3, 3);
 	check(judge(&cut, 0, 3, 2) == VERDICT_GOOD && judge(&cut, 0, 0, 1) == VERDICT_GOOD,
 	      "images can be judged after forgetting");
+	cut_exit(&cut);
+	history_exit(&history);
+}
+
+static enum verdict judge_zeroes(struct cut *cut, unsigned int device, uint64_t sector)
+{
+	static const uint64_t zeroes[SECTOR_BYTES / 8];
+
+	return judge_raw(cut, device, sector, zeroes);
+}
+
+static void test_zeroes(void)
+{
+	struct cut cut;
+
+	begin_history();
+	written(0, 0, 4);			/* 1 */
+	written_as(WRITE_ZEROES, 0, 0, 4);	/* 2 */
+	written(1, 16, 4);			/* 3 */
+	written(0, 0, 2);			/* 4 */
+	written_as(WRITE_ZEROES, 0, 0, 1);	/* 5 */
+	begin_cut(&cut, 1, 1);
+	check(judge_zeroes(&cut, 0, 0) == VERDICT_NEWER, "later zeroes are seen");
+	cut_exit(&cut);
+	begin_cut(&cut, 4, 4);
+	check(judge_zeroes(&cut, 0, 1) == VERDICT_OLDER, "zeroes that were overwritten are seen");
+	check(judge(&cut, 0, 2, 1) == VERDICT_OLDER, "lost zeroes are seen");
+	check(judge_zeroes(&cut, 0, 2) == VERDICT_GOOD, "the last zeroes are good");
+	cut_exit(&cut);
+	begin_cut(&cut, 1, 4);
+	check(judge_zeroes(&cut, 0, 2) == VERDICT_GOOD, "zeroes may be in");
+	check(judge(&cut, 1, 16, 3) == VERDICT_GOOD, "and what came after them");
+	check(judge(&cut, 0, 1, 1) == VERDICT_NOT_PREFIX, "but then all of them");
+	check(judge(&cut, 0, 2, 1) == VERDICT_NOT_PREFIX, "also where they were seen");
+	cut_exit(&cut);
+	begin_cut(&cut, 1, 5);
+	check(judge(&cut, 0, 3, 1) == VERDICT_GOOD && judge_zeroes(&cut, 0, 0) == VERDICT_GOOD,
+	      "of two times the first may be it");
+	check(judge(&cut, 1, 16, 3) == VERDICT_NOT_PREFIX, "and is it if the second cannot be");
+	check(judge(&cut, 0, 0, 1) == VERDICT_UNSTABLE, "zeroes that turn into data are seen");
+	cut_exit(&cut);
+	history_exit(&history);
+}
+
+static void test_advice(void)
+{
+	struct cut cut;
+
+	begin_history();
+	written(0, 0, 4);			/* 1 */
+	written_as(WRITE_ADVICE, 0, 0, 4);	/* 2 */
+	written_as(WRITE_ADVICE, 0, 0, 4);	/* 3 */
+	begin_cut(&cut, 1, 1);
+	check(judge_zeroes(&cut, 0, 0) == VERDICT_NEWER, "a later discard is seen");
+	cut_exit(&cut);
+	check(!history_written(&history, 0, 0, 1, 3, true) &&
+	      history_written(&history, 0, 0, 1, 3, false), "a discard may be a change");
+	begin_cut(&cut, 3, 3);
+	check(judge_zeroes(&cut, 0, 0) == VERDICT_GOOD, "a discard may leave zeroes");
+	check(judge(&cut, 0, 1, 1) == VERDICT_GOOD, "or what was there");
+	check(judge(&cut, 0, 0, 1) == VERDICT_UNSTABLE, "but not the one and then the other");
+	check(!history_forget(&history, &cut), "what is seen is kept");
+	cut_exit(&cut);
+	check(history_written(&history, 0, 0, 1, 3, true) &&
+	      !history_written(&history, 0, 1, 1, 3, true), "zeroes that were seen are a change");
+	check(history_written(&history, 0, 1, 2, 3, false), "what was not may still be one");
+	begin_cut(&cut, 3, 3);
+	check(judge(&cut, 0, 0, 1) == VERDICT_NEVER_WRITTEN, "zeroes do not turn into data");
+	check(judge_zeroes(&cut, 0, 1) == VERDICT_NO_STAMP, "nor data into zeroes");
+	check(judge(&cut, 0, 1, 1) == VERDICT_GOOD && judge_zeroes(&cut, 0, 0) == VERDICT_GOOD,
+	      "they stay what they are");
+	cut_exit(&cut);
+	written(0, 0, 1);			/* 4 */
+	begin_cut(&cut, 4, 4);
+	check(judge_zeroes(&cut, 0, 0) == VERDICT_OLDER, "a lost write after a discard is seen");
 	cut_exit(&cut);
 	history_exit(&history);
 }
@@ -205,6 +292,8 @@ int main(void)
 	test_moment();
 	test_order();
 	test_log();
+	test_zeroes();
+	test_advice();
 	test_access();
 	printf("1..%d\n", count);
 	return failures ? 1 : 0;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The oracle: writers, readers, releases, suspends and growing COW devices against
- * group snapshots of all policies, in rounds, and every sector read is judged.
+ * The oracle: writes, zeroes and discards, readers, releases, suspends and growing COW
+ * devices against group snapshots of all policies, in rounds, and every sector read is
+ * judged.
  *
  * Owns the threads, the course of a round and the random choices, all of which
  * come from one seed that is printed. What an image may contain is decided in
@@ -81,16 +82,30 @@ struct snapshot {
 	atomic_bool is_broken;		/* a reader knows that it is broken */
 };
 
+enum operation {
+	OPERATION_WRITE,
+	OPERATION_ZERO,
+	OPERATION_DISCARD,
+	OPERATIONS,
+};
+
+/* What discards of the origins do, which depends on their feature arguments. */
+enum discards {
+	DISCARDS_REFUSED,
+	DISCARDS_ADVISORY,
+	DISCARDS_ZEROING,
+};
+
 /*
- * A write that fails under POLICY_BREAK_WRITE, and may yet be there in part, is
- * repeated until it succeeds, if need be when the snapshots are gone. Until then it
- * is one that was issued and has not completed.
+ * A write of any kind. One that fails under POLICY_BREAK_WRITE, and may yet be there
+ * in part, is repeated until it succeeds, if need be when the snapshots are gone.
+ * Until then it is one that was issued and has not completed.
  */
-struct failed_write {
+struct live_write {
+	enum operation operation;
 	unsigned int device;
 	uint64_t sector;
 	uint64_t count;
-	char *buffer;			/* NULL: there is none */
 };
 
 /* The random choices of a round. */
@@ -116,7 +131,9 @@ static struct {
 	struct choices choices;
 	struct mark marks[MAX_DEVICES];
 	struct snapshot snapshots[MAX_DEVICES];
-	struct failed_write failed[WRITERS];
+	struct live_write failed[WRITERS];	/* of no sectors: there is none */
+	char *buffers[WRITERS];
+	enum discards discards;
 	uint64_t seed;
 	uint64_t granularity;
 	unsigned int round;
@@ -130,6 +147,7 @@ static struct {
 	atomic_uint_least64_t failed_reads;
 	atomic_uint_least64_t releases;
 	atomic_uint_least64_t failed_writes;
+	atomic_uint_least64_t operations[OPERATIONS];
 	atomic_uint pauses;
 	atomic_uint growths;
 	atomic_uint slowest_ms;
@@ -205,18 +223,31 @@ static uint64_t random_count(uint64_t *random, uint64_t limit)
 
 /* Writing. */
 
+static int submit(const struct live_write *write, const char *data)
+{
+	switch (write->operation) {
+	case OPERATION_ZERO:
+		return oracle.backend->origin_zero(write->device, write->sector, write->count);
+	case OPERATION_DISCARD:
+		return oracle.backend->origin_discard(write->device, write->sector, write->count);
+	default:
+		return oracle.backend->origin_write(write->device, write->sector, write->count,
+						    data);
+	}
+}
+
 /* Returns false if it fails in a way that the snapshots' policy allows. */
-static bool try_write(unsigned int device, uint64_t sector, uint64_t count, const char *buffer)
+static bool try_write(const struct live_write *write, const char *data)
 {
 	uint64_t begin_ms = now_ms();
 	unsigned int took_ms;
 	int ret;
 
-	ret = oracle.backend->origin_write(device, sector, count, buffer);
+	ret = submit(write, data);
 	took_ms = (unsigned int)(now_ms() - begin_ms);
 	if (took_ms > LIVE_LIMIT_MS)
-		violation("live write of device %u sector %" PRIu64 " took %u ms", device,
-			  sector, took_ms);
+		violation("live write of device %u sector %" PRIu64 " took %u ms", write->device,
+			  write->sector, took_ms);
 	if (took_ms > atomic_load(&oracle.slowest_ms))
 		atomic_store(&oracle.slowest_ms, took_ms);
 	if (ret == -ENOSPC && oracle.choices.is_small &&
@@ -225,39 +256,58 @@ static bool try_write(unsigned int device, uint64_t sector, uint64_t count, cons
 		return false;
 	}
 	if (ret)
-		violation("live write of device %u sector %" PRIu64 "+%" PRIu64 " failed: %s",
-			  device, sector, count, strerror(-ret));
+		violation("live write of device %u sector %" PRIu64 "+%" PRIu64 " failed: %s (%d)",
+			  write->device, write->sector, write->count, strerror(-ret),
+			  write->operation);
 	return true;
 }
 
-static void end_write(unsigned int writer, uint64_t count)
+static void end_write(unsigned int writer, const struct live_write *write)
 {
 	history_end(&oracle.history, writer);
-	atomic_fetch_add(&oracle.written_sectors, count);
+	atomic_fetch_add(&oracle.operations[write->operation], 1);
+	atomic_fetch_add(&oracle.written_sectors, write->count);
 }
 
-/* Returns false if the write has failed for good, and owns @buffer then. */
-static bool write_stamped(unsigned int writer, unsigned int device, uint64_t sector,
-			  uint64_t count, char *buffer)
+static enum write_kind kind_of(enum operation operation)
 {
-	struct stamp_id id = { .run = oracle.history.run, .device = device, .writer = writer };
+	if (operation == OPERATION_WRITE)
+		return WRITE_DATA;
+	if (operation == OPERATION_DISCARD && oracle.discards == DISCARDS_ADVISORY)
+		return WRITE_ADVICE;
+	return WRITE_ZEROES;
+}
+
+/* Fills the writer's buffer for its next write. */
+static void stamp_buffer(unsigned int writer, const struct live_write *write)
+{
+	struct stamp_id id = {
+		.run = oracle.history.run, .device = write->device, .writer = writer,
+	};
 	uint64_t i;
 
 	id.sequence = atomic_load(&oracle.history.logs[writer].issued) + 1;
-	for (i = 0; i < count; i++) {
-		id.sector = sector + i;
-		stamp_write(buffer + i * SECTOR_BYTES, &id);
+	for (i = 0; i < write->count; i++) {
+		id.sector = write->sector + i;
+		stamp_write(oracle.buffers[writer] + i * SECTOR_BYTES, &id);
 	}
-	history_begin(&oracle.history, writer, device, sector, count);
-	while (!try_write(device, sector, count, buffer)) {
+}
+
+/* Returns false if the write has failed for good. */
+static bool write_logged(unsigned int writer, const struct live_write *write)
+{
+	if (write->operation == OPERATION_WRITE)
+		stamp_buffer(writer, write);
+	history_begin(&oracle.history, writer, kind_of(write->operation), write->device,
+		      write->sector, write->count);
+	while (!try_write(write, oracle.buffers[writer])) {
 		if (atomic_load(&oracle.writers_stop)) {
-			oracle.failed[writer] =
-				(struct failed_write){ device, sector, count, buffer };
+			oracle.failed[writer] = *write;
 			return false;
 		}
 		pass_ms(5);
 	}
-	end_write(writer, count);
+	end_write(writer, write);
 	return true;
 }
 
@@ -267,26 +317,39 @@ static void repeat_failed_writes(void)
 	unsigned int writer;
 
 	for (writer = 0; writer < WRITERS; writer++) {
-		struct failed_write *failed = &oracle.failed[writer];
+		struct live_write *failed = &oracle.failed[writer];
 
-		if (!failed->buffer)
+		if (!failed->count)
 			continue;
-		if (!try_write(failed->device, failed->sector, failed->count, failed->buffer))
+		if (!try_write(failed, oracle.buffers[writer]))
 			violation("live write of device %u sector %" PRIu64
 				  ": fails without a snapshot", failed->device, failed->sector);
-		end_write(writer, failed->count);
-		free(failed->buffer);
-		failed->buffer = NULL;
+		end_write(writer, failed);
+		failed->count = 0;
 	}
 }
 
-static bool write_somewhere(unsigned int writer, uint64_t *random, char *buffer)
+/* Three of four are of data. */
+static enum operation random_operation(uint64_t *random)
+{
+	switch (random_below(random, 8)) {
+	case 0:
+		return OPERATION_ZERO;
+	case 1:
+		return oracle.discards == DISCARDS_REFUSED ? OPERATION_WRITE : OPERATION_DISCARD;
+	default:
+		return OPERATION_WRITE;
+	}
+}
+
+static bool write_somewhere(unsigned int writer, uint64_t *random)
 {
 	const struct history *history = &oracle.history;
 	unsigned int device = (unsigned int)random_below(random, history->devices);
 	uint64_t sector = random_below(random, history->sectors);
 	uint64_t begin = sector / history->region * history->region;
 	uint64_t limit = oracle.choices.has_small_writes ? 16 : MAX_IO_SECTORS;
+	struct live_write write = { .device = device };
 	uint64_t room;
 
 	if (history_owner(history, device, sector) != writer)
@@ -298,42 +361,38 @@ static bool write_somewhere(unsigned int writer, uint64_t *random, char *buffer)
 		room = history->sectors - sector;
 	if (limit > room)
 		limit = room;
-	return write_stamped(writer, device, sector, random_count(random, limit), buffer);
+	write.sector = sector;
+	write.count = random_count(random, limit);
+	write.operation = random_operation(random);
+	return write_logged(writer, &write);
 }
 
 static void *writer_main(void *argument)
 {
 	unsigned int writer = (unsigned int)(uintptr_t)argument;
 	uint64_t random = mix64(oracle.seed ^ mix64(oracle.round * 64 + writer));
-	char *buffer = io_buffer();
 
-	while (!atomic_load(&oracle.writers_stop)) {
-		if (!write_somewhere(writer, &random, buffer))
-			return NULL;
-	}
-	free(buffer);
+	while (!atomic_load(&oracle.writers_stop) && write_somewhere(writer, &random))
+		;
 	return NULL;
 }
 
 static void write_everything(void)
 {
 	const struct history *history = &oracle.history;
-	char *buffer = io_buffer();
-	uint64_t sector, count;
-	unsigned int device;
+	struct live_write write = { .operation = OPERATION_WRITE };
 
-	for (device = 0; device < history->devices; device++) {
-		for (sector = 0; sector < history->sectors; sector += count) {
-			count = history->region - sector % history->region;
-			if (count > history->sectors - sector)
-				count = history->sectors - sector;
-			if (count > MAX_IO_SECTORS)
-				count = MAX_IO_SECTORS;
-			write_stamped(history_owner(history, device, sector), device, sector,
-				      count, buffer);
+	for (write.device = 0; write.device < history->devices; write.device++) {
+		for (write.sector = 0; write.sector < history->sectors;
+		     write.sector += write.count) {
+			write.count = history->region - write.sector % history->region;
+			if (write.count > history->sectors - write.sector)
+				write.count = history->sectors - write.sector;
+			if (write.count > MAX_IO_SECTORS)
+				write.count = MAX_IO_SECTORS;
+			write_logged(history_owner(history, write.device, write.sector), &write);
 		}
 	}
-	free(buffer);
 }
 
 /* Judging. */
@@ -348,11 +407,12 @@ static void judge_data(struct cut *cut, const char *what, unsigned int device, u
 	verdict = cut_check(cut, device, sector, data, count, &bad, &finding);
 	if (verdict)
 		violation("%s of device %u sector %" PRIu64 " (read of %" PRIu64 "+%" PRIu64
-			  ") %s: expected a version of writer %u from %u to %u, found device %u sector %"
+			  ") %s: expected a version of writer %u from %u to %u, found %s device %u sector %"
 			  PRIu64 " writer %u version %u",
 			  what, device, sector + bad, sector, count, verdict_text(verdict),
 			  history_owner(&oracle.history, device, sector + bad), finding.lower,
-			  finding.upper, finding.found.device, finding.found.sector,
+			  finding.upper, finding.is_zero ? "zeroes, and no" : "those of",
+			  finding.found.device, finding.found.sector,
 			  finding.found.writer, finding.found.sequence);
 	atomic_fetch_add(&oracle.judged_sectors, count);
 }
@@ -559,7 +619,7 @@ static void sweep(unsigned int device, char *buffer)
 	}
 }
 
-/* What the origins hold when nobody writes is the newest version of all. */
+/* What the origins hold when nobody writes is the newest version of all: no more is kept. */
 static void judge_origins(char *buffer)
 {
 	struct bounds clock;
@@ -580,6 +640,7 @@ static void judge_origins(char *buffer)
 			judge_data(&cut, "origin", device, sector, count, buffer);
 		}
 	}
+	require(history_forget(&oracle.history, &cut), "keep the history", 0);
 	cut_exit(&cut);
 }
 
@@ -609,9 +670,9 @@ static void expect_changed(unsigned int device, uint64_t granule, bool *sure, bo
 		unsigned int writer = history_owner(history, device, sector);
 
 		*sure |= history_written(history, device, sector, mark->issued[writer],
-					 cut->completed[writer]);
+					 cut->completed[writer], true);
 		*possible |= history_written(history, device, sector, mark->completed[writer],
-					     cut->issued[writer]);
+					     cut->issued[writer], false);
 	}
 }
 
@@ -925,7 +986,6 @@ static void run_round(void)
 	char checkpoint[NAME_BYTES];
 	const char *made = NULL;
 
-	history_forget(&oracle.history);
 	choose(&oracle.choices, &random);
 	if (oracle.choices.makes_checkpoint) {
 		snprintf(checkpoint, sizeof(checkpoint), "c%u", ++oracle.checkpoints);
@@ -948,19 +1008,23 @@ static void run_round(void)
 static void run(unsigned int seconds)
 {
 	uint64_t end_ms;
-	unsigned int device;
+	unsigned int device, writer;
 
 	for (device = 0; device < oracle.history.devices; device++) {
 		oracle.snapshots[device].changed = calloc(oracle.history.sectors, 1);
 		if (!oracle.snapshots[device].changed)
 			violation("out of memory");
 	}
+	for (writer = 0; writer < WRITERS; writer++)
+		oracle.buffers[writer] = io_buffer();
 	write_everything();
 	end_ms = now_ms() + (uint64_t)seconds * 1000;
 	do {
 		oracle.round++;
 		run_round();
 	} while (now_ms() < end_ms);
+	for (writer = 0; writer < WRITERS; writer++)
+		free(oracle.buffers[writer]);
 	for (device = 0; device < oracle.history.devices; device++)
 		free(oracle.snapshots[device].changed);
 }
@@ -982,8 +1046,12 @@ static void report(void)
 {
 	printf("# oracle: seed %" PRIu64 ": %u rounds (%u of groups, %u since a checkpoint, ",
 	       oracle.seed, oracle.round, oracle.groups, oracle.sinces);
-	printf("%u snapshots broken), %" PRIu64 " MiB written, %" PRIu64 " MiB judged, ",
+	printf("%u snapshots broken), %" PRIu64 " MiB written (%" PRIu64 " of data, %" PRIu64
+	       " of zeroes, %" PRIu64 " discards), %" PRIu64 " MiB judged, ",
 	       oracle.broken, atomic_load(&oracle.written_sectors) / 2048,
+	       atomic_load(&oracle.operations[OPERATION_WRITE]),
+	       atomic_load(&oracle.operations[OPERATION_ZERO]),
+	       atomic_load(&oracle.operations[OPERATION_DISCARD]),
 	       atomic_load(&oracle.judged_sectors) / 2048);
 	printf("%" PRIu64 " releases, %" PRIu64 " reads denied, %" PRIu64 " failed, ",
 	       atomic_load(&oracle.releases), atomic_load(&oracle.denied_reads),
@@ -999,27 +1067,56 @@ static void report(void)
 struct trial {
 	const char *name;
 	enum fault fault;
-	const char *expected[2];	/* parts of the message, either; NULL: no violation */
+	enum discards discards;
+	const char *expected[4];	/* parts of the message, any; NULL: no violation */
 };
 
 static const struct trial trials[] = {
-	{ "no fault", FAULT_NONE, { NULL } },
+	{ "no fault", FAULT_NONE, DISCARDS_REFUSED,
+	  { NULL } },
+	{ "no fault, discards are advice", FAULT_NONE, DISCARDS_ADVISORY,
+	  { NULL } },
+	{ "no fault, discards are zeroes", FAULT_NONE, DISCARDS_ZEROING,
+	  { NULL } },
 	/* of a write in flight at the moment nobody can tell until something older is read */
-	{ "newer data", FAULT_NEWER, {
-	  "is newer than the snapshot", "contradicts the order of its writer" } },
-	{ "torn sector", FAULT_TORN, { "is torn between several writes" } },
-	{ "other sector's data", FAULT_PLACE, { "is data of another place" } },
-	{ "other device's data", FAULT_DEVICE, { "is data of another place" } },
+	{ "newer data", FAULT_NEWER, DISCARDS_REFUSED,
+	  { "is newer than the snapshot", "contradicts the order of its writer",
+	    "differs from what was read there before",
+	    "found zeroes" } },
+	{ "torn sector", FAULT_TORN, DISCARDS_REFUSED,
+	  { "is torn between several writes", "is not data of this test" } },
+	{ "other sector's data", FAULT_PLACE, DISCARDS_REFUSED,
+	  { "is data of another place", "found zeroes" } },
+	{ "other device's data", FAULT_DEVICE, DISCARDS_REFUSED,
+	  { "is data of another place", "found zeroes" } },
 	/* before the first write to a sector there is nothing */
-	{ "lost write", FAULT_LOST, {
-	  "misses a write finished before the snapshot", "is not data of this test" } },
-	{ "snapshots of two moments", FAULT_UNHELD, { "the snapshot: expected a version" } },
-	{ "released data", FAULT_GHOST, { "can be read although released" } },
-	{ "refused data", FAULT_DENIED, { "refused although all of it is accessible" } },
-	{ "unfounded error", FAULT_EIO, { "I/O error although it is not broken" } },
-	{ "zeroes", FAULT_ZERO, { "is not data of this test" } },
-	{ "failed live write", FAULT_LIVE_ERROR, { "live write of device" } },
-	{ "lost live write", FAULT_LIVE_LOST, { "misses a write", "is not data of this test" } },
+	{ "lost write", FAULT_LOST, DISCARDS_REFUSED,
+	  { "misses a write finished before the snapshot", "is not data of this test",
+	    "found zeroes" } },
+	{ "snapshots of two moments", FAULT_UNHELD, DISCARDS_REFUSED,
+	  { "the snapshot: expected a version", "found zeroes" } },
+	{ "released data", FAULT_GHOST, DISCARDS_REFUSED,
+	  { "can be read although released" } },
+	{ "refused data", FAULT_DENIED, DISCARDS_REFUSED,
+	  { "refused although all of it is accessible" } },
+	{ "unfounded error", FAULT_EIO, DISCARDS_REFUSED,
+	  { "I/O error although it is not broken" } },
+	{ "zeroes", FAULT_ZERO, DISCARDS_REFUSED,
+	  { "found zeroes" } },
+	{ "failed live write", FAULT_LIVE_ERROR, DISCARDS_REFUSED,
+	  { "live write of device" } },
+	{ "lost live write", FAULT_LIVE_LOST, DISCARDS_REFUSED,
+	  { "misses a write", "is not data of this test", "found zeroes" } },
+	{ "lost zeroes", FAULT_ZEROES_LOST, DISCARDS_REFUSED,
+	  { "misses a write", "contradicts the order of its writer" } },
+	{ "later zeroes", FAULT_ZEROES_THROUGH, DISCARDS_REFUSED,
+	  { "found zeroes" } },
+	{ "lost discard", FAULT_DISCARD_LOST, DISCARDS_ZEROING,
+	  { "misses a write", "contradicts the order of its writer" } },
+	{ "later discard", FAULT_DISCARD_THROUGH, DISCARDS_ADVISORY,
+	  { "found zeroes" } },
+	{ "later discard of zeroes", FAULT_DISCARD_THROUGH, DISCARDS_ZEROING,
+	  { "found zeroes" } },
 };
 
 static void run_trial(const struct trial *trial, int output)
@@ -1028,7 +1125,9 @@ static void run_trial(const struct trial *trial, int output)
 		dup2(output, STDERR_FILENO);
 	oracle.pace = 20;
 	oracle.granularity = 128;
-	oracle.backend = backend_fake_open(MAX_DEVICES, FAKE_SECTORS, trial->fault);
+	oracle.discards = trial->discards;
+	oracle.backend = backend_fake_open(MAX_DEVICES, FAKE_SECTORS, trial->fault,
+					   trial->discards == DISCARDS_ADVISORY);
 	if (!oracle.backend)
 		violation("out of memory");
 	prepare(MAX_DEVICES, FAKE_SECTORS);
@@ -1042,6 +1141,7 @@ static bool is_caught(const struct trial *trial)
 	size_t used = 0;
 	ssize_t got = 0;
 	int ends[2];
+	unsigned int i;
 	pid_t child;
 	int status;
 
@@ -1065,8 +1165,10 @@ static bool is_caught(const struct trial *trial)
 		return WEXITSTATUS(status) == 0 && !used;
 	if (WEXITSTATUS(status) != 1)
 		return false;
-	return strstr(text, trial->expected[0]) ||
-	       (trial->expected[1] && strstr(text, trial->expected[1]));
+	for (i = 0; i < sizeof(trial->expected) / sizeof(trial->expected[0]); i++)
+		if (trial->expected[i] && strstr(text, trial->expected[i]))
+			return true;
+	return false;
 }
 
 static int selftest(void)
@@ -1087,7 +1189,8 @@ static int selftest(void)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: oracle [--seconds N] [--seed N] [--granularity SECTORS] NAME:LOWER:COW...\n"
+	fprintf(stderr, "usage: oracle [--seconds N] [--seed N] [--granularity SECTORS]\n"
+		"              [--discards advisory|zeroing] NAME:LOWER:COW...\n"
 		"       oracle --selftest [--seed N]\n");
 	return 2;
 }
@@ -1098,6 +1201,7 @@ int main(int argc, char **argv)
 		{ "seconds", required_argument, NULL, 's' },
 		{ "seed", required_argument, NULL, 'r' },
 		{ "granularity", required_argument, NULL, 'g' },
+		{ "discards", required_argument, NULL, 'd' },
 		{ "selftest", no_argument, NULL, 't' },
 		{ NULL, 0, NULL, 0 },
 	};
@@ -1116,6 +1220,10 @@ int main(int argc, char **argv)
 			oracle.seed = strtoull(optarg, NULL, 10);
 		else if (option == 'g')
 			oracle.granularity = strtoull(optarg, NULL, 10);
+		else if (option == 'd' && !strcmp(optarg, "advisory"))
+			oracle.discards = DISCARDS_ADVISORY;
+		else if (option == 'd' && !strcmp(optarg, "zeroing"))
+			oracle.discards = DISCARDS_ZEROING;
 		else if (option == 't')
 			is_selftest = true;
 		else

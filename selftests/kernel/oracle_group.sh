@@ -1,12 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# This test will write stamped sectors to two origins, take group snapshots under
-# load, and judge every sector read from them by the histories of the writers,
-# for FLEECE_ORACLE_SECONDS (default 60): half of it on devices as fast as RAM,
-# half of it on devices on which every other read is overtaken by what is later.
-# All the while another snapshot of a comes and goes, in clusters of its own.
-# FLEECE_ORACLE_SEED repeats a run as far as threads can be repeated.
+# This test will write stamped sectors and zeroes to two origins and discard others,
+# take group snapshots under load, and judge every sector read from them by the
+# histories of the writers, for FLEECE_ORACLE_SECONDS (default 60): a third of it on
+# RAM disks, which cannot discard; a third on devices where discards are advice; a
+# third on devices where they are copied, as zeroes are, and every other read is
+# overtaken by what is later. All the while another snapshot of a comes and goes, in
+# clusters of its own. FLEECE_ORACLE_SEED repeats a run as far as threads can be
+# repeated.
 #
 #     a (fleece)   a-snap (fleece-snapshot)      b, b-snap: the same
 #         |         |         |
@@ -21,12 +23,16 @@ seed=${FLEECE_ORACLE_SEED:-$(($(now_ms) % 1000000))}
 
 load_fleece
 requires_tool oracle
-make_arena 96
-make_disk disk-a $SECTORS
-make_disk disk-b $SECTORS
-make_disk cow-a $((SECTORS + 8192))
-make_disk cow-b $((SECTORS + 8192))
-make_disk cow-other $((SECTORS + 8192))
+
+# make_disks PREFIX: in the arena.
+make_disks()
+{
+	make_disk "$1disk-a" $SECTORS
+	make_disk "$1disk-b" $SECTORS
+	make_disk "$1cow-a" $((SECTORS + 8192))
+	make_disk "$1cow-b" $((SECTORS + 8192))
+	make_disk "$1cow-other" $((SECTORS + 8192))
+}
 
 # What the program leaves behind when it finds a violation.
 # shellcheck disable=SC2317 # called by the cleanup
@@ -39,7 +45,8 @@ remove_snapshots()
 	done
 }
 
-# Makes and removes another snapshot of a, until the file "stop" exists.
+# come_and_go DISK COW: makes and removes another snapshot of a, until the file "stop"
+# exists.
 come_and_go()
 {
 	local cycle
@@ -47,25 +54,29 @@ come_and_go()
 	for ((cycle = 0; ; cycle++)); do
 		echo $cycle > "$SCRATCH/cycles"
 		[ ! -e "$SCRATCH/stop" ] || break
-		dm_create other "$(snapshot_table "$1" cow-other $((8 << cycle % 8)) "2 staging $((cycle % 3 * 4096))")" ||
+		dm_create other "$(snapshot_table "$1" "$2" $((8 << cycle % 8)) "2 staging $((cycle % 3 * 4096))")" ||
 			return 1
 		sleep 0.$((cycle % 8 + 1))
 		dm_remove other || return 1
 	done
 }
 
-# run_oracle WHAT GRANULARITY SEED DISK COW: the devices' names without -a and -b.
+# run_oracle WHAT GRANULARITY DISK COW OTHER FEATURES [OPTION...]: the names of origin
+# and COW devices without -a and -b, the COW device of the other snapshot, features of
+# the origins, options of the oracle.
 run_oracle()
 {
-	make_origin a "$4-a" "$2"
-	make_origin b "$4-b" "$2"
+	make_origin a "$3-a" "$2" "$6"
+	make_origin b "$3-b" "$2" "$6"
 	defer remove_snapshots
 	rm -f "$SCRATCH/stop"
-	come_and_go "$4-a" > "$SCRATCH/other" 2>&1 &
+	come_and_go "$3-a" "$5" > "$SCRATCH/other" 2>&1 &
 	other=$!
-	if "$FLEECE_TEST_BIN/oracle" --seconds $((seconds / 2)) --seed "$3" --granularity "$2" \
-		"$PREFIX-a:$(path_of "$4-a"):$(path_of "$5-a")" \
-		"$PREFIX-b:$(path_of "$4-b"):$(path_of "$5-b")" > "$SCRATCH/oracle" 2>&1; then
+	runs=$((runs + 1))
+	if "$FLEECE_TEST_BIN/oracle" --seconds $((seconds / 3)) --seed $((seed + runs)) \
+		--granularity "$2" "${@:7}" \
+		"$PREFIX-a:$(path_of "$3-a"):$(path_of "$4-a")" \
+		"$PREFIX-b:$(path_of "$3-b"):$(path_of "$4-b")" > "$SCRATCH/oracle" 2>&1; then
 		ok "$1: no violation"
 		cat "$SCRATCH/oracle"
 	else
@@ -79,14 +90,21 @@ run_oracle()
 	succeeds "$1: the origins can be removed" eval "dm_remove a && dm_remove b"
 }
 
-run_oracle "fast devices" 128 "$seed" disk cow
+runs=0
+make_arena 96
+make_disks ""
+run_oracle "fast devices" 128 disk cow cow-other ""
+make_discard_arena 96
+make_disks thin-
+run_oracle "discards as advice" 128 thin-disk thin-cow thin-cow-other "" --discards advisory
+what="discards copied, overtaken reads"
 if has_jitter; then
-	make_jittery jitter-a disk-a 8
-	make_jittery jitter-b disk-b 8
-	make_jittery jitter-cow-a cow-a 4
-	make_jittery jitter-cow-b cow-b 4
-	run_oracle "overtaken reads" 8 $((seed + 1)) jitter jitter-cow
+	make_jittery jitter-a thin-disk-a 8
+	make_jittery jitter-b thin-disk-b 8
+	make_jittery jitter-cow-a thin-cow-a 4
+	make_jittery jitter-cow-b thin-cow-b 4
+	run_oracle "$what" 8 jitter jitter-cow thin-cow-other "1 discard_copy" --discards zeroing
 else
-	skip "overtaken reads" "there is no dm-delay or no dm-multipath"
+	skip "$what" "there is no dm-delay or no dm-multipath"
 fi
 finish

@@ -50,6 +50,16 @@ void stamp_write(void *sector, const struct stamp_id *id)
 	memcpy(sector, words, sizeof(words));
 }
 
+static bool is_zero(const uint64_t *words)
+{
+	int i;
+
+	for (i = 0; i < STAMP_WORDS; i++)
+		if (words[i])
+			return false;
+	return true;
+}
+
 enum stamp_state stamp_read(const void *sector, struct stamp_id *id)
 {
 	uint64_t words[STAMP_WORDS];
@@ -58,7 +68,7 @@ enum stamp_state stamp_read(const void *sector, struct stamp_id *id)
 
 	memcpy(words, sector, sizeof(words));
 	if (words[0] != STAMP_MAGIC)
-		return STAMP_NONE;
+		return is_zero(words) ? STAMP_ZERO : STAMP_NONE;
 	id->run = words[1];
 	id->sector = words[2];
 	id->device = words[3] >> 32;

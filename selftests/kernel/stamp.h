@@ -32,11 +32,13 @@ struct stamp_id {
  * enum stamp_state - integrity of a sector
  * @STAMP_GOOD: all 512 bytes are of one write.
  * @STAMP_NONE: not a stamp at all.
+ * @STAMP_ZERO: 512 bytes of zeroes.
  * @STAMP_TORN: a stamp, but its bytes do not belong together.
  */
 enum stamp_state {
 	STAMP_GOOD,
 	STAMP_NONE,
+	STAMP_ZERO,
 	STAMP_TORN,
 };
 
@@ -50,7 +52,7 @@ void stamp_write(void *sector, const struct stamp_id *id);
 /**
  * stamp_read() - take a sector apart
  * @sector: SECTOR_BYTES bytes, 8-byte aligned.
- * @id: filled in unless the result is STAMP_NONE.
+ * @id: filled in if the result is STAMP_GOOD or STAMP_TORN.
  *
  * Return: enum stamp_state.
  */

@@ -60,7 +60,7 @@ static const char *const policy_features[POLICIES] = {
 	[POLICY_BREAK_SNAPSHOT] = "on_cbw_error break_snapshot",
 	[POLICY_BREAK_CLUSTER] = "on_cbw_error break_cluster",
 	[POLICY_BREAK_WRITE] = "on_cbw_error break_write",
-	[POLICY_WAIT] = "on_cow_full wait cbw_timeout 500",
+	[POLICY_WAIT] = "on_cow_full wait",
 };
 
 /*
@@ -125,6 +125,14 @@ struct choices {
 	unsigned int after_ms;
 };
 
+/* Nobody is to wait long for a slot that does not come; a copy may take its time. */
+static const char *features_of(const struct choices *choices)
+{
+	if (choices->policy == POLICY_WAIT && choices->is_small)
+		return "on_cow_full wait cbw_timeout 500";
+	return policy_features[choices->policy];
+}
+
 static struct {
 	const struct backend *backend;
 	struct history history;
@@ -174,7 +182,7 @@ static void violation(const char *format, ...)
 		" slots %" PRIu64 " group %d since %d release %d pauses %d %s\n",
 		oracle.seed, oracle.round, choices->cluster, choices->staging, choices->slots,
 		choices->is_group, choices->has_since, choices->release, choices->has_pauses,
-		policy_features[choices->policy]);
+		features_of(choices));
 	_exit(1);
 }
 
@@ -802,7 +810,7 @@ static void make_snapshot(unsigned int device, const char *checkpoint)
 		.cluster = choices->cluster,
 		.slots = choices->slots,
 		.staging = choices->staging,
-		.policy = policy_features[choices->policy],
+		.policy = features_of(choices),
 		.since = choices->has_since ? oracle.marks[device].name : NULL,
 		.checkpoint = checkpoint,
 	};

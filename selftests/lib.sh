@@ -299,7 +299,7 @@ load_fleece()
 	[ ! -d /sys/module/dm_fleece ] || return 0
 	module=$(find_module)
 	[ -n "$module" ] || skip_all "dm-fleece.ko is not built"
-	modprobe -a dm-mod libcrc32c 2>/dev/null
+	modprobe dm-mod 2>/dev/null
 	insmod "$module" 2> "$SCRATCH/insmod" || bail "loads the module" "$(cat "$SCRATCH/insmod")"
 	MODULE_LOADED=1
 	wait_until 10 test -e /dev/fleece-control || bail "makes /dev/fleece-control"

@@ -997,8 +997,7 @@ def usage():
         run_wrong(["--stdio", "--max-connections", number, disk], 2, "--max-connections")
         run_wrong(["--stdio", "--stall-timeout", number, disk], 2, "--stall-timeout")
         run_wrong(["--stdio", "--handshake-timeout", number, disk], 2, "--handshake-timeout")
-    for later in ("--tls-certs", "--tls-psk"):
-        run_wrong(["--stdio", later, "x", disk], 2, "later")
+    run_wrong(["--stdio", "--tls-certs", "x", "--tls-psk", "x", disk], 2, "exclude each other")
     run_wrong(["--help"], 0, "Usage")
     run_wrong(["--version"], 0, "fleeced ")
 

@@ -19,11 +19,13 @@
 /**
  * enum option_next - what happens after an option; negative: -errno, the connection ends
  * @NEXT_OPTION: the client may send another one.
+ * @NEXT_TLS: as soon as the reply is sent, TLS begins.
  * @NEXT_TRANSMISSION: the export is chosen.
  * @NEXT_END: the connection ends, as it may.
  */
 enum option_next {
 	NEXT_OPTION,
+	NEXT_TLS,
 	NEXT_TRANSMISSION,
 	NEXT_END,
 };

@@ -51,6 +51,8 @@ void connection_serve(struct connection *connection)
 			 (unsigned long long)connection->reads,
 			 (unsigned long long)connection->errors);
 	}
+	if (transport->ops->end && connection_status(connection) != CONNECTION_DEAD)
+		transport->ops->end(transport);
 	transport->ops->shutdown(transport);
 }
 

@@ -103,6 +103,7 @@ enum connection_status {
  * Set by the handshake, then constant:
  * @fixed_newstyle: the client may use other options than EXPORT_NAME.
  * @no_zeroes: no padding after EXPORT_NAME.
+ * @is_secure: TLS has begun.
  * @form: of requests and replies.
  * @contexts: selected contexts.
  * @export: the one chosen.
@@ -131,6 +132,7 @@ struct connection {
 
 	bool fixed_newstyle;
 	bool no_zeroes;
+	bool is_secure;
 	enum reply_form form;
 	struct context_set contexts;
 	const struct export *export;

@@ -34,6 +34,7 @@ struct daemon {
 	struct budget budget;
 	struct service_manager manager;
 	struct janitor janitor;
+	struct tls_credentials *tls;
 	struct server server;
 };
 
@@ -124,6 +125,19 @@ static void close_devices(struct daemon *daemon)
 	free(daemon->backends);
 }
 
+static int load_credentials(struct daemon *daemon)
+{
+	const struct options *options = &daemon->options;
+	int ret = 0;
+
+	if (options->tls_certs)
+		ret = tls_credentials_load_x509(&daemon->tls, options->tls_certs);
+	else if (options->tls_psk)
+		ret = tls_credentials_load_psk(&daemon->tls, options->tls_psk);
+	daemon->server.tls = daemon->tls;
+	return ret;
+}
+
 static int open_unix_socket(struct daemon *daemon)
 {
 	const struct options *options = &daemon->options;
@@ -148,13 +162,14 @@ static int open_sockets(struct daemon *daemon)
 {
 	const struct options *options = &daemon->options;
 	struct listener_set *listeners = &daemon->server.listeners;
-	int ret = service_manager_adopt(listeners, options->insecure);
+	bool allow_any = options->insecure || daemon->tls;
+	int ret = service_manager_adopt(listeners, allow_any);
 	size_t i;
 
 	for (i = 0; !ret && i < options->listen_count; i++)
-		ret = listen_tcp(listeners, options->listen[i], options->insecure);
+		ret = listen_tcp(listeners, options->listen[i], allow_any);
 	for (i = 0; !ret && i < options->vsock_count; i++)
-		ret = listen_vsock(listeners, options->vsock[i], options->insecure);
+		ret = listen_vsock(listeners, options->vsock[i], allow_any);
 	if (!ret && options->socket_path)
 		ret = open_unix_socket(daemon);
 	return ret;
@@ -273,6 +288,8 @@ static int start(struct daemon *daemon,
 	ret = open_devices(daemon, open_backend);
 	fill_rules(daemon);
 	if (!ret)
+		ret = load_credentials(daemon);
+	if (!ret)
 		ret = open_sockets(daemon);
 	if (!ret)
 		ret = service_manager_open(&daemon->manager);
@@ -313,6 +330,7 @@ int daemon_main(int argc, char **argv,
 	close_devices(daemon);
 	service_manager_close(&daemon->manager);
 	budget_release(&daemon->budget);
+	tls_credentials_release(daemon->tls);
 	stop_release(&daemon->stop);
 	free(daemon);
 	return ret ? EXIT_FAILURE : EXIT_SUCCESS;

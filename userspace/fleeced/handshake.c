@@ -185,6 +185,46 @@ static int refuse_too_big(struct client_option *option)
 	return option_refuse(option, NBD_REP_ERR_TOO_BIG, "too much data in this option");
 }
 
+static bool has_tls(const struct connection *connection)
+{
+	return connection->transport->ops->secure;
+}
+
+static int do_starttls(struct client_option *option)
+{
+	const struct connection *connection = option->connection;
+
+	if (option->data.left || option->is_too_big)
+		return option_refuse_data(option);
+	if (!has_tls(connection))
+		return option_refuse(option, NBD_REP_ERR_POLICY, "this server is set up without TLS");
+	if (connection->is_secure)
+		return option_refuse(option, NBD_REP_ERR_INVALID, "TLS has begun already");
+	option_acknowledge(option);
+	return NEXT_TLS;
+}
+
+/* Whatever a client has said in the clear, somebody else may have put there. */
+static int begin_tls(struct connection *connection)
+{
+	int ret = connection->transport->ops->secure(connection->transport);
+
+	connection->is_secure = true;
+	connection->form = REPLY_SIMPLE;
+	connection->contexts.count = 0;
+	return ret ? ret : NEXT_OPTION;
+}
+
+/* All that a server with TLS does in the clear, but for ABORT. */
+static int run_in_the_clear(struct client_option *option)
+{
+	if (option->code == NBD_OPT_STARTTLS)
+		return do_starttls(option);
+	if (option->code == NBD_OPT_EXPORT_NAME)
+		return option_break_off(option, "EXPORT_NAME without TLS, which this server needs");
+	return option_refuse(option, NBD_REP_ERR_TLS_REQD, "this server needs TLS (STARTTLS)");
+}
+
 static int dispatch(struct client_option *option)
 {
 	if (option->code == NBD_OPT_ABORT) {
@@ -198,6 +238,8 @@ static int dispatch(struct client_option *option)
 	}
 	if (!option->connection->fixed_newstyle && option->code != NBD_OPT_EXPORT_NAME)
 		return option_break_off(option, "an option that needs fixed newstyle");
+	if (has_tls(option->connection) && !option->connection->is_secure)
+		return run_in_the_clear(option);
 	if (option->is_too_big)
 		return refuse_too_big(option);
 	switch (option->code) {
@@ -206,9 +248,7 @@ static int dispatch(struct client_option *option)
 	case NBD_OPT_LIST:
 		return do_list(option);
 	case NBD_OPT_STARTTLS:
-		if (option->data.left)
-			return option_refuse_data(option);
-		return option_refuse(option, NBD_REP_ERR_UNSUP, "this server has no TLS");
+		return do_starttls(option);
 	case NBD_OPT_INFO:
 	case NBD_OPT_GO:
 		return do_info_or_go(option);
@@ -247,7 +287,9 @@ static int run_option(struct connection *connection, uint8_t *buffer)
 		return ret == TRANSPORT_END ? NEXT_END : ret;
 	next = dispatch(&option);
 	ret = option_send_replies(&option);
-	return ret && next >= 0 ? ret : next;
+	if (ret && next >= 0)
+		return ret;
+	return next == NEXT_TLS ? begin_tls(connection) : next;
 }
 
 static int greet(struct connection *connection)

@@ -160,7 +160,7 @@ static bool is_local(const struct sockaddr *address)
 
 static int refuse_remote(const char *address)
 {
-	log_error("%s is not a loopback address: data would travel in the clear and to anyone; --insecure allows it",
+	log_error("%s is not a loopback address: data would travel in the clear and to anyone; --tls-certs or --tls-psk protects it, --insecure allows it",
 		  address);
 	return -EACCES;
 }

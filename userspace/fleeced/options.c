@@ -40,9 +40,10 @@ enum {
 	OPTION_USER,
 	OPTION_NO_SANDBOX,
 	OPTION_INSECURE,
+	OPTION_TLS_CERTS,
+	OPTION_TLS_PSK,
 	OPTION_HELP,
 	OPTION_VERSION,
-	OPTION_LATER,
 };
 
 static const struct option long_options[] = {
@@ -62,10 +63,10 @@ static const struct option long_options[] = {
 	{ "user", required_argument, NULL, OPTION_USER },
 	{ "no-sandbox", no_argument, NULL, OPTION_NO_SANDBOX },
 	{ "insecure", no_argument, NULL, OPTION_INSECURE },
+	{ "tls-certs", required_argument, NULL, OPTION_TLS_CERTS },
+	{ "tls-psk", required_argument, NULL, OPTION_TLS_PSK },
 	{ "help", no_argument, NULL, OPTION_HELP },
 	{ "version", no_argument, NULL, OPTION_VERSION },
-	{ "tls-certs", required_argument, NULL, OPTION_LATER },
-	{ "tls-psk", required_argument, NULL, OPTION_LATER },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -81,7 +82,9 @@ static const char help_text[] =
 	"                           may be given several times\n"
 	"  --vsock [CID:]PORT       listen for virtual machines, or for their host;\n"
 	"                           may be given several times\n"
-	"  --insecure               allow addresses that other machines can reach\n"
+	"  --insecure               allow addresses that other machines can reach, without TLS\n"
+	"  --tls-certs DIR          clients must use TLS, with certificates as those in DIR\n"
+	"  --tls-psk FILE           clients must use TLS, with a shared key of FILE\n"
 	"  --stdio                  serve one client on stdin and stdout\n"
 	"  --allow-release          also serve NAME+release, where TRIM releases\n"
 	"  --read-once              release what a READ has delivered\n"
@@ -214,6 +217,12 @@ static int parse_one(struct options *options, int code)
 	case OPTION_INSECURE:
 		options->insecure = true;
 		return -1;
+	case OPTION_TLS_CERTS:
+		options->tls_certs = optarg;
+		return -1;
+	case OPTION_TLS_PSK:
+		options->tls_psk = optarg;
+		return -1;
 	case OPTION_HELP:
 		fputs(help_text, stdout);
 		return 0;
@@ -244,12 +253,14 @@ static int check(const struct options *options)
 		return fail("--user and --no-sandbox exclude each other", NULL);
 	if (options->socket_owner && !options->socket_path)
 		return fail("--socket-owner needs --socket", NULL);
+	if (options->tls_certs && options->tls_psk)
+		return fail("--tls-certs and --tls-psk exclude each other", NULL);
 	return -1;
 }
 
 int options_parse(struct options *options, int argc, char **argv)
 {
-	int code, index, ret;
+	int code, ret;
 
 	memset(options, 0, sizeof(*options));
 	options->max_connections = MAX_CONNECTIONS_DEFAULT;
@@ -257,13 +268,9 @@ int options_parse(struct options *options, int argc, char **argv)
 	options->stall_seconds = STALL_SECONDS_DEFAULT;
 	options->socket_mode = SOCKET_MODE_DEFAULT;
 	for (;;) {
-		index = -1;
-		code = getopt_long(argc, argv, "", long_options, &index);
+		code = getopt_long(argc, argv, "", long_options, NULL);
 		if (code == -1)
 			break;
-		if (code == OPTION_LATER)
-			return fail("this version cannot do this yet, a later one will",
-				    long_options[index].name);
 		/* getopt has said which. */
 		if (code == '?')
 			return fail("wrong usage", NULL);

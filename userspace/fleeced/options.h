@@ -20,7 +20,9 @@
  * @allow_release: also serve NAME+release.
  * @read_once: release what a READ has delivered.
  * @no_holes: send zeroes as data.
- * @insecure: listen on any address.
+ * @insecure: listen on any address, also without TLS.
+ * @tls_certs: directory with certificates, or NULL.
+ * @tls_psk: file with shared keys, or NULL.
  * @stdio: serve one client on stdin and stdout.
  * @max_connections: 0: no limit.
  * @handshake_seconds: 0: no limit.
@@ -43,6 +45,8 @@ struct options {
 	bool read_once;
 	bool no_holes;
 	bool insecure;
+	const char *tls_certs;
+	const char *tls_psk;
 	bool stdio;
 	unsigned int max_connections;
 	unsigned int handshake_seconds;

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "transport_tls.h"
 
 /* Longest time between the signal and the end. */
 #define DRAIN_MS	15000
@@ -99,20 +100,37 @@ static int start_thread(struct client *client)
 }
 
 /* Takes over the descriptors, also when it fails. */
-static int add_client(struct loop *loop, int in, int out, const char *peer)
+static struct transport *create_transport(const struct server *server, int in, int out,
+					  const char *peer)
 {
-	struct client *client = calloc(1, sizeof(*client));
-	struct transport *transport = NULL;
-	int ret = -ENOMEM;
+	struct transport *plain = transport_fd_create(in, out, peer, server->rules.stop,
+						      server->stall_ms);
+	struct transport *tls;
 
-	if (client)
-		transport = transport_fd_create(in, out, peer, loop->server->rules.stop,
-						loop->server->stall_ms);
-	if (!transport) {
+	if (!plain) {
 		close(in);
 		if (out != in)
 			close(out);
-		free(client);
+		return NULL;
+	}
+	if (!server->tls)
+		return plain;
+	tls = transport_tls_create(plain, server->tls);
+	if (!tls)
+		plain->ops->close(plain);
+	return tls;
+}
+
+/* Takes over the descriptors, also when it fails. */
+static int add_client(struct loop *loop, int in, int out, const char *peer)
+{
+	struct transport *transport = create_transport(loop->server, in, out, peer);
+	struct client *client = transport ? calloc(1, sizeof(*client)) : NULL;
+	int ret = -ENOMEM;
+
+	if (!client) {
+		if (transport)
+			transport->ops->close(transport);
 		return ret;
 	}
 	client->wake = loop->wake;

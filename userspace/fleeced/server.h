@@ -10,6 +10,7 @@
 #include "janitor.h"
 #include "listen.h"
 #include "service_manager.h"
+#include "tls_credentials.h"
 
 /**
  * struct server - what to serve, and to whom
@@ -17,6 +18,7 @@
  * @listeners: sockets that clients connect to; closed at the end.
  * @socket_path: file to remove as soon as they are closed, or NULL.
  * @janitor: removes it.
+ * @tls: every client has to use it; NULL: no client can.
  * @max_connections: more clients wait until others have left; 0: no limit.
  * @stall_ms: see transport_fd_create().
  * @manager: who is told what the server does.
@@ -26,6 +28,7 @@ struct server {
 	struct listener_set listeners;
 	const char *socket_path;
 	struct janitor *janitor;
+	const struct tls_credentials *tls;
 	unsigned int max_connections;
 	int64_t stall_ms;
 	const struct service_manager *manager;

@@ -25,7 +25,14 @@ struct transport;
  * struct transport_ops - what a kind of transport can do
  * @read: fill @length bytes. 0, TRANSPORT_END, -ECONNRESET when the stream
  *	ended in the middle, -ETIMEDOUT, or another -errno.
+ * @read_some: wait for at least one byte, take up to @length. Bytes taken, 0 at the
+ *	end of the stream, or -errno. For transports on top; may be NULL.
  * @write: send all of @vector, which it may change. 0 or -errno.
+ * @secure: from here on, both sides speak TLS: shake hands. Once only, by the only
+ *	thread there is. 0, or -errno (-EPROTO, logged: refused by one of the
+ *	sides). NULL: a transport without TLS.
+ * @end: tell the client that nothing will follow, by the only thread that still
+ *	reads or writes. May be NULL.
  * @set_deadline: both directions fail with -ETIMEDOUT from this clock_ms() on;
  *	0: no deadline.
  * @set_readahead: may more be taken from the stream than was asked for? Only
@@ -35,7 +42,10 @@ struct transport;
  */
 struct transport_ops {
 	int (*read)(struct transport *transport, void *buffer, size_t length);
+	ssize_t (*read_some)(struct transport *transport, void *buffer, size_t length);
 	int (*write)(struct transport *transport, struct iovec *vector, int count);
+	int (*secure)(struct transport *transport);
+	void (*end)(struct transport *transport);
 	void (*set_deadline)(struct transport *transport, int64_t deadline_ms);
 	void (*set_readahead)(struct transport *transport, bool on);
 	void (*shutdown)(struct transport *transport);

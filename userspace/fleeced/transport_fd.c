@@ -170,6 +170,14 @@ static int fd_read(struct transport *transport, void *buffer, size_t length)
 	return 0;
 }
 
+static ssize_t fd_read_some(struct transport *transport, void *buffer, size_t length)
+{
+	struct fd_transport *fd = to_fd(transport);
+	size_t n = take_ahead(fd, buffer, length);
+
+	return n ? (ssize_t)n : read_some(fd, buffer, length);
+}
+
 static void advance(struct iovec **vector, int *count, size_t done)
 {
 	while (*count && done >= (*vector)->iov_len) {
@@ -256,6 +264,7 @@ static void fd_close(struct transport *transport)
 
 static const struct transport_ops fd_ops = {
 	.read = fd_read,
+	.read_some = fd_read_some,
 	.write = fd_write,
 	.set_deadline = fd_set_deadline,
 	.set_readahead = fd_set_readahead,

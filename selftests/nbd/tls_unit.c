@@ -137,6 +137,13 @@ static void close_link(struct link *link)
 	stop_release(&link->stop);
 }
 
+/* Ends a thread of the server, and its client's waiting. */
+static void *give_up(struct link *link)
+{
+	link->server->ops->shutdown(link->server);
+	return link;
+}
+
 /* Threads of the server; what they return is NULL when all went well. */
 static void *read_all(void *argument)
 {
@@ -149,10 +156,10 @@ static void *read_all(void *argument)
 		if (n > sizeof(piece))
 			n = sizeof(piece);
 		if (link->server->ops->read(link->server, piece, n))
-			return link;
+			return give_up(link);
 		for (i = 0; i < n; i++)
 			if (piece[i] != byte_at(at + i))
-				return link;
+				return give_up(link);
 	}
 	return NULL;
 }
@@ -172,7 +179,7 @@ static void *write_all(void *argument)
 		bytes[at] = byte_at(at);
 	ret = link->server->ops->write(link->server, vector, 2);
 	free(bytes);
-	return ret ? link : NULL;
+	return ret ? give_up(link) : NULL;
 }
 
 static bool send_piece(struct link *link, size_t at)

@@ -497,9 +497,9 @@ static bool alloc_bios(struct fleece_copy *copy, bool may_sleep)
 
 /*
  * Where the next step is to run: on this CPU, which is awake and knows the data. To wake
- * another one costs more than the step. But a device that ends a read while it is
- * submitted works with the very CPU that the writer goes on with, and when that has
- * many copies under way, there is work for two.
+ * another one costs more than the step. But a device that ends I/O while it is submitted,
+ * or in a thread, works with a CPU that others want, and when many copies are under
+ * way, there is work for two. What may wait for the COW device keeps to itself.
  */
 static struct workqueue_struct *step_queue(const struct fleece_copy *copy)
 {
@@ -1119,8 +1119,10 @@ static void submit_writes(struct fleece_copy *copy)
 	copy->status = BLK_STS_OK;
 	/* One more, so that the copy is not gone before all is submitted. */
 	atomic_set(&copy->pending, copy->nr_bios + 1);
-	for (i = 0; i < copy->nr_bios; i++)
+	for (i = 0; i < copy->nr_bios; i++) {
 		submit_bio_noacct(copy->bios[i]);
+		cond_resched();
+	}
 	if (!atomic_dec_and_test(&copy->pending))
 		return;
 	if (copy->status)
@@ -2016,7 +2018,8 @@ static bool alloc_queues(struct fleece_cbw *cbw)
 	unsigned int flags = WQ_MEM_RECLAIM | WQ_HIGHPRI;
 	const char *name = cbw->config.name;
 
-	cbw->wq = alloc_workqueue("fleece/%s", flags | WQ_PERCPU, 0, name);
+	/* A COW device that works with the CPU must not hold up the steps behind it. */
+	cbw->wq = alloc_workqueue("fleece/%s", flags | WQ_PERCPU | WQ_CPU_INTENSIVE, 0, name);
 	cbw->any_cpu_wq = alloc_workqueue("fleece-any/%s", flags | WQ_UNBOUND, 0, name);
 	cbw->cow_wq = alloc_workqueue("fleece-cow/%s", flags | WQ_UNBOUND, 0, name);
 	cbw->memory_wq = alloc_ordered_workqueue("fleece-mem/%s", WQ_MEM_RECLAIM, name);

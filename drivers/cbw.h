@@ -176,13 +176,14 @@ struct fleece_cbw_config {
  *
  * @grow_lock: the right to grow @store.
  * Protected by @release_lock: @partial (clusters released in part).
- * @wq: runs steps of copies on the CPU where the I/O has ended.
+ * @wq: runs steps of copies on the CPU that queues them, usually where the I/O has ended.
  * @any_cpu_wq: runs those that are spread, and @merge.
  * @cow_wq: runs the steps that may wait for the COW device. If that hangs, data that is
  *	read still gets to the writes and the followers that wait for it. Unless memory is
  *	so short that a queue is down to its rescuer, and just that waits as one of
- *	@nr_storing: then they wait for @watchdog.
- * @nr_storing: workers of the first two that are submitting to the COW device.
+ *	@nr_storing: then they wait for @watchdog, if there is a timeout.
+ * @nr_storing: workers of the first two that are submitting to the COW device, or
+ *	finish what that has already done.
  * @watch_wq: runs @watchdog, which must not wait behind a copy whose device hangs.
  * @memory_wq: runs @serve, which may wait for memory.
  */

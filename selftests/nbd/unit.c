@@ -23,6 +23,7 @@
 #include "log.h"
 #include "reply.h"
 #include "text.h"
+#include "wrapped.h"
 
 #define RANDOM_SEED	20240807U
 #define RANDOM_SESSIONS	30000
@@ -47,6 +48,16 @@ void __wrap_log_info(const char *format, ...)
 void __wrap_log_error(const char *format, ...)
 {
 	(void)format;
+}
+
+/* What is stopped while a request waits for its share of the budget. */
+static struct stop *stopped_while_waiting;
+
+void __wrap_budget_take(struct budget *budget, struct budget_share *share, uint64_t bytes)
+{
+	if (stopped_while_waiting)
+		stop_request(stopped_while_waiting);
+	__real_budget_take(budget, share, bytes);
 }
 
 static uint32_t next_random(uint32_t *state)
@@ -805,6 +816,22 @@ static void test_stopping(void)
 	tear_down(&fixture);
 }
 
+static void test_stopping_while_waiting(void)
+{
+	struct fixture fixture;
+	struct bytes session;
+
+	set_up(&fixture, SNAPSHOT);
+	stopped_while_waiting = &fixture.stop;
+	begin_structured(&session, "snap");
+	put_request(&session, NBD_CMD_READ, 0, 0, 4096);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	stopped_while_waiting = NULL;
+	check(ends_with_error(&fixture, NBD_ESHUTDOWN, "shutting down"),
+	      "C16 a request that waited for others until the server ends gets ESHUTDOWN");
+	tear_down(&fixture);
+}
+
 /* Whatever byte a client dies at, what it was told until then is the same. */
 static void test_death(const char *form, void (*make)(struct bytes *session))
 {
@@ -986,6 +1013,7 @@ int main(void)
 	test_failing_reads();
 	test_breaking();
 	test_stopping();
+	test_stopping_while_waiting();
 	test_death("structured", full_session);
 	test_death("extended", extended_session);
 	test_read_once();

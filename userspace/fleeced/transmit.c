@@ -253,6 +253,9 @@ static bool take_request(struct worker *worker, enum nbd_error *error, uint64_t 
 		*error = request_validate(connection, &worker->request, worker->text);
 		*bytes = *error ? 0 : reply_bytes(&worker->request);
 		budget_take(connection->rules->budget, &connection->share, *bytes);
+		/* All that clients wait for then would take too long. */
+		if (!*error && stop_is_requested(connection->rules->stop))
+			*error = request_validate(connection, &worker->request, worker->text);
 		ensure_reader(connection);
 		is_taken = true;
 	} else {

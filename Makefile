@@ -42,6 +42,10 @@ full:
 soak:
 	for suite in $(SUITES); do selftests/run-check soak:$$suite || exit 1; done
 
+# SECONDS=86400 for a day.
+fuzz:
+	$(MAKE) -C selftests/nbd fuzz
+
 debug:
 	selftests/run-check debug:debug debug:kcsan
 
@@ -74,10 +78,11 @@ help:
 	@echo '  make vm-test SUITE=...   the kernel tests on one of $(SUITES)'
 	@echo '  make full                all kernel tests on all four kernels'
 	@echo '  make soak                the stress test for ten minutes on each kernel'
+	@echo '  make fuzz                fleeced'"'"'s protocol with a fuzzer, for SECONDS=3600'
 	@echo '  make debug               the kernel tests with KASAN, lockdep, kmemleak and KCSAN'
 	@echo '  make bench               the cost, with dm-linear, dm-era and dm-snapshot beside it'
 	@echo
 	@echo 'Roots of the VMs are kept in $${FLEECE_CACHE:-/var/cache/dm-fleece}.'
 	@echo 'selftests/vm/run --help tells how to run one command, or a shell, in a VM.'
 
-.PHONY: all modules modules_install userspace install demo check unit model style fuzz-metadata vm-test full soak debug bench clean help
+.PHONY: all modules modules_install userspace install demo check unit model style fuzz-metadata vm-test full soak fuzz debug bench clean help

@@ -134,6 +134,12 @@ static void fill_pattern(uint8_t *buffer, uint64_t offset, uint32_t length)
 	}
 }
 
+void backend_memory_fill(struct backend *backend, void *buffer, uint64_t offset, uint32_t length)
+{
+	fill_pattern(buffer, offset, length);
+	fill_zeroes(&to_memory(backend)->zero, buffer, offset, length);
+}
+
 static int memory_read(struct backend *backend, void *buffer, uint64_t offset, uint32_t length)
 {
 	struct memory_backend *memory = to_memory(backend);
@@ -150,8 +156,7 @@ static int memory_read(struct backend *backend, void *buffer, uint64_t offset, u
 		ret = -EIO;
 	pthread_mutex_unlock(&memory->lock);
 	/* What a failed read leaves behind must never get to a client. */
-	fill_pattern(buffer, offset, length);
-	fill_zeroes(&memory->zero, buffer, offset, length);
+	backend_memory_fill(backend, buffer, offset, length);
 	if (!ret)
 		atomic_fetch_add(&read_bytes, length);
 	return ret;

@@ -32,6 +32,15 @@
 int backend_memory_open(const char *path, struct backend **backend);
 
 /**
+ * backend_memory_fill() - what a range contains, whether or not it can be read
+ * @backend: of this kind.
+ * @buffer: gets the bytes.
+ * @offset: first byte.
+ * @length: bytes.
+ */
+void backend_memory_fill(struct backend *backend, void *buffer, uint64_t offset, uint32_t length);
+
+/**
  * backend_memory_break() - break all backends of this kind
  *
  * Context: also a signal handler.

@@ -22,7 +22,9 @@
 #include "listen.h"
 #include "log.h"
 #include "reply.h"
+#include "session.h"
 #include "text.h"
+#include "transport_memory.h"
 #include "wrapped.h"
 
 #define RANDOM_SEED	20240807U
@@ -68,177 +70,6 @@ static uint32_t next_random(uint32_t *state)
 	return *state;
 }
 
-/* A stream whose input is known and whose output is kept. */
-struct memory_transport {
-	struct transport base;
-	const uint8_t *in;
-	size_t in_length;
-	uint8_t *out;
-	size_t out_length;
-	size_t out_limit;
-};
-
-static int memory_read(struct transport *transport, void *buffer, size_t length)
-{
-	struct memory_transport *memory = (struct memory_transport *)transport;
-
-	if (!length)
-		return 0;
-	if (!memory->in_length)
-		return TRANSPORT_END;
-	if (length > memory->in_length)
-		return -ECONNRESET;
-	memcpy(buffer, memory->in, length);
-	memory->in += length;
-	memory->in_length -= length;
-	return 0;
-}
-
-static int memory_write(struct transport *transport, struct iovec *vector, int count)
-{
-	struct memory_transport *memory = (struct memory_transport *)transport;
-	size_t n;
-
-	for (; count--; vector++) {
-		n = vector->iov_len;
-		if (n > memory->out_limit - memory->out_length)
-			n = memory->out_limit - memory->out_length;
-		memory->out = realloc(memory->out, memory->out_length + n + 1);
-		if (n)
-			memcpy(memory->out + memory->out_length, vector->iov_base, n);
-		memory->out_length += n;
-		if (n < vector->iov_len)
-			return -EPIPE;
-	}
-	return 0;
-}
-
-static void memory_set_deadline(struct transport *transport, int64_t deadline_ms)
-{
-	(void)transport;
-	(void)deadline_ms;
-}
-
-static void memory_set_readahead(struct transport *transport, bool on)
-{
-	(void)transport;
-	(void)on;
-}
-
-static void memory_nothing(struct transport *transport)
-{
-	(void)transport;
-}
-
-static const struct transport_ops memory_ops = {
-	.read = memory_read,
-	.write = memory_write,
-	.set_deadline = memory_set_deadline,
-	.set_readahead = memory_set_readahead,
-	.shutdown = memory_nothing,
-	.close = memory_nothing,
-};
-
-/* Bytes to send, or that have come. */
-struct bytes {
-	uint8_t data[8192];
-	size_t length;
-};
-
-static void put(struct bytes *bytes, const void *data, size_t length)
-{
-	if (length > sizeof(bytes->data) - bytes->length)
-		abort();
-	if (length)
-		memcpy(bytes->data + bytes->length, data, length);
-	bytes->length += length;
-}
-
-static void put16(struct bytes *bytes, uint16_t value)
-{
-	value = htobe16(value);
-	put(bytes, &value, sizeof(value));
-}
-
-static void put32(struct bytes *bytes, uint32_t value)
-{
-	value = htobe32(value);
-	put(bytes, &value, sizeof(value));
-}
-
-static void put64(struct bytes *bytes, uint64_t value)
-{
-	value = htobe64(value);
-	put(bytes, &value, sizeof(value));
-}
-
-static void put_string(struct bytes *bytes, const char *text)
-{
-	put32(bytes, strlen(text));
-	put(bytes, text, strlen(text));
-}
-
-static void put_option(struct bytes *bytes, uint32_t code, const struct bytes *data)
-{
-	put64(bytes, NBD_OPTION_MAGIC);
-	put32(bytes, code);
-	put32(bytes, data ? data->length : 0);
-	if (data)
-		put(bytes, data->data, data->length);
-}
-
-static void put_request(struct bytes *bytes, uint16_t command, uint16_t flags, uint64_t offset,
-			uint32_t length)
-{
-	put32(bytes, NBD_REQUEST_MAGIC);
-	put16(bytes, flags);
-	put16(bytes, command);
-	put64(bytes, 0x1122334455667788ULL);
-	put64(bytes, offset);
-	put32(bytes, length);
-}
-
-static void put_extended(struct bytes *bytes, uint16_t command, uint16_t flags, uint64_t offset,
-			 uint64_t length)
-{
-	put32(bytes, NBD_EXTENDED_REQUEST_MAGIC);
-	put16(bytes, flags);
-	put16(bytes, command);
-	put64(bytes, 0x1122334455667788ULL);
-	put64(bytes, offset);
-	put64(bytes, length);
-}
-
-static void put_contexts(struct bytes *bytes, uint32_t option, const char *export, int count, ...)
-{
-	struct bytes data = { .length = 0 };
-	va_list names;
-
-	put_string(&data, export);
-	put32(&data, count);
-	va_start(names, count);
-	while (count--)
-		put_string(&data, va_arg(names, const char *));
-	va_end(names);
-	put_option(bytes, option, &data);
-}
-
-static void put_go(struct bytes *bytes, uint32_t option, const char *export)
-{
-	struct bytes data = { .length = 0 };
-
-	put_string(&data, export);
-	put16(&data, 3);
-	put16(&data, NBD_INFO_NAME);
-	put16(&data, NBD_INFO_DESCRIPTION);
-	put16(&data, NBD_INFO_BLOCK_SIZE);
-	put_option(bytes, option, &data);
-}
-
-#define SNAPSHOT \
-	"mem:size=1M,cluster=64K,cp=one/64K-128K/256K-300K,cp=two,since=one,denied=512K-576K," \
-	"lost=640K-641K"
-
 struct fixture {
 	struct stop stop;
 	struct budget budget;
@@ -275,7 +106,7 @@ static void tear_down(struct fixture *fixture)
 static void run(struct fixture *fixture, const uint8_t *in, size_t length, size_t out_limit)
 {
 	struct memory_transport transport = {
-		.base = { .ops = &memory_ops, .peer = "unit" },
+		.base = { .ops = &memory_transport_ops, .peer = "unit" },
 		.in = in,
 		.in_length = length,
 		.out_limit = out_limit,
@@ -289,91 +120,13 @@ static void run(struct fixture *fixture, const uint8_t *in, size_t length, size_
 	fixture->out_length = transport.out_length;
 }
 
-static void begin(struct bytes *session)
-{
-	session->length = 0;
-	put32(session, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
-}
-
 static void begin_structured(struct bytes *session, const char *export)
 {
-	begin(session);
+	begin_session(session);
 	put_option(session, NBD_OPT_STRUCTURED_REPLY, NULL);
 	put_contexts(session, NBD_OPT_SET_META_CONTEXT, export, 3, "base:allocation",
 		     "qemu:dirty-bitmap:one", "fleece:access");
 	put_go(session, NBD_OPT_GO, export);
-}
-
-/* Something of everything. */
-static void full_session(struct bytes *session)
-{
-	struct bytes payload = { .length = 40 };
-
-	memset(payload.data, 0xee, payload.length);
-	begin(session);
-	put_option(session, NBD_OPT_LIST, NULL);
-	put_option(session, 12345, &payload);
-	put_option(session, NBD_OPT_STARTTLS, NULL);
-	put_go(session, NBD_OPT_INFO, "snap@one");
-	put_go(session, NBD_OPT_INFO, "nothing");
-	put_contexts(session, NBD_OPT_LIST_META_CONTEXT, "", 0);
-	put_contexts(session, NBD_OPT_LIST_META_CONTEXT, "snap", 2, "qemu:", "other:thing");
-	put_option(session, NBD_OPT_STRUCTURED_REPLY, NULL);
-	put_contexts(session, NBD_OPT_SET_META_CONTEXT, "snap+release", 4, "base:allocation",
-		     "qemu:dirty-bitmap:one", "fleece:clean:two", "fleece:access");
-	put_go(session, NBD_OPT_GO, "snap+release");
-	put_request(session, NBD_CMD_READ, 0, 0, 600);
-	put_request(session, NBD_CMD_READ, NBD_CMD_FLAG_DF, 512 << 10, 512);
-	put_request(session, NBD_CMD_READ, 0, 640 << 10, 512);
-	put_request(session, NBD_CMD_READ, 0, 0, 0);
-	put_request(session, NBD_CMD_WRITE, 0, 0, 40);
-	put(session, payload.data, payload.length);
-	put_request(session, NBD_CMD_BLOCK_STATUS, 0, 100, 1000000);
-	put_request(session, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 0, 1 << 20);
-	put_request(session, NBD_CMD_TRIM, 0, 0, 65536);
-	put_request(session, NBD_CMD_FLUSH, 0, 0, 0);
-	put_request(session, NBD_CMD_CACHE, 0, 0, 4096);
-	put_request(session, NBD_CMD_WRITE_ZEROES, 0, 0, 4096);
-	put_request(session, 99, 0, 0, 4096);
-	put_request(session, NBD_CMD_DISC, 0, 0, 0);
-}
-
-/* The same with extended headers, their payloads included. */
-static void extended_session(struct bytes *session)
-{
-	struct bytes payload = { .length = 40 };
-
-	memset(payload.data, 0xee, payload.length);
-	begin(session);
-	put_option(session, NBD_OPT_EXTENDED_HEADERS, NULL);
-	put_option(session, NBD_OPT_STRUCTURED_REPLY, NULL);
-	put_contexts(session, NBD_OPT_SET_META_CONTEXT, "snap+release", 3, "base:allocation",
-		     "qemu:dirty-bitmap:one", "fleece:access");
-	put_go(session, NBD_OPT_INFO, "snap+release");
-	put_go(session, NBD_OPT_GO, "snap+release");
-	put_extended(session, NBD_CMD_READ, 0, 0, 600);
-	put_extended(session, NBD_CMD_READ, NBD_CMD_FLAG_DF, (512 << 10) - 2, 512);
-	put_extended(session, NBD_CMD_READ, 0, 640 << 10, 512);
-	put_extended(session, NBD_CMD_READ, 0, 0, 0);
-	put_extended(session, NBD_CMD_READ, 0, 0, UINT64_MAX);
-	put_extended(session, NBD_CMD_WRITE, NBD_CMD_FLAG_PAYLOAD_LEN, 0, 40);
-	put(session, payload.data, payload.length);
-	put_extended(session, NBD_CMD_READ, NBD_CMD_FLAG_PAYLOAD_LEN, 0, 40);
-	put(session, payload.data, payload.length);
-	put_extended(session, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_PAYLOAD_LEN, 0, 40);
-	put(session, payload.data, payload.length);
-	put_extended(session, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_PAYLOAD_LEN, 0, 16);
-	put64(session, 1 << 20);
-	put32(session, 2);
-	put32(session, 1);
-	put_extended(session, NBD_CMD_BLOCK_STATUS, 0, 100, 1000000);
-	put_extended(session, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 0, 1 << 20);
-	put_extended(session, NBD_CMD_TRIM, 0, 0, 65536);
-	put_extended(session, NBD_CMD_FLUSH, 0, 0, 0);
-	put_extended(session, NBD_CMD_CACHE, 0, 0, 4096);
-	put_extended(session, NBD_CMD_WRITE_ZEROES, 0, 0, 4096);
-	put_extended(session, 99, 0, 0, 4096);
-	put_extended(session, NBD_CMD_DISC, 0, 0, 0);
 }
 
 static void test_text(void)
@@ -710,7 +463,7 @@ static void test_untouched(void)
 	ops.extents = counting_extents;
 	ops.state = counting_state;
 	fixture.backend->ops = &ops;
-	begin(&session);
+	begin_session(&session);
 	put_option(&session, NBD_OPT_LIST, NULL);
 	put_go(&session, NBD_OPT_INFO, "snap");
 	put_contexts(&session, NBD_OPT_LIST_META_CONTEXT, "snap", 0);
@@ -768,7 +521,7 @@ static void test_failing_reads(void)
 	check(ends_with_error(&fixture, NBD_EIO, "a lost cluster") &&
 	      !contains_pattern(&fixture, (640 << 10) - 8),
 	      "C60 a partly lost read sends an error and none of the data");
-	begin(&session);
+	begin_session(&session);
 	put_go(&session, NBD_OPT_GO, "snap");
 	run(&fixture, session.data, session.length, SIZE_MAX);
 	before = fixture.out_length;
@@ -805,7 +558,7 @@ static void test_stopping(void)
 
 	set_up(&fixture, SNAPSHOT);
 	atomic_store(&fixture.stop.since_ms, 1);
-	begin(&session);
+	begin_session(&session);
 	put_option(&session, NBD_OPT_LIST, NULL);
 	put_option(&session, NBD_OPT_ABORT, NULL);
 	run(&fixture, session.data, session.length, SIZE_MAX);

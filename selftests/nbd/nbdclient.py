@@ -15,11 +15,12 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SANITIZED_TESTSERVER = os.path.join(HERE, "build", "testserver")
-FLEECED = os.path.join(HERE, "build", "fleeced")
+BUILD = os.path.join(HERE, os.environ.get("FLEECED_TEST_BUILD", "build"))
+SANITIZED_TESTSERVER = os.path.join(BUILD, "testserver")
+FLEECED = os.path.join(BUILD, "fleeced")
 
 # Built without sanitizers, which cannot work inside of the sandbox.
-PLAIN_TESTSERVER = os.path.join(HERE, "build", "plain", "testserver")
+PLAIN_TESTSERVER = os.path.join(BUILD, "plain", "testserver")
 
 TESTSERVER = PLAIN_TESTSERVER if os.environ.get("FLEECED_TEST_SANDBOX") else SANITIZED_TESTSERVER
 

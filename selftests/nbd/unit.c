@@ -619,6 +619,57 @@ static void test_death(const char *form, void (*make)(struct bytes *session))
 	tear_down(&whole);
 }
 
+/* A transport that fails in the middle of a reply; looks at the connection on its shutdown. */
+struct failing_transport {
+	struct transport base;
+	struct connection *connection;
+	unsigned int writes;
+	bool was_locked;
+};
+
+static int failing_write(struct transport *transport, struct iovec *vector, int count)
+{
+	(void)vector;
+	(void)count;
+	((struct failing_transport *)transport)->writes++;
+	return -EPIPE;
+}
+
+static void failing_shutdown(struct transport *transport)
+{
+	struct failing_transport *failing = (struct failing_transport *)transport;
+	pthread_mutex_t *lock = &failing->connection->send_lock;
+
+	failing->was_locked = pthread_mutex_trylock(lock) == EBUSY;
+	if (!failing->was_locked)
+		pthread_mutex_unlock(lock);
+}
+
+static void failing_close(struct transport *transport)
+{
+	(void)transport;
+}
+
+static void test_lost_reply(void)
+{
+	const struct transport_ops ops = {
+		.write = failing_write, .shutdown = failing_shutdown, .close = failing_close,
+	};
+	struct failing_transport failing = { .base = { .ops = &ops, .peer = "unit" } };
+	struct request request = { .command = NBD_CMD_FLUSH };
+	struct fixture fixture;
+
+	set_up(&fixture, SNAPSHOT);
+	failing.connection = connection_create(&failing.base, &fixture.rules);
+	check(reply_success(failing.connection, &request) == -EPIPE && failing.was_locked &&
+	      connection_status(failing.connection) == CONNECTION_DEAD,
+	      "a reply that is sent in part ends the connection before another one can begin");
+	check(reply_success(failing.connection, &request) == -ECONNRESET && failing.writes == 1,
+	      "and no other reply follows it");
+	connection_destroy(failing.connection);
+	tear_down(&fixture);
+}
+
 static void test_read_once(void)
 {
 	struct fixture fixture;
@@ -769,6 +820,7 @@ int main(void)
 	test_stopping_while_waiting();
 	test_death("structured", full_session);
 	test_death("extended", extended_session);
+	test_lost_reply();
 	test_read_once();
 	test_descriptions();
 	test_budget();

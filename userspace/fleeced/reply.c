@@ -26,18 +26,21 @@ struct head {
 	size_t length;
 };
 
+/* Nothing may follow a part of a reply: who has the lock next must know that one is lost. */
 static int send_vector(struct connection *connection, struct iovec *vector, int count)
 {
-	int ret;
+	int ret = -ECONNRESET;
 
 	pthread_mutex_lock(&connection->send_lock);
-	ret = connection->transport->ops->write(connection->transport, vector, count);
+	if (connection_status(connection) != CONNECTION_DEAD) {
+		ret = connection->transport->ops->write(connection->transport, vector, count);
+		if (ret)
+			connection_raise_status(connection, CONNECTION_DEAD);
+	}
 	pthread_mutex_unlock(&connection->send_lock);
 	if (ret == -ETIMEDOUT && !stop_is_requested(connection->rules->stop))
 		log_info("%s: disconnected: took too long to read a reply (--stall-timeout)",
 			 connection->transport->peer);
-	if (ret)
-		connection_raise_status(connection, CONNECTION_DEAD);
 	return ret;
 }
 

@@ -337,6 +337,22 @@ def slow_handshake():
         server.stop()
 
 
+@test("a client that reads nothing is disconnected after --stall-timeout, with a line in the log")
+def stalled():
+    server = Server("--stall-timeout", "1", "--tls-certs", PKI.path("server"), DISK)
+    try:
+        with Secure(server) as slow, Secure(server) as idle:
+            idle.open(b"disk")
+            slow.open(b"disk")
+            for n in range(64):
+                slow.request(READ, n * 4096, 64 * 1024)
+            wait_log(server, 0, "took too long to read a reply")
+            equal(idle.read(0, 512), pattern(0, 512), "data for one that was only idle")
+        equal(server.log().count("took too long"), 1, server.log())
+    finally:
+        server.stop()
+
+
 def handshake_until(server, count):
     """A client that sends so many bytes of its side of TLS, then is gone. True if it had more."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

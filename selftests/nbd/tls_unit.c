@@ -40,6 +40,11 @@ struct link {
 	int secured;
 };
 
+/* How often, and for how many bytes, the lower transport gave the client time. */
+static unsigned int time_begins;
+static size_t time_bytes;
+static const struct transport_ops *fd_ops;
+
 static int cases;
 static int failures;
 
@@ -108,6 +113,32 @@ static void open_client(struct link *link, const char *priority)
 	gnutls_transport_set_int(link->client, link->file);
 }
 
+static void counting_begin_write(struct transport *transport, size_t bytes)
+{
+	time_begins++;
+	time_bytes = bytes;
+	fd_ops->begin_write(transport, bytes);
+}
+
+/* A write as a whole would give time of its own. */
+static int counting_write(struct transport *transport, struct iovec *vector, int count)
+{
+	time_begins++;
+	return fd_ops->write(transport, vector, count);
+}
+
+/* As before, but what is asked of it is counted. */
+static void count_times(struct transport *plain)
+{
+	static struct transport_ops ops;
+
+	fd_ops = plain->ops;
+	ops = *fd_ops;
+	ops.begin_write = counting_begin_write;
+	ops.write = counting_write;
+	plain->ops = &ops;
+}
+
 static void open_link(struct link *link, const char *priority)
 {
 	struct transport *plain;
@@ -118,6 +149,7 @@ static void open_link(struct link *link, const char *priority)
 	load_credentials(link);
 	need(!stop_init(&link->stop) && !socketpair(AF_UNIX, SOCK_STREAM, 0, files), "no sockets");
 	plain = transport_fd_create(files[0], files[0], "test", &link->stop, 0);
+	count_times(plain);
 	link->server = transport_tls_create(plain, link->credentials);
 	link->file = files[1];
 	open_client(link, priority);
@@ -312,6 +344,28 @@ static void test_independence(void)
 	close_link(&link);
 }
 
+/* A limit for each of the many parts would let a slow client keep a reply for hours. */
+static void test_one_limit(void)
+{
+	void *write_wrong;
+	pthread_t writer;
+	bool passed = true;
+	struct link link;
+	size_t round;
+
+	open_link(&link, "NORMAL:+ECDHE-PSK");
+	time_begins = 0;
+	need(!pthread_create(&writer, NULL, write_all, &link), "no thread");
+	for (round = 0; passed && round < ROUNDS; round++)
+		passed = receive_piece(&link, round * PIECE);
+	if (!passed)
+		link.server->ops->shutdown(link.server);
+	pthread_join(writer, &write_wrong);
+	check(passed && !write_wrong && time_begins == 1 && time_bytes == (size_t)ROUNDS * PIECE,
+	      "a client's time for a reply begins once, and is that of all of its bytes");
+	close_link(&link);
+}
+
 int main(void)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -320,6 +374,7 @@ int main(void)
 	test_renegotiation();
 	test_shutdown();
 	test_independence();
+	test_one_limit();
 	printf("1..%d\n", cases);
 	return failures != 0;
 }

@@ -670,6 +670,28 @@ static void test_lost_reply(void)
 	tear_down(&fixture);
 }
 
+/* What is late is late from the first part on, and not from the last. */
+static void test_stalled_parts(void)
+{
+	struct stop stop = { .fd = -1 };
+	struct iovec vector = { .iov_base = "x", .iov_len = 1 };
+	struct transport *transport;
+	int64_t begin;
+	int files[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, files))
+		abort();
+	transport = transport_fd_create(files[0], files[0], "unit", &stop, 1);
+	begin = clock_ms();
+	transport->ops->begin_write(transport, 0);
+	while (clock_ms() < begin + 3)
+		usleep(1000);
+	check(transport->ops->write_part(transport, &vector, 1) == -ETIMEDOUT,
+	      "all parts of a reply share one limit of time");
+	transport->ops->close(transport);
+	close(files[1]);
+}
+
 static void test_read_once(void)
 {
 	struct fixture fixture;
@@ -821,6 +843,7 @@ int main(void)
 	test_death("structured", full_session);
 	test_death("extended", extended_session);
 	test_lost_reply();
+	test_stalled_parts();
 	test_read_once();
 	test_descriptions();
 	test_budget();

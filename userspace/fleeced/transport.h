@@ -28,6 +28,10 @@ struct transport;
  * @read_some: wait for at least one byte, take up to @length. Bytes taken, 0 at the
  *	end of the stream, or -errno. For transports on top; may be NULL.
  * @write: send all of @vector, which it may change. 0 or -errno.
+ * @begin_write: the client's time to read the next @bytes begins. For transports on
+ *	top; may be NULL.
+ * @write_part: like @write, within the time of the last @begin_write. For transports
+ *	on top, which send in many parts what they have to send; may be NULL.
  * @secure: from here on, both sides speak TLS: shake hands. Once only, by the only
  *	thread there is. 0, or -errno (-EPROTO, logged: refused by one of the
  *	sides). NULL: a transport without TLS.
@@ -44,6 +48,8 @@ struct transport_ops {
 	int (*read)(struct transport *transport, void *buffer, size_t length);
 	ssize_t (*read_some)(struct transport *transport, void *buffer, size_t length);
 	int (*write)(struct transport *transport, struct iovec *vector, int count);
+	void (*begin_write)(struct transport *transport, size_t bytes);
+	int (*write_part)(struct transport *transport, struct iovec *vector, int count);
 	int (*secure)(struct transport *transport);
 	void (*end)(struct transport *transport);
 	void (*set_deadline)(struct transport *transport, int64_t deadline_ms);
@@ -63,13 +69,30 @@ struct transport {
 };
 
 /**
+ * transport_bytes() - what a vector holds
+ * @vector: of any length.
+ * @count: of @vector.
+ *
+ * Return: bytes.
+ */
+static inline size_t transport_bytes(const struct iovec *vector, int count)
+{
+	size_t bytes = 0;
+
+	while (count--)
+		bytes += vector[count].iov_len;
+	return bytes;
+}
+
+/**
  * transport_fd_create() - a transport on file descriptors
  * @in: to read from; set to non-blocking.
  * @out: to write to, may be the same; set to non-blocking.
  * @peer: the client, for the log.
  * @stop: after it, what is still to be read or written has a short time.
  * @stall_ms: longest time that the client may take to read what one call of
- *	@write sends, and another second for each 64 KiB of it; 0: no limit.
+ *	@write or all parts after one @begin_write send, and another second for
+ *	each 64 KiB of it; 0: no limit.
  *
  * Owns both descriptors on success.
  *

@@ -191,25 +191,22 @@ static void advance(struct iovec **vector, int *count, size_t done)
 	}
 }
 
-static int64_t time_for(const struct iovec *vector, int count)
+static void fd_begin_write(struct transport *transport, size_t bytes)
 {
-	int64_t bytes = 0;
+	struct fd_transport *fd = to_fd(transport);
 
-	while (count--)
-		bytes += vector[count].iov_len;
-	return bytes / STALL_BYTES_PER_MS;
+	if (fd->stall_ms)
+		fd->stall_limit_ms = clock_ms() + fd->stall_ms +
+				     (int64_t)(bytes / STALL_BYTES_PER_MS);
 }
 
-static int fd_write(struct transport *transport, struct iovec *vector, int count)
+static int fd_write_part(struct transport *transport, struct iovec *vector, int count)
 {
 	struct fd_transport *fd = to_fd(transport);
 	ssize_t n;
 	int ret;
 
 	advance(&vector, &count, 0);
-	fd->stall_limit_ms = 0;
-	if (fd->stall_ms)
-		fd->stall_limit_ms = clock_ms() + fd->stall_ms + time_for(vector, count);
 	while (count) {
 		ret = check_limit(fd, POLLOUT);
 		if (ret)
@@ -226,6 +223,12 @@ static int fd_write(struct transport *transport, struct iovec *vector, int count
 		}
 	}
 	return 0;
+}
+
+static int fd_write(struct transport *transport, struct iovec *vector, int count)
+{
+	fd_begin_write(transport, transport_bytes(vector, count));
+	return fd_write_part(transport, vector, count);
 }
 
 static void fd_set_deadline(struct transport *transport, int64_t deadline_ms)
@@ -266,6 +269,8 @@ static const struct transport_ops fd_ops = {
 	.read = fd_read,
 	.read_some = fd_read_some,
 	.write = fd_write,
+	.begin_write = fd_begin_write,
+	.write_part = fd_write_part,
 	.set_deadline = fd_set_deadline,
 	.set_readahead = fd_set_readahead,
 	.shutdown = fd_shutdown,

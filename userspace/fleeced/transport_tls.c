@@ -121,12 +121,18 @@ static int fill(struct tls_transport *tls)
 	return 0;
 }
 
+/* The client's time to read so much begins, however many times it is flushed. */
+static void begin_flushes(struct tls_transport *tls, size_t bytes)
+{
+	tls->lower->ops->begin_write(tls->lower, bytes);
+}
+
 static int flush(struct tls_transport *tls)
 {
 	struct iovec vector = { .iov_base = tls->out, .iov_len = tls->out_length };
 
 	tls->out_length = 0;
-	return vector.iov_len ? tls->lower->ops->write(tls->lower, &vector, 1) : 0;
+	return vector.iov_len ? tls->lower->ops->write_part(tls->lower, &vector, 1) : 0;
 }
 
 /* What an administrator should know about a failure beyond GnuTLS' own words. */
@@ -190,6 +196,7 @@ static int shake_hands(struct tls_transport *tls)
 	tls->is_writing = true;
 	do {
 		code = gnutls_handshake(tls->session);
+		begin_flushes(tls, tls->out_length);
 		ret = flush(tls);
 		if (!ret && code == GNUTLS_E_AGAIN && !gnutls_record_get_direction(tls->session))
 			ret = fill(tls);
@@ -274,13 +281,15 @@ static int tls_read(struct transport *transport, void *buffer, size_t length)
 /* Encrypts up to a number of records. Returns bytes taken, or -errno. */
 static ssize_t encrypt(struct tls_transport *tls, const uint8_t *bytes, size_t length)
 {
-	size_t done = 0;
+	size_t done = 0, piece;
 	ssize_t n = 0;
 
 	pthread_mutex_lock(&tls->lock);
 	tls->is_writing = true;
 	while (done < length && tls->out_length < WRITE_RECORDS * RECORD_DATA) {
-		n = gnutls_record_send(tls->session, bytes + done, length - done);
+		/* While it updates its keys, GnuTLS copies all that it is given. */
+		piece = length - done < RECORD_DATA ? length - done : RECORD_DATA;
+		n = gnutls_record_send(tls->session, bytes + done, piece);
 		if (n < 0)
 			break;
 		done += n;
@@ -324,6 +333,7 @@ static int tls_write(struct transport *transport, struct iovec *vector, int coun
 
 	if (!tls->session)
 		return tls->lower->ops->write(tls->lower, vector, count);
+	begin_flushes(tls, transport_bytes(vector, count));
 	for (i = 0; !ret && i < count; i++) {
 		n = sizeof(tls->first) - gathered;
 		if (n > vector[i].iov_len)
@@ -371,6 +381,7 @@ static void tls_end(struct transport *transport)
 		 tls->failure != GNUTLS_E_FATAL_ALERT_RECEIVED)
 		gnutls_alert_send_appropriate(tls->session, tls->failure);
 	tls->is_writing = false;
+	begin_flushes(tls, tls->out_length);
 	flush(tls);
 }
 

@@ -551,6 +551,34 @@ static void test_breaking(void)
 	tear_down(&fixture);
 }
 
+static int breaking_release(struct backend *backend, uint64_t offset, uint64_t length)
+{
+	(void)backend;
+	(void)offset;
+	(void)length;
+	backend_memory_break();
+	return 0;
+}
+
+static void test_breaking_release(void)
+{
+	struct backend_ops ops;
+	struct fixture fixture;
+	struct bytes session;
+
+	set_up(&fixture, SNAPSHOT);
+	ops = *fixture.backend->ops;
+	ops.release = breaking_release;
+	fixture.backend->ops = &ops;
+	begin_structured(&session, "snap+release");
+	put_request(&session, NBD_CMD_TRIM, 0, 0, 512);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	check(ends_with_error(&fixture, NBD_EIO, "sector 4711"),
+	      "a TRIM that meets a broken snapshot fails, also where it releases nothing");
+	backend_memory_mend();
+	tear_down(&fixture);
+}
+
 static void test_stopping(void)
 {
 	struct fixture fixture;
@@ -838,6 +866,7 @@ int main(void)
 	test_no_delay();
 	test_failing_reads();
 	test_breaking();
+	test_breaking_release();
 	test_stopping();
 	test_stopping_while_waiting();
 	test_death("structured", full_session);

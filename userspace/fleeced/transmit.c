@@ -144,6 +144,7 @@ static enum nbd_error do_read(struct worker *worker)
 static enum nbd_error do_trim(struct worker *worker)
 {
 	struct backend *backend = worker->connection->export->backend;
+	char state[BACKEND_TEXT_SIZE];
 	int ret = 0;
 
 	if (worker->request.length)
@@ -151,6 +152,9 @@ static enum nbd_error do_trim(struct worker *worker)
 					    worker->request.length);
 	if (ret)
 		return fail_backend(worker, ret);
+	/* Also where nothing was to be released: what the client has copied may be wrong. */
+	if (backend->ops->state(backend, state, sizeof(state)))
+		return fail(worker, NBD_EIO, state);
 	reply_success(worker->connection, &worker->request);
 	return NBD_SUCCESS;
 }

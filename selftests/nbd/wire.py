@@ -381,6 +381,21 @@ def set_meta_many(server):
         extra.stop()
 
 
+@test("C28 C29 more than 1024 queries: ERR_TOO_BIG; unknown contexts share a line of the log")
+def meta_queries(server):
+    with Client(server) as client:
+        client.negotiate(STRUCTURED_FORM)
+        for option in (LIST_META, SET_META):
+            equal(client.option_error(option, meta_data(b"disk", ["x:"] * 1025)), TOO_BIG,
+                  "1025 queries")
+        before = len(server.log())
+        equal(client.meta(SET_META, b"disk", "base:allocation", *["x:a", "x:b"] * 511, "x:c"),
+              [("base:allocation", 1)], "1024 queries")
+        lines = server.log()[before:].splitlines()
+        equal(len(lines), 1, "lines in the log")
+        expect("no context x:a, nor 1022 more" in lines[0], lines[0])
+
+
 @test("C29 a selection is for one export name")
 def set_meta_other_name(server):
     for option in (GO, EXPORT_NAME):

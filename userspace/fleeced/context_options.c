@@ -10,6 +10,9 @@
 
 #include "log.h"
 
+/* Most queries of one option; a client has no use for more than there are contexts. */
+#define QUERIES_MAX 1024
+
 static void reply_context(struct client_option *option, uint32_t id, const struct context *context)
 {
 	uint32_t big_endian = htobe32(id);
@@ -71,11 +74,25 @@ static bool add_to_set(struct context_set *set, unsigned int id)
 	return true;
 }
 
+/* One line for all of them: how many there are is up to the client. */
+static void log_unknown(const struct client_option *option, const struct export *export,
+			const char *quoted, uint32_t count)
+{
+	const char *peer = option->connection->transport->peer;
+
+	if (count == 1)
+		log_info("%s: export %s has no context %s", peer, export->name, quoted);
+	else if (count)
+		log_info("%s: export %s has no context %s, nor %u more that it asked for", peer,
+			 export->name, quoted, count - 1);
+}
+
 static int set_contexts(struct client_option *option, const struct export *export,
 			uint32_t queries)
 {
 	struct context_set *set = &option->connection->contexts;
-	char quoted[CONTEXT_NAME_SIZE];
+	char quoted[CONTEXT_NAME_SIZE] = "";
+	uint32_t unknown = 0;
 	const char *query;
 	size_t length, i;
 	int id;
@@ -84,15 +101,15 @@ static int set_contexts(struct client_option *option, const struct export *expor
 		query = option_take_string(&option->data, &length);
 		id = export_find_context(export, query, length);
 		if (id < 0) {
-			/* A client that goes on without it may copy too little. */
-			log_info("%s: export %s has no context %s",
-				 option->connection->transport->peer, export->name,
-				 log_quote(quoted, sizeof(quoted), query, length));
+			if (!unknown++)
+				log_quote(quoted, sizeof(quoted), query, length);
 		} else if (!add_to_set(set, id)) {
 			set->count = 0;
 			return option_refuse(option, NBD_REP_ERR_TOO_BIG, "too many contexts selected");
 		}
 	}
+	/* A client that goes on without one may copy too little. */
+	log_unknown(option, export, quoted, unknown);
 	for (i = 0; i < set->count; i++)
 		reply_context(option, set->ids[i] + 1, &export->contexts[set->ids[i]]);
 	return option_acknowledge(option);
@@ -116,6 +133,8 @@ int context_options_run(struct client_option *option)
 	    !are_queries(option->data, queries))
 		return option_refuse(option, NBD_REP_ERR_INVALID,
 				     "malformed name or list of queries");
+	if (queries > QUERIES_MAX)
+		return option_refuse(option, NBD_REP_ERR_TOO_BIG, "too many queries");
 	if (is_set && connection->form == REPLY_SIMPLE)
 		return option_refuse(option, NBD_REP_ERR_INVALID,
 				     "negotiate structured replies or extended headers first");

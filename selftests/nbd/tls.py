@@ -289,8 +289,15 @@ def wrong_certificate(server):
 @test("C82 a name that is not in allowed-clients: refused, also one of two common names")
 def wrong_name(server):
     refused(server, "CN=stranger.*not in allowed-clients", "stranger")
-    refused(server, "CN=stranger.*CN=backup.*not in allowed-clients|"
-            "CN=backup.*CN=stranger.*not in allowed-clients", "twofold")
+    for identity in ("twofold", "twofold-too"):
+        refused(server, "CN=stranger.*CN=backup.*not in allowed-clients|"
+                "CN=backup.*CN=stranger.*not in allowed-clients", identity)
+
+
+@test("C82 a second common name counts, however long it is: refused")
+def long_name(server):
+    for identity in ("longer", "longer-too"):
+        refused(server, "not in allowed-clients", identity)
 
 
 @test("C82 allowed-clients takes whole names; an empty one lets nobody in, none everybody")
@@ -298,11 +305,11 @@ def names():
     for number, (text, admits) in enumerate((
             ("CN=stranger,O=Example Ltd\n", ("stranger",)),
             ("# CN=backup\n\n  stranger  \r\nback\nbackup2\n", ("stranger",)),
-            ("", ()), (None, ("backup", "stranger", "withdrawn")))):
+            ("CN=stranger\n", ()), ("", ()), (None, ("backup", "stranger", "withdrawn", "masked")))):
         files = {} if text is None else {"allowed_clients": text}
         server = Server("--tls-certs", PKI.server("names-%d" % number, **files), DISK)
         try:
-            for identity in ("backup", "stranger", "withdrawn"):
+            for identity in ("backup", "stranger", "withdrawn", "masked"):
                 if identity in admits:
                     with Secure(server, identity) as client:
                         client.open(b"disk")

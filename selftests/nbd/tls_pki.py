@@ -35,7 +35,10 @@ class Pki:
         self.make("expired", "client", "cn = backup\n" + CLIENT + EXPIRED)
         self.make("forged", "client", "cn = backup\n" + CLIENT + VALID, authority="other")
         self.make("misused", "client", "cn = backup\n" + SERVER)
-        self.make("twofold", "client", 'dn = "cn=stranger,cn=backup"\n' + CLIENT + VALID)
+        for name, other in (("twofold", "stranger"), ("longer", "x" * 400)):
+            self.make(name, "client", 'dn = "cn=%s,cn=backup"\n' % other + CLIENT + VALID)
+            self.make(name + "-too", "client", 'dn = "cn=backup,cn=%s"\n' % other + CLIENT + VALID)
+        self.make("masked", "client", 'cn = "CN=stranger"\n' + CLIENT + VALID)
         self.keys = self.write("psk/keys.psk", "bob:%s\n%s:%s\n" % ("ab" * 32, USER, KEY), 0o600)
 
     def path(self, *parts):

@@ -56,19 +56,19 @@ static bool has_name(const struct tls_names *names, const void *name, size_t len
 	return false;
 }
 
-/* The length of a common name, 0 when there is none or it is too long to be listed. */
-static size_t common_name(gnutls_x509_crt_t certificate, unsigned int index, char *name,
-			  size_t size)
+/* Reads one of the common names; see gnutls_x509_crt_get_dn_by_oid(). */
+static int common_name(gnutls_x509_crt_t certificate, unsigned int index, char *name,
+		       size_t *size)
 {
 	return gnutls_x509_crt_get_dn_by_oid(certificate, GNUTLS_OID_X520_COMMON_NAME, index, 0,
-					     name, &size) ? 0 : size;
+					     name, size);
 }
 
 bool tls_names_allow(const struct tls_names *names, gnutls_x509_crt_t certificate)
 {
-	char name[256], other[256];
+	size_t length, no_room = 0;
 	gnutls_datum_t full;
-	size_t length;
+	char name[256];
 	bool allowed;
 
 	if (!names->exists)
@@ -80,7 +80,10 @@ bool tls_names_allow(const struct tls_names *names, gnutls_x509_crt_t certificat
 	if (allowed)
 		return true;
 	/* With several common names, which one is meant would depend on who looks. */
-	length = common_name(certificate, 0, name, sizeof(name));
-	return length && !common_name(certificate, 1, other, sizeof(other)) &&
+	if (common_name(certificate, 1, NULL, &no_room) != GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE)
+		return false;
+	length = sizeof(name);
+	/* What looks like a distinguished name in the list is one. */
+	return !common_name(certificate, 0, name, &length) && !memchr(name, '=', length) &&
 	       has_name(names, name, length);
 }

@@ -42,7 +42,7 @@ void tls_names_release(struct tls_names *names);
  * @certificate: verified.
  *
  * Return: true when there is no list, or when it has the subject's distinguished
- * name (RFC 4514), or its common name if it has one and not several.
+ * name (RFC 4514), or its common name if it has one and not several, and it has no =.
  */
 bool tls_names_allow(const struct tls_names *names, gnutls_x509_crt_t certificate);
 

@@ -477,6 +477,22 @@ def slow_but_reading():
         server.stop()
 
 
+@test("standard descriptors that are closed at the start are not given to devices or clients")
+def closed_descriptors():
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "socket")
+        program = nbdclient.TESTSERVER
+        arguments = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", program, "--socket", path, DISK]
+        with subprocess.Popen(arguments + nbdclient.sandbox_options(program)) as process:
+            try:
+                wait_for(lambda: os.path.exists(path) or process.poll() is not None, "no socket")
+                for number in range(3):
+                    equal(os.readlink("/proc/%d/fd/%d" % (process.pid, number)), "/dev/null",
+                          "descriptor %d" % number)
+            finally:
+                process.send_signal(signal.SIGTERM)
+
+
 @test("the log says once when all connections are in use")
 def all_in_use():
     server = Server("--max-connections", "2", DISK)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * fleeced, tls_file: files with keys, certificates and names. They are read as a
- * whole when the server starts, while it still may, and not trusted when others
- * than root and the owner could have read or changed them.
+ * whole when the server starts, while it still may, and not trusted when everybody
+ * could have read or changed them; the owner and the group may.
  */
 #ifndef FLEECED_TLS_FILE_H
 #define FLEECED_TLS_FILE_H

@@ -12,10 +12,13 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -350,7 +353,7 @@ def run(*command):
 
 def zeroes_since(world):
     """A disk of QEMU's: data became zeroes, some discarded, some written."""
-    disk, socket = world.file("disk.qcow2"), world.file("socket")
+    disk, path = world.file("disk.qcow2"), world.file("socket")
     run("qemu-img", "create", "-q", "-f", "qcow2", disk, "16M")
     run("qemu-io", "-f", "qcow2", disk, "-c", "write -P 1 0 8M")
     run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk, world.file())
@@ -358,11 +361,11 @@ def zeroes_since(world):
     run("qemu-io", "-f", "qcow2", disk, "-c", "discard 1M 1M", "-c", "write -P 0 3M 1M",
         "-c", "write -P 7 5M 64K", "-c", "write -P 8 10M 64K")
     run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk, world.file("reference"))
-    server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", socket, "-x", "disk", "-B",
+    server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", path, "-x", "disk", "-B",
                                "monday", "-f", "qcow2", disk])
     try:
-        wait_for(lambda: os.path.exists(socket), "qemu-nbd listens")
-        pull("nbd+unix:///disk?socket=" + socket, world.file(), "--since", "monday")
+        wait_for(lambda: os.path.exists(path), "qemu-nbd listens")
+        pull("nbd+unix:///disk?socket=" + path, world.file(), "--since", "monday")
     finally:
         server.terminate()
         server.wait()
@@ -370,8 +373,89 @@ def zeroes_since(world):
     expect(os.stat(world.file()).st_blocks * 512 < 7 * M, "zeroes were stored")
 
 
+class Sloppy:
+    """A server for one client, whose READs get chunks of the caller's choice."""
+    # Numbers of the NBD protocol.
+    IHAVEOPT, OPTION_REPLY, STRUCTURED_REPLY = 0x49484156454F5054, 0x3E889045565A9, 0x668E33EF
+    OPT_GO, OPT_STRUCTURED_REPLY, REP_ACK, REP_INFO, REP_ERR_UNSUP = 7, 8, 1, 3, 0x80000001
+    TYPE_NONE, TYPE_OFFSET_DATA, CMD_READ = 0, 1, 0
+
+    def __init__(self, path, chunks):
+        self.chunks = chunks
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        """Until the client goes."""
+        connection, _ = self.listener.accept()
+        with connection, connection.makefile("rb") as file:
+            try:
+                connection.sendall(struct.pack(">QQH", 0x4E42444D41474943, self.IHAVEOPT, 3))
+                file.read(4)
+                while self.haggle(connection, file) != self.OPT_GO:
+                    pass
+                while self.answer(connection, file):
+                    pass
+            except (OSError, struct.error):
+                pass
+
+    def haggle(self, connection, file):
+        """Answer an option, and return it."""
+        _, option, length = struct.unpack(">QII", file.read(16))
+        file.read(length)
+        replies = [(self.REP_ERR_UNSUP, b"")]
+        if option == self.OPT_STRUCTURED_REPLY:
+            replies = [(self.REP_ACK, b"")]
+        elif option == self.OPT_GO:
+            replies = [(self.REP_INFO, struct.pack(">HQH", 0, M, 3)), (self.REP_ACK, b"")]
+        for kind, data in replies:
+            connection.sendall(struct.pack(">QIII", self.OPTION_REPLY, option, kind, len(data))
+                               + data)
+        return option
+
+    def answer(self, connection, file):
+        """Answer a request; False: there is none any more."""
+        _, _, command, cookie, offset, length = struct.unpack(">IHHQQI", file.read(28))
+        if command != self.CMD_READ:
+            return False
+        replies = [(self.TYPE_OFFSET_DATA, struct.pack(">Q", offset + start) +
+                    pattern(offset + start, end - start)) for start, end in self.chunks(length)]
+        for number, (kind, data) in enumerate(replies or [(self.TYPE_NONE, b"")], 1):
+            connection.sendall(struct.pack(">IHHQI", self.STRUCTURED_REPLY,
+                                           number >= len(replies), kind, cookie, len(data))
+                               + data)
+        return True
+
+    def close(self):
+        """After the client has gone."""
+        self.thread.join(60)
+        self.listener.close()
+
+
+def sloppy_server(world):
+    """What the server did not send is not taken for zeroes."""
+    cases = [
+        ("nothing", FAILED, lambda n: []),
+        ("half", FAILED, lambda n: [(0, n // 2)]),
+        ("twice", FAILED, lambda n: [(0, n // 2), (0, n // 2)]),
+        ("overlap", FAILED, lambda n: [(0, n), (0, n // 2)]),
+        ("backwards", DONE, lambda n: [(n // 2, n), (0, n // 2)]),
+    ]
+    for name, status, chunks in cases:
+        server = Sloppy(world.file("socket-" + name), chunks)
+        pull("nbd+unix:///?socket=" + world.file("socket-" + name), world.file(name),
+             status=status)
+        server.close()
+        equal(os.path.exists(world.file(name)), status == DONE, "a backup of " + name)
+    expect(content(world.file("backwards")) == pattern(0, M), "the backup differs")
+
+
 TESTS = [
     ("a full backup, over Unix socket and TCP", full, ()),
+    ("answers that lack data", sloppy_server, ()),
     ("a full backup replaces a file only if told, and only when complete", full_existing, ()),
     ("an incremental backup writes what changed, and nothing else", since, ()),
     ("an incremental backup of a snapshot limited to what changed", since_limited, ()),

@@ -51,12 +51,22 @@ struct transfer {
 	struct failure failure;
 };
 
-/* A READ in flight. */
+/* Part of the answer to a READ. */
+struct chunk {
+	uint64_t offset;
+	uint64_t length;
+};
+
+/* A READ in flight. The chunks may come in any order, but have to make up all of it. */
 struct request {
 	struct connection *connection;
 	char *buffer;
 	uint64_t offset;
 	uint64_t length;
+	int64_t cookie;
+	struct chunk *chunks;
+	size_t count;
+	size_t capacity;
 	bool is_busy;
 };
 
@@ -132,41 +142,107 @@ static bool next_piece(struct transfer *transfer, struct plan_extent *piece)
 	return found;
 }
 
-/* Called by libnbd when an answer is complete. */
-static int take_data(void *data, int *error)
+static int keep_chunk(struct request *request, uint64_t offset, uint64_t length)
+{
+	size_t capacity = request->capacity ? 2 * request->capacity : 8;
+	struct chunk *bigger;
+
+	if (request->count == request->capacity) {
+		bigger = reallocarray(request->chunks, capacity, sizeof(*bigger));
+		if (!bigger)
+			return -ENOMEM;
+		request->chunks = bigger;
+		request->capacity = capacity;
+	}
+	request->chunks[request->count++] = (struct chunk){ .offset = offset, .length = length };
+	return 0;
+}
+
+/* Called by libnbd for each chunk of an answer. */
+static int take_chunk(void *data, const void *buffer, size_t length, uint64_t offset,
+		      unsigned int status, int *error)
 {
 	struct request *request = data;
-	struct transfer *transfer = request->connection->transfer;
-	int ret;
 
-	request->is_busy = false;
-	if (*error) {
-		fail(transfer, "cannot read", *error, request->offset, request->length);
-		return 1;
+	(void)buffer;
+	if (status == LIBNBD_READ_ERROR || !length)
+		return 0;
+	/* More chunks than bytes overlap: no need to keep them all. */
+	if (request->count >= request->length)
+		*error = EPROTO;
+	else
+		*error = -keep_chunk(request, offset, length);
+	return *error ? -1 : 0;
+}
+
+static int compare_chunks(const void *a, const void *b)
+{
+	const struct chunk *one = a, *other = b;
+
+	return (one->offset > other->offset) - (one->offset < other->offset);
+}
+
+/* Each byte once? libnbd does not look, or only at how many there are. */
+static bool is_complete(struct request *request)
+{
+	uint64_t end = request->offset;
+	size_t i;
+
+	if (!request->count)
+		return false;
+	qsort(request->chunks, request->count, sizeof(*request->chunks), compare_chunks);
+	for (i = 0; i < request->count; i++) {
+		if (request->chunks[i].offset != end)
+			return false;
+		end += request->chunks[i].length;
 	}
-	ret = target_write(transfer->target, request->buffer, request->length, request->offset);
+	return end == request->offset + request->length;
+}
+
+static void take_data(struct request *request)
+{
+	struct transfer *transfer = request->connection->transfer;
+	int ret = target_write(transfer->target, request->buffer, request->length,
+			       request->offset);
+
 	if (ret)
 		fail(transfer, "cannot write", -ret, request->offset, request->length);
 	else
 		count_done(transfer, request->length);
-	return 1;
+}
+
+static void take_answer(struct request *request)
+{
+	struct transfer *transfer = request->connection->transfer;
+	int ret = nbd_aio_command_completed(request->connection->nbd, request->cookie);
+
+	if (!ret)
+		return;
+	request->is_busy = false;
+	if (ret < 0)
+		fail(transfer, "cannot read", nbd_get_errno(), request->offset, request->length);
+	else if (!is_complete(request))
+		fail(transfer, "the server did not send each of", EPROTO, request->offset,
+		     request->length);
+	else
+		take_data(request);
 }
 
 static bool start_read(struct request *request, const struct plan_extent *piece)
 {
-	nbd_completion_callback callback = { .callback = take_data, .user_data = request };
+	nbd_chunk_callback callback = { .callback = take_chunk, .user_data = request };
 
 	request->offset = piece->offset;
 	request->length = piece->length;
-	request->is_busy = true;
-	if (nbd_aio_pread(request->connection->nbd, request->buffer, piece->length,
-			  piece->offset, callback, 0) >= 0)
-		return true;
-	if (request->is_busy)
+	request->count = 0;
+	request->cookie = nbd_aio_pread_structured(request->connection->nbd, request->buffer,
+						   piece->length, piece->offset, callback,
+						   NBD_NULL_COMPLETION, 0);
+	request->is_busy = request->cookie >= 0;
+	if (!request->is_busy)
 		fail(request->connection->transfer, "cannot ask for", nbd_get_errno(),
 		     piece->offset, piece->length);
-	request->is_busy = false;
-	return false;
+	return request->is_busy;
 }
 
 static void write_zeroes(struct transfer *transfer, const struct plan_extent *piece)
@@ -179,7 +255,8 @@ static void write_zeroes(struct transfer *transfer, const struct plan_extent *pi
 		count_done(transfer, piece->length);
 }
 
-static void fill(struct connection *connection)
+/* True: zeroes were written, and answers may have come in meanwhile. */
+static bool fill(struct connection *connection)
 {
 	struct plan_extent piece;
 	size_t i;
@@ -187,16 +264,30 @@ static void fill(struct connection *connection)
 	for (i = 0; i < REQUESTS; i++) {
 		if (connection->requests[i].is_busy)
 			continue;
-		while (true) {
-			if (!next_piece(connection->transfer, &piece))
-				return;
-			if (piece.kind == PLAN_READ)
-				break;
+		if (!next_piece(connection->transfer, &piece))
+			return false;
+		if (piece.kind != PLAN_READ) {
 			write_zeroes(connection->transfer, &piece);
+			return true;
 		}
 		if (!start_read(&connection->requests[i], &piece))
-			return;
+			return false;
 	}
+	return false;
+}
+
+/* False: no READ is left. */
+static bool take_answers(struct connection *connection)
+{
+	bool is_busy = false;
+	size_t i;
+
+	for (i = 0; i < REQUESTS; i++) {
+		if (connection->requests[i].is_busy)
+			take_answer(&connection->requests[i]);
+		is_busy |= connection->requests[i].is_busy;
+	}
+	return is_busy;
 }
 
 static bool is_over(struct transfer *transfer)
@@ -221,11 +312,15 @@ static bool wait_until_ready(struct connection *connection)
 
 static void exchange(struct connection *connection)
 {
+	bool has_zeroed;
+
 	while (!atomic_load(&stop_signal)) {
-		fill(connection);
-		if (nbd_aio_in_flight(connection->nbd) <= 0)
+		has_zeroed = fill(connection);
+		if (!take_answers(connection) && !has_zeroed && is_over(connection->transfer))
 			return;
-		if (nbd_poll(connection->nbd, LOOK_UP_MS) < 0) {
+		if (nbd_aio_in_flight(connection->nbd) <= 0)
+			continue;
+		if (nbd_poll(connection->nbd, has_zeroed ? 0 : LOOK_UP_MS) < 0) {
 			fail(connection->transfer, "lost the connection to the server",
 			     nbd_get_errno(), 0, 0);
 			return;
@@ -300,12 +395,16 @@ static int open_connection(struct transfer *transfer, struct connection *connect
  */
 static void close_connection(struct source *source, struct connection *connection)
 {
+	size_t i;
+
 	if (connection->nbd && connection->nbd != source->nbd) {
 		nbd_close(connection->nbd);
 	} else if (connection->nbd && nbd_aio_in_flight(connection->nbd) != 0) {
 		nbd_close(source->nbd);
 		source->nbd = NULL;
 	}
+	for (i = 0; i < REQUESTS; i++)
+		free(connection->requests[i].chunks);
 	free(connection->buffers);
 }
 

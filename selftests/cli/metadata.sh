@@ -89,6 +89,9 @@ verdict 'a signature at the end' says 5 'holds something' create "$scratch/used"
 truncate -s 1G "$scratch/origin"
 verdict 'for an origin' run 0 create "$file" --force --origin "$scratch/origin"
 verdict 'it is checked with its origin' run 0 check "$file" --origin "$scratch/origin"
+ln -s origin "$scratch/link"
+verdict 'not on the origin itself' says 2 'is the origin itself' create "$scratch/link" --force \
+	--origin "$scratch/origin"
 truncate -s 2G "$scratch/origin"
 verdict 'an origin that has grown is no error' says 0 'larger than recorded' check "$file" \
 	--origin "$scratch/origin"

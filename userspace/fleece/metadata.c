@@ -258,6 +258,18 @@ static enum status create_on(const struct request *request, const char *path,
 	return ret ? report_errno(ret, path, "cannot write it") : DONE;
 }
 
+/* Two names of one device, or of one file? */
+static bool is_same(const char *one, const char *other)
+{
+	struct stat a, b;
+
+	if (stat(one, &a) || stat(other, &b))
+		return false;
+	if (S_ISBLK(a.st_mode) && S_ISBLK(b.st_mode))
+		return a.st_rdev == b.st_rdev;
+	return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 static enum status create(struct request *request, const char *path)
 {
 	static struct fleece_md_root root;
@@ -267,6 +279,8 @@ static enum status create(struct request *request, const char *path)
 
 	if (!request->origin == !request->origin_size)
 		return verb_usage("create needs one of --origin and --origin-size");
+	if (request->origin && is_same(request->origin, path))
+		return report(USAGE, path, "is the origin itself, which would be overwritten");
 	if (request->origin)
 		status = read_origin(request->origin, &request->origin_size, root.identity);
 	if (status == DONE)

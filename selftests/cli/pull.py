@@ -249,6 +249,40 @@ def leftover(world):
     equal(world.left(), ["target"], "files")
 
 
+def leftover_of_others(world):
+    """Such as one that somebody else can read by another name."""
+    partial = world.file("target.partial", b"theirs")
+    os.link(partial, world.file("other"))
+    pull(world.uri(), world.file(), status=BUSY, says="exists already")
+    equal(content(partial), b"theirs", "what was there")
+    os.unlink(partial)
+    os.mkfifo(partial)
+    pull(world.uri(), world.file(), status=BUSY, says="exists already")
+    os.unlink(partial)
+    mine = world.file("target.partial", b"mine")
+    os.chmod(mine, 0o644)
+    pull(world.uri(), world.file())
+    equal(stat.S_IMODE(os.stat(world.file()).st_mode), 0o600, "mode")
+
+
+def changed_meanwhile(world):
+    """The server answers when the target is another one."""
+    def meanwhile(length):
+        os.rename(world.file("theirs"), world.file())
+        return [(0, length)]
+
+    for name, status, more in (("new", "made", ()), ("old", "replaced", ("--since", "monday"))):
+        world.file("theirs", b"theirs")
+        if more:
+            world.file(data=bytes(M))
+        server = Sloppy(world.file("socket-" + name), meanwhile)
+        pull("nbd+unix:///?socket=" + world.file("socket-" + name), world.file(), *more,
+             status=BUSY, says=status + " by somebody else")
+        server.close()
+        equal(content(world.file()), b"theirs", "their file, in the place of a %s one" % name)
+        os.unlink(world.file())
+
+
 def too_large(world):
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -374,11 +408,15 @@ def zeroes_since(world):
 
 
 class Sloppy:
-    """A server for one client, whose READs get chunks of the caller's choice."""
+    """A server for one client, whose READs get chunks of the caller's choice.
+
+    All of its data has changed since monday.
+    """
     # Numbers of the NBD protocol.
     IHAVEOPT, OPTION_REPLY, STRUCTURED_REPLY = 0x49484156454F5054, 0x3E889045565A9, 0x668E33EF
     OPT_GO, OPT_STRUCTURED_REPLY, REP_ACK, REP_INFO, REP_ERR_UNSUP = 7, 8, 1, 3, 0x80000001
-    TYPE_NONE, TYPE_OFFSET_DATA, CMD_READ = 0, 1, 0
+    OPT_SET_META_CONTEXT, REP_META_CONTEXT, DIRTY = 10, 4, b"qemu:dirty-bitmap:monday"
+    TYPE_NONE, TYPE_OFFSET_DATA, TYPE_BLOCK_STATUS, CMD_READ, CMD_BLOCK_STATUS = 0, 1, 5, 0, 7
 
     def __init__(self, path, chunks):
         self.chunks = chunks
@@ -405,12 +443,16 @@ class Sloppy:
     def haggle(self, connection, file):
         """Answer an option, and return it."""
         _, option, length = struct.unpack(">QII", file.read(16))
-        file.read(length)
+        query = file.read(length)
         replies = [(self.REP_ERR_UNSUP, b"")]
         if option == self.OPT_STRUCTURED_REPLY:
             replies = [(self.REP_ACK, b"")]
         elif option == self.OPT_GO:
             replies = [(self.REP_INFO, struct.pack(">HQH", 0, M, 3)), (self.REP_ACK, b"")]
+        elif option == self.OPT_SET_META_CONTEXT:
+            replies = [(self.REP_ACK, b"")]
+            if self.DIRTY in query:
+                replies.insert(0, (self.REP_META_CONTEXT, struct.pack(">I", 1) + self.DIRTY))
         for kind, data in replies:
             connection.sendall(struct.pack(">QIII", self.OPTION_REPLY, option, kind, len(data))
                                + data)
@@ -419,6 +461,10 @@ class Sloppy:
     def answer(self, connection, file):
         """Answer a request; False: there is none any more."""
         _, _, command, cookie, offset, length = struct.unpack(">IHHQQI", file.read(28))
+        if command == self.CMD_BLOCK_STATUS:
+            connection.sendall(struct.pack(">IHHQIIII", self.STRUCTURED_REPLY, 1,
+                                           self.TYPE_BLOCK_STATUS, cookie, 12, 1, length, 1))
+            return True
         if command != self.CMD_READ:
             return False
         replies = [(self.TYPE_OFFSET_DATA, struct.pack(">Q", offset + start) +
@@ -468,6 +514,8 @@ TESTS = [
     ("servers and exports that are not there", wrong_sources, ()),
     ("two pulls to one target", locked, ()),
     ("what a killed pull has left is no obstacle", leftover, ()),
+    ("what others have left is not written to", leftover_of_others, ()),
+    ("a target that changed meanwhile is not touched", changed_meanwhile, ()),
     ("a target that cannot hold the data", too_large, ()),
     ("an interrupt leaves nothing", interrupted, ()),
     ("a server that dies leaves nothing", server_gone, ()),

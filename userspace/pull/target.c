@@ -42,17 +42,52 @@ static bool is_still_there(int fd, const char *path)
 	       mine.st_ino == there.st_ino;
 }
 
+/* Left by a pull of ours that was killed; nobody else may read what it is to hold. */
+static bool may_adopt(int fd)
+{
+	struct stat st;
+
+	return !fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_uid == geteuid() &&
+	       st.st_nlink == 1 && !fchmod(fd, 0600);
+}
+
+static enum status create_partial(struct target *target)
+{
+	int flags = O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+
+	/* Only its owner: it is going to hold what only root can read on the device. */
+	target->fd = open(target->partial, flags | O_CREAT | O_EXCL, 0600);
+	if (target->fd >= 0)
+		return DONE;
+	if (errno != EEXIST)
+		return report_errno(errno, target->partial, "cannot create it");
+	target->fd = open(target->partial, flags);
+	if (target->fd < 0 || !may_adopt(target->fd))
+		return report(BUSY, target->partial,
+			      "exists already, and is not what a pull of this user left");
+	return DONE;
+}
+
+/* A device may get a new node, and is the same one. */
+static bool is_replaced(const struct target *target)
+{
+	struct stat st;
+
+	return !fstat(target->fd, &st) && S_ISREG(st.st_mode) &&
+	       !is_still_there(target->fd, target->path);
+}
+
 static enum status open_partial(struct target *target, const struct target_how *how)
 {
+	enum status status;
 	int ret;
 
 	if (snprintf(target->partial, sizeof(target->partial), "%s" SUFFIX, target->path) >=
 	    (int)sizeof(target->partial))
 		return report(FAILED, target->path, "its name is too long");
-	/* Only its owner: it is going to hold what only root can read on the device. */
-	target->fd = open(target->partial, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (target->fd < 0)
-		return report_errno(errno, target->partial, "cannot create it");
+	status = create_partial(target);
+	if (status != DONE)
+		return status;
 	ret = lock(target->fd);
 	if (ret)
 		return report_lock(ret, target->partial);
@@ -82,7 +117,11 @@ static enum status open_file(struct target *target, const struct target_how *how
 			      "has %llu bytes, the export %llu: it is no raw image of it; if the device has grown since the backup, give the file its size with truncate(1)",
 			      (unsigned long long)st.st_size, (unsigned long long)how->size);
 	ret = lock(target->fd);
-	return ret ? report_lock(ret, target->path) : DONE;
+	if (ret)
+		return report_lock(ret, target->path);
+	if (!is_still_there(target->fd, target->path))
+		return report(BUSY, target->path, "somebody else has just replaced it");
+	return DONE;
 }
 
 static enum status open_device(struct target *target, const struct target_how *how)
@@ -131,6 +170,7 @@ enum status target_open(struct target *target, const char *path, const struct ta
 
 	memset(target, 0, sizeof(*target));
 	target->fd = -1;
+	target->replace = how->replace;
 	/* A link stays one: its file is replaced, not the link. */
 	if (!realpath(path, target->path)) {
 		if (errno != ENOENT)
@@ -224,9 +264,34 @@ static int sync_directory(const char *path)
 	fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
-	ret = fsync(fd) ? -errno : 0;
+	/* Some filesystems have no such thing for directories. */
+	ret = fsync(fd) && errno != EINVAL ? -errno : 0;
 	close(fd);
 	return ret;
+}
+
+/* A file that has appeared meanwhile is not replaced, even where link() has to do. */
+static int rename_new(const char *from, const char *to)
+{
+	if (!renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE))
+		return 0;
+	if (errno != EINVAL && errno != ENOSYS)
+		return -errno;
+	return link(from, to) || unlink(from) ? -errno : 0;
+}
+
+static enum status give_name(const struct target *target)
+{
+	int ret;
+
+	if (target->replace)
+		ret = rename(target->partial, target->path) ? -errno : 0;
+	else
+		ret = rename_new(target->partial, target->path);
+	if (ret == -EEXIST)
+		return report(BUSY, target->path, "was made by somebody else meanwhile");
+	return ret ? report_errno(ret, target->partial, "cannot rename it to %s", target->path) :
+		     DONE;
 }
 
 enum status target_finish(struct target *target)
@@ -234,15 +299,17 @@ enum status target_finish(struct target *target)
 	enum status status = DONE;
 	int ret;
 
-	if (fsync(target->fd)) {
-		status = report_errno(errno, target->path, "cannot make it durable");
-	} else if (target->partial[0] && rename(target->partial, target->path)) {
-		status = report_errno(errno, target->partial, "cannot rename it to %s",
-				      target->path);
+	if (!target->partial[0] && is_replaced(target)) {
+		close_target(target);
+		return report(BUSY, target->path, "was replaced by somebody else meanwhile");
 	}
+	if (fsync(target->fd))
+		status = report_errno(errno, target->path, "cannot make it durable");
+	else if (target->partial[0])
+		status = give_name(target);
 	if (status != DONE) {
 		target_abandon(target);
-		return FAILED;
+		return status == BUSY ? BUSY : FAILED;
 	}
 	ret = target->partial[0] ? sync_directory(target->path) : 0;
 	if (ret)

@@ -24,12 +24,14 @@
  * @partial: name while it is written; empty: it is written in place.
  * @fd: open for writing, locked; -1: nothing is open.
  * @is_empty: all of it reads as zeroes until it is written to.
+ * @replace: a file of that name may be replaced at the end.
  */
 struct target {
 	char path[PATH_MAX];
 	char partial[PATH_MAX];
 	int fd;
 	bool is_empty;
+	bool replace;
 };
 
 /**
@@ -86,7 +88,9 @@ int target_zero(const struct target *target, uint64_t length, uint64_t offset);
  * target_finish() - make all of it durable, then give it its name
  * @target: an open target; closed afterwards.
  *
- * Return: DONE or FAILED; then it is as after target_abandon().
+ * Return: DONE; BUSY when somebody else made or replaced a file of that name meanwhile, or
+ * FAILED, and it is as after target_abandon(); FAILED as well when all is in place but the
+ * directory cannot be made durable.
  */
 enum status target_finish(struct target *target);
 

@@ -42,7 +42,7 @@ class World:
 
     def certificate_uri(self, client="backup"):
         """The export over TCP, with a certificate."""
-        return "nbds://localhost:%d/disk?tls-certificates=%s" % (
+        return "nbds://127.0.0.1:%d/disk?tls-certificates=%s" % (
             self.x509.port(), self.pki.path(client))
 
     def key_uri(self, user=USER, keys=None):
@@ -53,7 +53,7 @@ class World:
     def certificate_image(self, client="backup"):
         """Options of qemu for the same."""
         return ("--object", "tls-creds-x509,id=tls0,endpoint=client,dir=" + self.pki.path(client),
-                "--image-opts", "driver=nbd,server.type=inet,server.host=localhost,server.port=%d,"
+                "--image-opts", "driver=nbd,server.type=inet,server.host=127.0.0.1,server.port=%d,"
                 "export=disk,tls-creds=tls0" % self.x509.port())
 
     def key_image(self, user=USER, directory=None):
@@ -116,7 +116,7 @@ def qemu_img(world):
 
 @test("nbdkit's nbd plugin with a certificate", "nbdkit", "nbdkit", "nbdinfo")
 def nbdkit(world):
-    size = run("nbdkit", "-U", "-", "nbd", "hostname=localhost",
+    size = run("nbdkit", "-U", "-", "nbd", "hostname=127.0.0.1",
                "port=%d" % world.x509.port(), "export=disk", "tls=require",
                "tls-certificates=" + world.pki.path("backup"), "--run",
                'nbdinfo --size "nbd+unix:///?socket=$unixsocket"')
@@ -157,7 +157,7 @@ def wrong_kind(world):
     for server, reason, uri in (
             (world.x509, "does it use certificates|the client left", "nbds+unix://%s@/disk?socket=%s&tls-psk-file=%s" % (
                 USER, world.x509.path, world.pki.keys)),
-            (world.psk, "does it use certificates", "nbds://localhost:%d/disk?tls-certificates=%s" % (
+            (world.psk, "does it use certificates", "nbds://127.0.0.1:%d/disk?tls-certificates=%s" % (
                 world.psk.port(), world.pki.path("backup")))):
         start = len(server.log())
         run("nbdinfo", "--size", uri, status=1)

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <grp.h>
+#include <limits.h>
 #include <pwd.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -11,25 +12,15 @@
 #include <string.h>
 
 #include "log.h"
+#include "text.h"
 
 /* The highest number is "no change" to the system calls. */
-static bool parse_id(const char *text, unsigned int *id)
-{
-	unsigned long value;
-	char *end;
-
-	errno = 0;
-	value = strtoul(text, &end, 10);
-	if (*text < '0' || *text > '9' || *end || errno || value >= (unsigned int)-1)
-		return false;
-	*id = (unsigned int)value;
-	return true;
-}
+#define ID_MAX		(UINT_MAX - 1)
 
 static int find_user(const char *text, bool has_group, struct account *account)
 {
 	const struct passwd *entry;
-	bool is_number = parse_id(text, &account->user);
+	bool is_number = text_to_number(text, ID_MAX, &account->user);
 
 	if (is_number && has_group)
 		return 0;
@@ -48,7 +39,7 @@ static int find_group(const char *text, struct account *account)
 {
 	const struct group *entry;
 
-	if (parse_id(text, &account->group))
+	if (text_to_number(text, ID_MAX, &account->group))
 		return 0;
 	entry = getgrnam(text);
 	if (!entry) {

@@ -21,6 +21,7 @@
 #include <linux/vm_sockets.h>
 
 #include "log.h"
+#include "text.h"
 
 #define DEFAULT_PORT	"10809"
 #define BACKLOG		128
@@ -266,19 +267,6 @@ int listen_tcp(struct listener_set *set, const char *address, bool allow_any)
 	return ret;
 }
 
-static bool parse_u32(const char *text, uint32_t *number)
-{
-	unsigned long long value;
-	char *end;
-
-	errno = 0;
-	value = strtoull(text, &end, 10);
-	if (*text < '0' || *text > '9' || *end || errno || value > UINT32_MAX)
-		return false;
-	*number = (uint32_t)value;
-	return true;
-}
-
 static int parse_vsock(const char *text, struct sockaddr_vm *address)
 {
 	const char *colon = strchr(text, ':');
@@ -289,11 +277,11 @@ static int parse_vsock(const char *text, struct sockaddr_vm *address)
 	address->svm_cid = VMADDR_CID_ANY;
 	if (colon) {
 		snprintf(cid, sizeof(cid), "%.*s", (int)(colon - text), text);
-		if (!parse_u32(cid, &address->svm_cid))
+		if (!text_to_number(cid, UINT32_MAX, &address->svm_cid))
 			return -EINVAL;
 		text = colon + 1;
 	}
-	if (!parse_u32(text, &address->svm_port))
+	if (!text_to_number(text, UINT32_MAX, &address->svm_port))
 		return -EINVAL;
 	if (!address->svm_port)
 		address->svm_port = VMADDR_PORT_ANY;

@@ -5,13 +5,13 @@
  */
 #include "options.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "service_manager.h"
+#include "text.h"
 
 #define EXIT_USAGE			2
 #define MAX_CONNECTIONS_DEFAULT		100
@@ -109,19 +109,6 @@ static int fail(const char *text, const char *what)
 	return EXIT_USAGE;
 }
 
-static int parse_number(const char *text, unsigned int max, unsigned int *number)
-{
-	unsigned long value;
-	char *end;
-
-	errno = 0;
-	value = strtoul(text, &end, 10);
-	if (*text < '0' || *text > '9' || *end || errno || value > max)
-		return -EINVAL;
-	*number = value;
-	return 0;
-}
-
 static int parse_mode(const char *text, unsigned int *mode)
 {
 	unsigned long value;
@@ -166,15 +153,15 @@ static int parse_limit(struct options *options, int code)
 {
 	switch (code) {
 	case OPTION_MAX_CONNECTIONS:
-		if (parse_number(optarg, 100000, &options->max_connections))
+		if (!text_to_number(optarg, 100000, &options->max_connections))
 			return fail("--max-connections is not a number up to 100000", optarg);
 		return -1;
 	case OPTION_HANDSHAKE_TIMEOUT:
-		if (parse_number(optarg, 86400, &options->handshake_seconds))
+		if (!text_to_number(optarg, 86400, &options->handshake_seconds))
 			return fail("--handshake-timeout is not a number up to 86400", optarg);
 		return -1;
 	default:
-		if (parse_number(optarg, 86400, &options->stall_seconds))
+		if (!text_to_number(optarg, 86400, &options->stall_seconds))
 			return fail("--stall-timeout is not a number up to 86400", optarg);
 		return -1;
 	}

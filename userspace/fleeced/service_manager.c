@@ -16,35 +16,24 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "text.h"
 
 /* The first of the descriptors handed over. */
 #define FIRST_FD	3
 
 #define MESSAGE_SIZE	256
 
-static bool parse_count(const char *text, int max, int *count)
-{
-	unsigned long value;
-	char *end;
-
-	errno = 0;
-	value = strtoul(text, &end, 10);
-	if (*text < '0' || *text > '9' || *end || errno || value > (unsigned long)max)
-		return false;
-	*count = (int)value;
-	return true;
-}
-
 int service_manager_sockets(void)
 {
 	const char *pid_text = getenv("LISTEN_PID");
 	const char *count_text = getenv("LISTEN_FDS");
-	int pid, count;
+	unsigned int pid, count;
 
 	/* Meant for another process, such as the shell that started this one. */
-	if (!pid_text || !count_text || !parse_count(pid_text, INT_MAX, &pid) || pid != getpid())
+	if (!pid_text || !count_text || !text_to_number(pid_text, INT_MAX, &pid) ||
+	    (pid_t)pid != getpid())
 		return 0;
-	return parse_count(count_text, LISTEN_MAX, &count) ? count : -EINVAL;
+	return text_to_number(count_text, LISTEN_MAX, &count) ? (int)count : -EINVAL;
 }
 
 int service_manager_adopt(struct listener_set *set, bool allow_any)

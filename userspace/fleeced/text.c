@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* fleeced, text: which bytes are acceptable as names. Owns no state. */
+/* fleeced, text: which bytes are acceptable as names and as numbers. Owns no state. */
 #include "text.h"
 
+#include <errno.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Length of the sequence that begins with this byte; 0: no such sequence. */
@@ -62,4 +64,17 @@ bool text_is_export_name(const char *name)
 		"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._@+-";
 
 	return *name && name[strspn(name, allowed)] == '\0';
+}
+
+bool text_to_number(const char *text, unsigned int max, unsigned int *number)
+{
+	unsigned long value;
+	char *end;
+
+	errno = 0;
+	value = strtoul(text, &end, 10);
+	if (*text < '0' || *text > '9' || *end || errno || value > max)
+		return false;
+	*number = (unsigned int)value;
+	return true;
 }

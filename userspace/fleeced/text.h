@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* fleeced, text: which bytes are acceptable as names. Pure functions. */
+/* fleeced, text: which bytes are acceptable as names and as numbers. Pure functions. */
 #ifndef FLEECED_TEXT_H
 #define FLEECED_TEXT_H
 
@@ -25,5 +25,15 @@ bool text_is_utf8(const void *bytes, size_t length);
  * Return: true when it is, and not empty.
  */
 bool text_is_export_name(const char *name);
+
+/**
+ * text_to_number() - a decimal number, without sign and blanks
+ * @text: NUL-terminated, with nothing but the number.
+ * @max: greatest that is accepted.
+ * @number: set to the number; not changed otherwise.
+ *
+ * Return: true when it is one.
+ */
+bool text_to_number(const char *text, unsigned int max, unsigned int *number);
 
 #endif

@@ -170,9 +170,9 @@ struct fleece_cbw_config {
  *
  * Protected by @lock: @store, @inflight, @unserved (writes for which no copy
  * could be started yet), @nr_waiting (live writes on any list), @is_watching (the
- * watchdog is armed), @watch_at (when it looks at them), @nr_copies, @buffered_bytes
- * (of all copies), @staged_bytes (of those whose writes were let go), the counters,
- * @error and @error_sector.
+ * watchdog is armed), @watch_at (when it looks at them), @nr_copies (read without
+ * it where a guess is enough), @buffered_bytes (of all copies), @staged_bytes (of those
+ * whose writes were let go), the counters, @error and @error_sector.
  *
  * @grow_lock: the right to grow @store.
  * Protected by @release_lock: @partial (clusters released in part).

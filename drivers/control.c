@@ -177,13 +177,13 @@ static int get_map(struct subject *subject, u32 kind, const char *checkpoint, st
 	return -EINVAL;
 }
 
-static int check_range(const struct map *map, u64 offset, u64 length, u64 unit)
+static int check_range(u64 size, u64 offset, u64 length, u64 unit)
 {
-	if (offset > map->size || length > map->size - offset)
+	if (offset > size || length > size - offset)
 		return -ERANGE;
 	if (!length || offset % unit)
 		return -EINVAL;
-	if (length % unit && offset + length != map->size)
+	if (length % unit && offset + length != size)
 		return -EINVAL;
 	return 0;
 }
@@ -373,7 +373,7 @@ static long get_extents(void __user *arg)
 	buffer = kmalloc_array(EXTENTS_PER_TURN, sizeof(*buffer), GFP_KERNEL);
 	ret = buffer ? get_map(&subject, request.map, request.checkpoint, &map) : -ENOMEM;
 	if (!ret)
-		ret = check_range(&map, request.offset, request.length, SECTOR_SIZE);
+		ret = check_range(map.size, request.offset, request.length, SECTOR_SIZE);
 	if (!ret)
 		ret = put_extents(&map, &request, buffer);
 	kfree(buffer);
@@ -434,7 +434,7 @@ static long get_bitmap(void __user *arg)
 	ret = get_map(&subject, request.map, request.checkpoint, &map);
 	if (!ret) {
 		request.unit = 1ULL << map.shift;
-		ret = check_range(&map, request.offset, request.length, request.unit);
+		ret = check_range(map.size, request.offset, request.length, request.unit);
 	}
 	if (!ret) {
 		request.count = DIV_ROUND_UP_ULL(request.length, request.unit);
@@ -454,7 +454,6 @@ static long release(const struct file *file, const void __user *arg)
 {
 	struct fleece_release request;
 	struct subject subject;
-	struct map map;
 	long ret;
 
 	if (copy_from_user(&request, arg, sizeof(request)))
@@ -467,9 +466,10 @@ static long release(const struct file *file, const void __user *arg)
 	ret = get_subject(&subject, request.fd);
 	if (ret)
 		return ret;
-	map.size = size_of_subject(&subject);
-	ret = subject.snap ? check_range(&map, request.offset, request.length, SECTOR_SIZE) :
-			     -EINVAL;
+	ret = -EINVAL;
+	if (subject.snap)
+		ret = check_range(size_of_subject(&subject), request.offset, request.length,
+				  SECTOR_SIZE);
 	if (!ret)
 		ret = fleece_cbw_release(subject.snap->cbw, request.offset >> SECTOR_SHIFT,
 					 request.length >> SECTOR_SHIFT);

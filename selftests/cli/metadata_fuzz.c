@@ -15,8 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../random.h"
+#include "../tap.h"
 #include "image.h"
-#include "tap.h"
 
 #define SECTOR		FLEECE_MD_SECTOR_BYTES
 #define GRANULES	16384
@@ -33,17 +34,6 @@ static struct image image, before;
 static struct fleece_md_root roots[2];
 static __u64 device_sectors;
 static uint64_t state;
-
-static uint64_t random_below(uint64_t below)
-{
-	uint64_t x;
-
-	state += 0x9e3779b97f4a7c15ULL;
-	x = state;
-	x = (x ^ x >> 32) * 0xd6e8feb86659fd93ULL;
-	x = (x ^ x >> 32) * 0xd6e8feb86659fd93ULL;
-	return (x ^ x >> 32) % below;
-}
 
 /* ------------------------- Good metadata ------------------------- */
 
@@ -158,15 +148,15 @@ static void make_good(enum fleece_md_state how)
 /* A sector that means something, mostly. */
 static unsigned int some_sector(void)
 {
-	switch (random_below(4)) {
+	switch (random_below(&state, 4)) {
 	case 0:
-		return random_below(2) * FLEECE_MD_COPY_DISTANCE + random_below(2);
+		return random_below(&state, 2) * FLEECE_MD_COPY_DISTANCE + random_below(&state, 2);
 	case 1:
-		return FLEECE_MD_INTENTS_START + random_below(6);
+		return FLEECE_MD_INTENTS_START + random_below(&state, 6);
 	case 2:
-		return FLEECE_MD_INTENTS_START + 8 + random_below(SLOTS * 8);
+		return FLEECE_MD_INTENTS_START + 8 + random_below(&state, SLOTS * 8);
 	default:
-		return random_below(NR_SECTORS);
+		return random_below(&state, NR_SECTORS);
 	}
 }
 
@@ -175,15 +165,15 @@ static void damage_once(void)
 	unsigned int sector = some_sector(), other = some_sector(), i;
 	__u8 bytes[SECTOR];
 
-	switch (random_below(6)) {
+	switch (random_below(&state, 6)) {
 	case 0:
-		mutated[sector][random_below(SECTOR)] ^= 1 << random_below(8);
+		mutated[sector][random_below(&state, SECTOR)] ^= 1 << random_below(&state, 8);
 		break;
 	case 1:
-		mutated[sector][random_below(SECTOR)] = random_below(256);
+		mutated[sector][random_below(&state, SECTOR)] = random_below(&state, 256);
 		break;
 	case 2:
-		memset(mutated[sector], random_below(2) ? 0 : 0xff, SECTOR);
+		memset(mutated[sector], random_below(&state, 2) ? 0 : 0xff, SECTOR);
 		break;
 	case 3:
 		memcpy(bytes, mutated[sector], SECTOR);
@@ -191,11 +181,11 @@ static void damage_once(void)
 		memcpy(mutated[other], bytes, SECTOR);
 		break;
 	case 4:
-		memcpy(mutated[sector], mutated[other], 1 + random_below(SECTOR - 1));
+		memcpy(mutated[sector], mutated[other], 1 + random_below(&state, SECTOR - 1));
 		break;
 	default:
-		for (i = random_below(SECTOR); i < SECTOR; i++)
-			mutated[sector][i] = random_below(256);
+		for (i = random_below(&state, SECTOR); i < SECTOR; i++)
+			mutated[sector][i] = random_below(&state, 256);
 	}
 }
 
@@ -203,13 +193,13 @@ static void damage_once(void)
 static void forge(void)
 {
 	unsigned int sector = some_sector();
-	unsigned int place = 8 + random_below(SECTOR - 8);
-	__u32 tag = random_below(2) ? random_below(16) : NEWEST;
+	unsigned int place = 8 + random_below(&state, SECTOR - 8);
+	__u32 tag = random_below(&state, 2) ? random_below(&state, 16) : NEWEST;
 
 	/* The fields of the superblock are all in its first part. */
-	if (random_below(2))
-		place = 16 + random_below(128);
-	mutated[sector][place] = random_below(3) ? random_below(256) : 0xff;
+	if (random_below(&state, 2))
+		place = 16 + random_below(&state, 128);
+	mutated[sector][place] = random_below(&state, 3) ? random_below(&state, 256) : 0xff;
 	fleece_md_seal(roots[0].uuid, sector, tag, mutated[sector]);
 }
 
@@ -257,9 +247,10 @@ static unsigned long fuzz(unsigned long runs, void (*change)(void), bool is_judg
 
 	for (run = 0; run < runs && !error; run++) {
 		memcpy(mutated, good, sizeof(good));
-		for (times = 1 + random_below(4); times; times--)
+		for (times = 1 + random_below(&state, 4); times; times--)
 			change();
-		io = io_of(mutated, random_below(50) ? NR_SECTORS : random_below(NR_SECTORS));
+		io = io_of(mutated, random_below(&state, 50) ? NR_SECTORS :
+				    random_below(&state, NR_SECTORS));
 		if (image_inspect(&io, &image))
 			abort();
 		nr_whole += is_whole();

@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../tap.h"
 #include "json.h"
 #include "size.h"
 #include "status.h"
-#include "tap.h"
 
 static void test_sizes(void)
 {

@@ -25,7 +25,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "nbd"))
 
 # pylint: disable=wrong-import-position
-from nbdclient import Failed, Server, Tap, equal, expect, pattern  # noqa: E402
+from nbdclient import Failed, Server, Tap, content, equal, expect, pattern  # noqa: E402
 
 PULL = os.path.join(HERE, "fleece-pull")
 K, M = 1 << 10, 1 << 20
@@ -77,12 +77,6 @@ class World:
         """The server must end well."""
         shutil.rmtree(self.top)
         self.server.stop()
-
-
-def content(path):
-    """All bytes of a file."""
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def start(*arguments, **more):

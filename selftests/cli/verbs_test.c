@@ -14,10 +14,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../tap.h"
 #include "main.h"
 #include "model.h"
 #include "report.h"
-#include "tap.h"
 
 #define ARGUMENTS_MAX	16
 /* Every verb here makes fewer changes. */

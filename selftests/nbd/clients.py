@@ -12,8 +12,8 @@ import shutil
 import sys
 import tempfile
 
-from nbdclient import Server, Tap, equal, expect, pattern
-from tools import has, run
+from nbdclient import Server, Tap, content, equal, expect, pattern
+from tools import run, run_tests, test
 
 M = 1 << 20
 SIZE = 16 * M
@@ -21,15 +21,6 @@ DISK = "mem:size=16M,cluster=64K,cp=monday/1M-2M/5M-5184K,here=tuesday"
 DIRTY = [(M, M), (5 * M, 65536)]
 LIMITED = "part=mem:size=16M,cp=monday/1M-2M,since=monday,denied=0-1M,denied=2M-16M"
 HOLES = "holes=mem:size=16M,zero=2M-6M,zero=9220K-9232K,zero=15M-16M"
-TESTS = []
-
-
-def test(title, package, *tools):
-    """Register a test that needs tools of a package."""
-    def register(function):
-        TESTS.append((title, package, tools, function))
-        return function
-    return register
 
 
 class World:
@@ -58,12 +49,6 @@ class World:
         """End the server and remove the results."""
         shutil.rmtree(self.directory)
         self.server.stop()
-
-
-def content(path):
-    """All bytes of a file."""
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def dirty_ranges(world, export="disk"):
@@ -326,12 +311,7 @@ def fio(world):
 def main():
     tap = Tap()
     world = World()
-    for title, package, tools, function in TESTS:
-        missing = [tool for tool in tools if not has(tool)]
-        if missing:
-            tap.skip(title, "%s missing: apt install %s" % (", ".join(missing), package))
-        else:
-            tap.run(title, function, world)
+    run_tests(tap, world)
     tap.run("the server has ended well after all clients", world.close)
     return tap.finish()
 

@@ -47,17 +47,6 @@ struct session {
 	bool is_over;
 };
 
-/* Nobody reads the log: see --wrap in the Makefile. */
-void __wrap_log_info(const char *format, ...)
-{
-	(void)format;
-}
-
-void __wrap_log_error(const char *format, ...)
-{
-	(void)format;
-}
-
 static unsigned long long reads_at_start;
 
 static int session_read(struct transport *transport, void *buffer, size_t length)

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "../random.h"
 #include "fuzz_input.h"
 #include "protocol.h"
 #include "session.h"
@@ -57,20 +58,6 @@ static const uint64_t numbers[] = {
 	64 << 20, (64 << 20) + 1, INT32_MAX, UINT32_MAX, 1ULL << 32, 1ULL << 40, 2ULL << 40,
 	20ULL << 40, (20ULL << 40) - 1, INT64_MAX, UINT64_MAX, UINT64_MAX - 511,
 };
-
-static uint64_t next_random(uint64_t *state)
-{
-	uint64_t x = *state += 0x9e3779b97f4a7c15ULL;
-
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ULL;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebULL;
-	return x ^ x >> 31;
-}
-
-static size_t random_below(uint64_t *state, size_t below)
-{
-	return next_random(state) % below;
-}
 
 static uint64_t random_number(uint64_t *state)
 {

@@ -440,6 +440,12 @@ def meta_data(name, queries):
                        for query in (q if isinstance(q, bytes) else q.encode() for q in queries)))
 
 
+def content(path):
+    """All bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
 class Tap:
     """Runs tests and prints TAP."""
 

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 
-from nbdclient import Server, Tap, equal, expect, pattern
+from nbdclient import Server, Tap, content, equal, expect, pattern
 from tools import PATH, has, inside
 
 DOCUMENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../docs/backup.rst")
@@ -160,12 +160,6 @@ def raw_of(path):
                        check=True)
         path += ".raw"
     return content(path)
-
-
-def content(path):
-    """All bytes of a file."""
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def check_new(setting, variables):

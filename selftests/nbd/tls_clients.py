@@ -12,22 +12,13 @@ import sys
 import tempfile
 import time
 
-from nbdclient import Server, Tap, equal, expect, pattern
+from nbdclient import Server, Tap, content, equal, expect, pattern
 from tls_pki import Pki, USER
-from tools import has, run
+from tools import run, run_tests, test
 
 M = 1 << 20
 SIZE = 16 * M
 DISK = "disk=mem:size=16M,cluster=64K,cp=monday/1M-2M,here=tuesday"
-TESTS = []
-
-
-def test(title, package, *tools):
-    """Register a test that needs tools of a package."""
-    def register(function):
-        TESTS.append((title, package, tools, function))
-        return function
-    return register
 
 
 class World:
@@ -101,8 +92,7 @@ def nbdcopy(world):
     for number, uri in enumerate((world.certificate_uri(), world.key_uri())):
         target = world.file("nbdcopy-%d" % number)
         run("nbdcopy", "--connections=4", uri, target)
-        with open(target, "rb") as file:
-            expect(file.read() == pattern(0, SIZE), "the copy is equal")
+        expect(content(target) == pattern(0, SIZE), "the copy is equal")
 
 
 @test("qemu-img convert with a certificate, and with a key", "qemu-utils", "qemu-img")
@@ -110,8 +100,7 @@ def qemu_img(world):
     for number, image in enumerate((world.certificate_image(), world.key_image())):
         target = world.file("qemu-%d" % number)
         run("qemu-img", "convert", "-O", "raw", *image, target)
-        with open(target, "rb") as file:
-            expect(file.read() == pattern(0, SIZE), "the copy is equal")
+        expect(content(target) == pattern(0, SIZE), "the copy is equal")
 
 
 @test("nbdkit's nbd plugin with a certificate", "nbdkit", "nbdkit", "nbdinfo")
@@ -188,12 +177,7 @@ def main():
         return tap.finish()
     world = World()
     try:
-        for title, package, tools, function in TESTS:
-            missing = [tool for tool in tools if not has(tool)]
-            if missing:
-                tap.skip(title, "%s is not installed (%s)" % (missing[0], package))
-            else:
-                tap.run(title, function, world)
+        run_tests(tap, world)
     finally:
         tap.run("the servers have ended well", world.close)
     return tap.finish()

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "../tap.h"
 #include "log.h"
 #include "transport_tls.h"
 
@@ -44,27 +45,6 @@ struct link {
 static unsigned int time_begins;
 static size_t time_bytes;
 static const struct transport_ops *fd_ops;
-
-static int cases;
-static int failures;
-
-static void check(bool passed, const char *text)
-{
-	printf("%s %d - %s\n", passed ? "ok" : "not ok", ++cases, text);
-	if (!passed)
-		failures++;
-}
-
-/* The core's log would drown the output: see --wrap in the Makefile. */
-void __wrap_log_info(const char *format, ...)
-{
-	(void)format;
-}
-
-void __wrap_log_error(const char *format, ...)
-{
-	(void)format;
-}
 
 static uint8_t byte_at(size_t at)
 {
@@ -268,8 +248,8 @@ static void test_key_updates(void)
 		link.server->ops->shutdown(link.server);
 	pthread_join(reader, &read_wrong);
 	pthread_join(writer, &write_wrong);
-	check(passed && !read_wrong && !write_wrong,
-	      "keys change while data goes both ways, and every byte arrives");
+	tap_ok(passed && !read_wrong && !write_wrong,
+	       "keys change while data goes both ways, and every byte arrives");
 	close_link(&link);
 }
 
@@ -281,8 +261,8 @@ static void test_renegotiation(void)
 	open_link(&link, "NORMAL:-VERS-ALL:+VERS-TLS1.2:-KX-ALL:+ECDHE-PSK");
 	fcntl(link.file, F_SETFL, O_NONBLOCK);
 	need(gnutls_handshake(link.client) == GNUTLS_E_AGAIN, "the client cannot even ask");
-	check(link.server->ops->read(link.server, &byte, 1) == -EPROTO,
-	      "a client of TLS 1.2 that wants to negotiate again is refused");
+	tap_ok(link.server->ops->read(link.server, &byte, 1) == -EPROTO,
+	       "a client of TLS 1.2 that wants to negotiate again is refused");
 	link.server->ops->end(link.server);
 	close_link(&link);
 }
@@ -321,7 +301,7 @@ static void test_shutdown(void)
 	link.server->ops->shutdown(link.server);
 	pthread_join(reader, &read_wrong);
 	pthread_join(writer, &write_wrong);
-	check(!read_wrong && !write_wrong, "shutdown wakes a reader and a writer that wait");
+	tap_ok(!read_wrong && !write_wrong, "shutdown wakes a reader and a writer that wait");
 	close_link(&link);
 }
 
@@ -337,8 +317,8 @@ static void test_independence(void)
 	need(!pthread_create(&writer, NULL, flood, &link), "no thread");
 	need(recv(link.file, &byte, 1, MSG_PEEK) == 1, "nothing comes");
 	need(gnutls_record_send(link.client, "x", 1) == 1, "the client cannot send");
-	check(!link.server->ops->read(link.server, &byte, 1) && byte == 'x',
-	      "a writer that waits for the client does not hold up the reader");
+	tap_ok(!link.server->ops->read(link.server, &byte, 1) && byte == 'x',
+	       "a writer that waits for the client does not hold up the reader");
 	link.server->ops->shutdown(link.server);
 	pthread_join(writer, &write_wrong);
 	close_link(&link);
@@ -361,8 +341,8 @@ static void test_one_limit(void)
 	if (!passed)
 		link.server->ops->shutdown(link.server);
 	pthread_join(writer, &write_wrong);
-	check(passed && !write_wrong && time_begins == 1 && time_bytes == (size_t)ROUNDS * PIECE,
-	      "a client's time for a reply begins once, and is that of all of its bytes");
+	tap_ok(passed && !write_wrong && time_begins == 1 && time_bytes == (size_t)ROUNDS * PIECE,
+	       "a client's time for a reply begins once, and is that of all of its bytes");
 	close_link(&link);
 }
 
@@ -375,6 +355,5 @@ int main(void)
 	test_shutdown();
 	test_independence();
 	test_one_limit();
-	printf("1..%d\n", cases);
-	return failures != 0;
+	return tap_end();
 }

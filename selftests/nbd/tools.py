@@ -13,6 +13,25 @@ from nbdclient import equal
 
 ROOT = os.environ.get("FLEECE_ROOT")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+TESTS = []
+
+
+def test(title, package, *tools):
+    """Register a test that needs tools of a package."""
+    def register(function):
+        TESTS.append((title, package, tools, function))
+        return function
+    return register
+
+
+def run_tests(tap, world):
+    """All that were registered; a skip names what is missing."""
+    for title, package, tools, function in TESTS:
+        missing = [tool for tool in tools if not has(tool)]
+        if missing:
+            tap.skip(title, "%s missing: apt install %s" % (", ".join(missing), package))
+        else:
+            tap.run(title, function, world)
 
 
 def inside(*command):

@@ -13,6 +13,7 @@
 #include <linux/timekeeping.h>
 #include <linux/uuid.h>
 
+#include "../random.h"
 #include "memory.h"
 #include "unit.h"
 
@@ -25,14 +26,7 @@ static jmp_buf failed;
 
 uint64_t unit_random(uint64_t below)
 {
-	uint64_t x;
-
-	/* A counter, mixed until each of its bits reaches each of the result. */
-	state += 0x9e3779b97f4a7c15ULL;
-	x = state;
-	x = (x ^ x >> 32) * 0xd6e8feb86659fd93ULL;
-	x = (x ^ x >> 32) * 0xd6e8feb86659fd93ULL;
-	return (x ^ x >> 32) % below;
+	return random_below(&state, below);
 }
 
 void uuid_gen(uuid_t *uuid)

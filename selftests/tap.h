@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* cli tests, tap: prints one line for each check, and the plan at the end. */
-#ifndef FLEECE_CLI_TAP_H
-#define FLEECE_CLI_TAP_H
+/* tap: prints one line for each check, and the plan at the end. */
+#ifndef FLEECE_TEST_TAP_H
+#define FLEECE_TEST_TAP_H
 
 #include <stdarg.h>
 #include <stdbool.h>

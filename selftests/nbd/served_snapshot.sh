@@ -135,17 +135,23 @@ test_read_once()
 	or_bail dm_remove snap
 }
 
+# serve_kernel TITLE: serve a snapshot whose image is $SCRATCH/golden. Fails, and the test
+# of that title is skipped, where the kernel's client is missing.
+serve_kernel()
+{
+	if ! command -v nbd-client > /dev/null || ! has_module nbd; then
+		skip "$1" "nbd-client or the module nbd is missing"
+		return 1
+	fi
+	make_snapshot snap disk cow $CLUSTER
+	rm -f "$SCRATCH/golden" "$SCRATCH/enough"
+	copy 0 256
+	serve
+}
+
 test_kernel_client()
 {
-	make_snapshot snap disk cow $CLUSTER
-	rm -f "$SCRATCH/golden"
-	copy 0 256
-	if ! command -v nbd-client > /dev/null || ! has_module nbd; then
-		skip "the kernel's NBD client" "nbd-client or the module nbd is missing"
-		or_bail dm_remove snap
-		return
-	fi
-	serve
+	serve_kernel "the kernel's NBD client" || return
 	or_bail pattern origin write 5 0 -
 	succeeds "nbd-client connects the kernel" nbd-client -unix "$SCRATCH/nbd" /dev/nbd0 \
 		-name "$PREFIX-snap" -readonly -C 2
@@ -181,15 +187,7 @@ test_restart()
 {
 	local reader round status=0
 
-	make_snapshot snap disk cow $CLUSTER
-	rm -f "$SCRATCH/golden" "$SCRATCH/enough"
-	copy 0 256
-	if ! command -v nbd-client > /dev/null || ! has_module nbd; then
-		skip "a kernel client that waits for the server" "nbd-client or the module nbd is missing"
-		or_bail dm_remove snap
-		return
-	fi
-	serve
+	serve_kernel "a kernel client that waits for the server" || return
 	or_bail pattern origin write 7 0 -
 	succeeds "the kernel connects, and will wait for the server" \
 		/usr/bin/python3 "$here/nbdlink.py" connect "$SCRATCH/nbd" "$PREFIX-snap"

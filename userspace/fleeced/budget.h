@@ -5,8 +5,9 @@
  *
  * However much the others hold, a client without a reply in work can have a
  * small one at once, and one that holds much gets less the more is taken. So
- * clients that do not read their replies can neither grow the server nor stop
- * it for others.
+ * clients that do not read their replies cannot stop the server for others. A
+ * client is a connection here. What a thread keeps between requests (transmit.c)
+ * is not counted.
  */
 #ifndef FLEECED_BUDGET_H
 #define FLEECED_BUDGET_H
@@ -68,8 +69,9 @@ bool budget_fits(const struct budget *budget, const struct budget_share *share, 
  * @share: of the client.
  * @bytes: at most BUDGET_CLIENT_MAX and the budget's total.
  *
- * Ends at the latest when the others have sent their replies or were
- * disconnected because they do not take them.
+ * Replies of others end by being sent, or because their clients are disconnected
+ * for not taking them; but there is no queue: requests of others that come later
+ * may get the bytes first. It does not notice that its own client has gone.
  */
 void budget_take(struct budget *budget, struct budget_share *share, uint64_t bytes);
 

@@ -59,7 +59,7 @@ int reply_error_at(struct connection *connection, const struct request *request,
  * @request: the BLOCK_STATUS, with its contexts.
  * @lists: one for each of its contexts, from extents_gather().
  *
- * Return: also -ENOMEM; then nothing was sent and the connection lives.
+ * Return: also -ENOMEM: nothing was sent, or the connection has ended.
  */
 int reply_status(struct connection *connection, const struct request *request,
 		 const struct extent_list *lists);

@@ -249,7 +249,9 @@ static int put_checkpoint(const struct fleece_history *history, unsigned int i,
 	strscpy(checkpoint.name, entry->moment.name, sizeof(checkpoint.name));
 	snprintf(checkpoint.uuid, sizeof(checkpoint.uuid), "%pUb", &entry->moment.uuid);
 	if (entry->first == history->nr_segments)
-		checkpoint.flags = FLEECE_CHECKPOINT_HERE;
+		checkpoint.flags |= FLEECE_CHECKPOINT_HERE;
+	if (entry->moment.is_invalid)
+		checkpoint.flags |= FLEECE_CHECKPOINT_INVALID;
 	return copy_to_user(&to[i], &checkpoint, sizeof(checkpoint)) ? -EFAULT : 0;
 }
 

@@ -261,12 +261,18 @@ static int write_header(struct block_device *cow)
 static int check_checkpoints(struct fleece_origin *origin,
 			     const struct fleece_snapshot_options *options, char **error)
 {
+	const struct fleece_moment *since;
 	int ret;
 
 	lockdep_assert_held(&origin->lock);
-	if (options->since[0] && !fleece_tracker_exists(&origin->tracker, options->since)) {
+	since = fleece_tracker_find(&origin->tracker, options->since);
+	if (options->since[0] && !since) {
 		*error = "since: the origin has no such checkpoint";
 		return -ENOENT;
+	}
+	if (since && since->is_invalid) {
+		*error = "since: the checkpoint is invalid, as tracking was interrupted";
+		return -ESTALE;
 	}
 	if (!options->checkpoint[0])
 		return 0;

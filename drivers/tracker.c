@@ -97,9 +97,11 @@ int fleece_tracker_check_new(struct fleece_tracker *tracker, const char *name)
 	return 0;
 }
 
-bool fleece_tracker_exists(struct fleece_tracker *tracker, const char *name)
+const struct fleece_moment *fleece_tracker_find(struct fleece_tracker *tracker, const char *name)
 {
-	return find_checkpoint(tracker, name);
+	struct fleece_segment *segment = find_checkpoint(tracker, name);
+
+	return segment ? &segment->start : NULL;
 }
 
 struct fleece_segment *fleece_segment_alloc(u64 nr_granules)
@@ -138,6 +140,14 @@ void fleece_tracker_switch(struct fleece_tracker *tracker, struct fleece_segment
 	}
 	list_add_tail(&segment->node, &tracker->segments);
 	WRITE_ONCE(tracker->live, segment);
+}
+
+void fleece_tracker_restore(struct fleece_tracker *tracker, struct fleece_segment *segment,
+			    const struct fleece_moment *moment)
+{
+	fleece_tracker_switch(tracker, segment, NULL);
+	segment->start = *moment;
+	tracker->nr_checkpoints++;
 }
 
 /* Is the chain the only one who holds this segment? */
@@ -301,7 +311,7 @@ const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker
 	/* Out of memory: the count is missing, and a count of all is never too low. */
 	*changed = tracker->nr_granules;
 	if (!fleece_history_get(&history, tracker)) {
-		if (!fleece_history_since(&history, newest->start.name, &view))
+		if (!fleece_history_known_since(&history, newest->start.name, &view))
 			*changed = fleece_bits_count(&view);
 		fleece_history_put(&history);
 	}
@@ -399,20 +409,37 @@ void fleece_history_count(struct fleece_history *history)
 	}
 }
 
-int fleece_history_since(const struct fleece_history *history, const char *name,
-			 struct fleece_view *view)
+static const struct fleece_history_entry *find_entry(const struct fleece_history *history,
+						     const char *name)
 {
-	const struct fleece_history_entry *entry;
 	unsigned int i;
 
 	for (i = 0; i < history->nr_entries; i++) {
-		entry = &history->entries[i];
-		if (!strcmp(entry->moment.name, name)) {
-			view->maps = history->maps + entry->first;
-			view->nr_maps = history->nr_segments - entry->first;
-			view->nr_bits = history->nr_granules;
-			return 0;
-		}
+		if (!strcmp(history->entries[i].moment.name, name))
+			return &history->entries[i];
 	}
-	return -ENOENT;
+	return NULL;
+}
+
+int fleece_history_known_since(const struct fleece_history *history, const char *name,
+			       struct fleece_view *view)
+{
+	const struct fleece_history_entry *entry = find_entry(history, name);
+
+	if (!entry)
+		return -ENOENT;
+	view->maps = history->maps + entry->first;
+	view->nr_maps = history->nr_segments - entry->first;
+	view->nr_bits = history->nr_granules;
+	return 0;
+}
+
+int fleece_history_since(const struct fleece_history *history, const char *name,
+			 struct fleece_view *view)
+{
+	const struct fleece_history_entry *entry = find_entry(history, name);
+
+	if (entry && entry->moment.is_invalid)
+		return -ESTALE;
+	return fleece_history_known_since(history, name, view);
 }

@@ -39,11 +39,13 @@
  * @name: NUL-terminated; empty when the segment's start has no name.
  * @uuid: new for each creation.
  * @created: seconds since 1970 (UTC).
+ * @is_invalid: changes since were missed, so it answers for none.
  */
 struct fleece_moment {
 	char name[FLEECE_CHECKPOINT_NAME_MAX + 1];
 	uuid_t uuid;
 	u64 created;
+	bool is_invalid;
 };
 
 /**
@@ -187,11 +189,13 @@ const char *fleece_checkpoint_name_error(const char *name);
 int fleece_tracker_check_new(struct fleece_tracker *tracker, const char *name);
 
 /**
- * fleece_tracker_exists() - is there a checkpoint of this name?
+ * fleece_tracker_find() - the checkpoint of this name
  * @tracker: the tracker.
  * @name: the name.
+ *
+ * Return: the checkpoint, valid as long as the caller's lock is held, or NULL.
  */
-bool fleece_tracker_exists(struct fleece_tracker *tracker, const char *name);
+const struct fleece_moment *fleece_tracker_find(struct fleece_tracker *tracker, const char *name);
 
 /**
  * fleece_segment_alloc() - allocate the segment for a switch
@@ -223,6 +227,18 @@ void fleece_segment_put(struct fleece_segment *segment);
  */
 void fleece_tracker_switch(struct fleece_tracker *tracker, struct fleece_segment *segment,
 			   const char *name);
+
+/**
+ * fleece_tracker_restore() - add a checkpoint that was made before the tracker
+ * @tracker: the tracker.
+ * @segment: from fleece_segment_alloc(), of the tracker's length, with the bits of
+ *	what was changed since; owned by the tracker from now on.
+ * @moment: the checkpoint; younger than all that there are.
+ *
+ * As for fleece_tracker_switch() no write is under way.
+ */
+void fleece_tracker_restore(struct fleece_tracker *tracker, struct fleece_segment *segment,
+			    const struct fleece_moment *moment);
 
 /**
  * fleece_tracker_delete() - delete a checkpoint
@@ -313,9 +329,20 @@ void fleece_history_count(struct fleece_history *history);
  * @name: the checkpoint.
  * @view: set to the union; valid as long as the history.
  *
- * Return: 0, or -ENOENT.
+ * Return: 0; -ENOENT; -ESTALE: the checkpoint is invalid.
  */
 int fleece_history_since(const struct fleece_history *history, const char *name,
 			 struct fleece_view *view);
+
+/**
+ * fleece_history_known_since() - what is known of the changes since a checkpoint
+ * @history: the history.
+ * @name: the checkpoint; may be invalid.
+ * @view: as fleece_history_since().
+ *
+ * Return: 0, or -ENOENT.
+ */
+int fleece_history_known_since(const struct fleece_history *history, const char *name,
+			       struct fleece_view *view);
 
 #endif

@@ -614,18 +614,21 @@ static void judge(bool is_exact)
 
 static void load_all(void)
 {
+	const struct fleece_md_checkpoint *checkpoint;
 	struct fleece_segment *segment;
-	const char *name;
+	struct fleece_moment moment;
 	u32 i;
 
 	fleece_tracker_init(&tracker, nr_sectors, GRANULE_SECTORS);
 	for (i = 0; i < md->root.nr_checkpoints; i++) {
-		name = md->root.checkpoints[i].name;
+		checkpoint = &md->root.checkpoints[i];
 		segment = fleece_segment_alloc(tracker.nr_granules);
 		require(segment, "memory");
 		fleece_metadata_load(md, i, segment->bits);
-		fleece_tracker_switch(&tracker, segment, name);
-		memcpy(&segment->start.uuid, md->root.checkpoints[i].uuid, FLEECE_MD_UUID_BYTES);
+		memset(&moment, 0, sizeof(moment));
+		snprintf(moment.name, sizeof(moment.name), "%s", checkpoint->name);
+		memcpy(&moment.uuid, checkpoint->uuid, FLEECE_MD_UUID_BYTES);
+		fleece_tracker_restore(&tracker, segment, &moment);
 	}
 }
 

@@ -189,7 +189,7 @@ static void check_all(void)
 	require(!fleece_history_get(&now, &tracker), "out of memory");
 	check_entries(&now, points, nr_points);
 	for (i = 0; i < nr_points; i++) {
-		require(fleece_tracker_exists(&tracker, points[i].moment.name), "exists");
+		require(fleece_tracker_find(&tracker, points[i].moment.name), "exists");
 		check_point(&now, &points[i]);
 	}
 	fleece_history_put(&now);
@@ -344,7 +344,7 @@ static void delete_some(void)
 
 	name_of(unit_random(NAMES), name);
 	point = find_point(name);
-	require(fleece_tracker_exists(&tracker, name) == !!point, "%s exists", name);
+	require(!!fleece_tracker_find(&tracker, name) == !!point, "%s exists", name);
 	require(fleece_tracker_delete(&tracker, name) == (point ? 0 : -ENOENT), "%s", name);
 	if (!point)
 		return;
@@ -618,7 +618,7 @@ static void test_names(void)
 	}
 	/* A switch without a name must not be found by one. */
 	fleece_tracker_switch(&tracker, fleece_segment_alloc(nr_granules), NULL);
-	require(!fleece_tracker_exists(&tracker, ""), "the nameless moment is found");
+	require(!fleece_tracker_find(&tracker, ""), "the nameless moment is found");
 	require(fleece_tracker_delete(&tracker, "") == -ENOENT, "the nameless moment is deleted");
 	end();
 }
@@ -817,6 +817,49 @@ static void test_resize(void)
 	end();
 }
 
+static void restore(const char *name, u64 granule, bool is_invalid)
+{
+	struct fleece_segment *segment = fleece_segment_alloc(nr_granules);
+	struct fleece_moment moment = { .created = 7, .is_invalid = is_invalid };
+
+	snprintf(moment.name, sizeof(moment.name), "%s", name);
+	uuid_gen(&moment.uuid);
+	set_bit(granule, segment->bits);
+	fleece_tracker_restore(&tracker, segment, &moment);
+	require(!memcmp(&fleece_tracker_find(&tracker, name)->uuid, &moment.uuid,
+			sizeof(moment.uuid)), "%s has another uuid", name);
+	require(fleece_tracker_find(&tracker, name)->created == 7, "%s has another time", name);
+}
+
+/* What an earlier tracker has left goes on to be tracked; what is invalid is refused. */
+static void test_restore(void)
+{
+	struct fleece_history history;
+	struct fleece_view view;
+	u64 changed;
+
+	begin(6, 8);
+	restore("old", 0, true);
+	restore("first", 1, false);
+	restore("second", 2, false);
+	require(tracker.nr_checkpoints == 3, "%u checkpoints", tracker.nr_checkpoints);
+	require(fleece_tracker_check_new(&tracker, "old") == -EEXIST, "twice");
+	fleece_tracker_mark(&tracker, 3 * 8, 8);
+	check_maps("011100", "001100");
+	require(!fleece_history_get(&history, &tracker), "out of memory");
+	require(fleece_history_since(&history, "old", &view) == -ESTALE, "invalid, and answers");
+	require(!fleece_history_known_since(&history, "old", &view), "nothing is known");
+	require(fleece_bits_count(&view) == 4, "%llu are known", fleece_bits_count(&view));
+	require(fleece_history_known_since(&history, "none", &view) == -ENOENT, "none is known");
+	fleece_history_put(&history);
+	require(!fleece_tracker_delete(&tracker, "first"), "delete");
+	require(!fleece_tracker_delete(&tracker, "second"), "delete");
+	require(fleece_tracker_newest(&tracker, &changed)->is_invalid, "it is valid now");
+	require(changed == 4, "%llu are counted", changed);
+	require(!fleece_tracker_delete(&tracker, "old"), "delete");
+	end();
+}
+
 static const struct unit_case cases[] = {
 	{ "tracker: many short random lives on a few granules", test_model_short },
 	{ "tracker: long random lives", test_model_long },
@@ -827,6 +870,7 @@ static const struct unit_case cases[] = {
 	{ "tracker: without a checkpoint nothing is tracked", test_untracked },
 	{ "tracker: a segment is joined while a history is half dropped", test_half_dropped },
 	{ "tracker: an origin of another size", test_resize },
+	{ "tracker: checkpoints of an earlier one", test_restore },
 	{ }
 };
 

@@ -12,6 +12,7 @@
 
 #include <linux/bio.h>
 #include <linux/blkdev.h>
+#include <linux/crc32.h>
 #include <linux/device-mapper.h>
 #include <linux/highmem.h>
 #include <linux/workqueue.h>
@@ -63,6 +64,14 @@ static inline bool bdev_is_partition(struct block_device *bdev)
 
 #ifndef HAVE_WQ_PERCPU
 #define WQ_PERCPU		0
+#endif
+
+/* There crc32c() is in a module of its own, which a plain insmod does not load. */
+#ifndef HAVE_CRC32_CRC32C
+static inline u32 crc32c(u32 crc, const void *data, size_t bytes)
+{
+	return __crc32c_le(crc, data, bytes);
+}
 #endif
 
 /* The mode of dm_get_device(): its type and its flags have new names. */

@@ -4,10 +4,15 @@
  * was read is trusted: each field is checked before it is used.
  */
 #include <asm/byteorder.h>
+#ifndef __KERNEL__
 #include <linux/crc32c.h>
+#endif
 #include <linux/errno.h>
 #include <linux/string.h>
 
+#ifdef __KERNEL__
+#include "compat.h"
+#endif
 #include "metadata_format.h"
 
 /* ------------------------- Geometry ------------------------- */

@@ -4,7 +4,7 @@
  *
  * Places, structures, checksums, and the decoding of superblock and table. There is
  * no I/O here and no memory is allocated, so the module, the command and the tests
- * build it as it is. Whoever builds it supplies crc32c() in <linux/crc32c.h>.
+ * build it as it is. Who builds it elsewhere supplies crc32c() in <linux/crc32c.h>.
  *
  * The order in which things are written is the business of metadata.h.
  */

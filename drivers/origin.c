@@ -3,7 +3,7 @@
  * origin: target "fleece", see origin.h. Owns the way of every bio to the lower
  * device, the registry of origins and the messages about checkpoints. What must
  * be copied before a write is asked of the engine; what is changed is told to
- * the tracker.
+ * the tracker, and to the metadata if there is any.
  */
 #include <linux/delay.h>
 #include <linux/module.h>
@@ -48,19 +48,21 @@ struct live_write {
  * struct fleece_table - one table of target "fleece"
  * @origin: shared with other tables of the same device.
  * @lower: this table's handle of the lower device.
+ * @metadata: this table's handle of the metadata device, or NULL.
  * @copies_discards: feature discard_copy.
  * @shrinks: it is counted in origin->nr_shrinking, which protects it.
  */
 struct fleece_table {
 	struct fleece_origin *origin;
 	struct dm_dev *lower;
+	struct dm_dev *metadata;
 	bool copies_discards;
 	bool shrinks;
 };
 
 static DEFINE_MUTEX(registry_lock);
 static LIST_HEAD(origins);
-static LIST_HEAD(cow_claims);
+static LIST_HEAD(claims);
 
 static struct live_write *write_of(struct bio *bio)
 {
@@ -314,6 +316,33 @@ static enum verdict cover_write(struct fleece_origin *origin, struct bio *bio, b
 	return verdict;
 }
 
+/* The bits of an admitted write may only be set when their intents are durable. */
+static enum verdict mark_durably(struct fleece_origin *origin, struct bio *bio, bool is_mapping)
+{
+	struct fleece_tracker *tracker = &origin->tracker;
+	struct fleece_segment *live = READ_ONCE(tracker->live);
+	struct fleece_metadata *md = origin->durable->md;
+	u64 first = bio->bi_iter.bi_sector >> tracker->granule_shift;
+	u64 last = (bio_end_sector(bio) - 1) >> tracker->granule_shift;
+	struct live_write *write = write_of(bio);
+
+	if (fleece_metadata_mark(md, live ? live->bits : NULL, first, last))
+		return GO;
+	if (is_mapping && bio->bi_opf & REQ_NOWAIT)
+		return REFUSED;
+	/* As in park_write(): once it waits, it may be admitted again at any time. */
+	dismiss_write(origin, write);
+	return fleece_metadata_wait(md, first, last, &write->waiter.node) ? WAITS : AGAIN;
+}
+
+static enum verdict mark_write(struct fleece_origin *origin, struct bio *bio, bool is_mapping)
+{
+	if (origin->durable)
+		return mark_durably(origin, bio, is_mapping);
+	fleece_tracker_mark(&origin->tracker, bio->bi_iter.bi_sector, bio_sectors(bio));
+	return GO;
+}
+
 static void submit_all(struct bio_list *bios)
 {
 	struct bio *bio;
@@ -331,7 +360,7 @@ static enum verdict try_write(struct fleece_origin *origin, struct bio *bio, boo
 	if (verdict == GO)
 		verdict = cover_write(origin, bio, is_mapping, &reads);
 	if (verdict == GO)
-		fleece_tracker_mark(&origin->tracker, bio->bi_iter.bi_sector, bio_sectors(bio));
+		verdict = mark_write(origin, bio, is_mapping);
 	submit_all(&reads);
 	return verdict;
 }
@@ -455,7 +484,9 @@ static struct fleece_origin *make_origin(struct dm_target *ti, struct block_devi
 	origin->md_devt = disk_devt(dm_disk(md));
 	origin->nr_sectors = ti->len;
 	origin->granule_sectors = granule_sectors;
+	mutex_init(&origin->change_lock);
 	mutex_init(&origin->lock);
+	mutex_init(&origin->ti_lock);
 	fleece_tracker_init(&origin->tracker, ti->len, granule_sectors);
 	init_completion(&origin->drained);
 	spin_lock_init(&origin->held_lock);
@@ -513,58 +544,107 @@ struct fleece_origin *fleece_origin_find_md(dev_t devt)
 	return found;
 }
 
-static bool is_claimed(dev_t devt)
+static const struct fleece_claim *find_claim(dev_t devt)
 {
-	struct fleece_cow_claim *claim;
+	struct fleece_claim *claim;
 
 	lockdep_assert_held(&registry_lock);
-	list_for_each_entry(claim, &cow_claims, node) {
+	list_for_each_entry(claim, &claims, node) {
 		if (claim->devt == devt)
+			return claim;
+	}
+	return NULL;
+}
+
+static bool is_origin(dev_t devt)
+{
+	struct fleece_origin *origin;
+
+	lockdep_assert_held(&registry_lock);
+	list_for_each_entry(origin, &origins, node) {
+		if (origin->lower->bd_dev == devt || origin->md_devt == devt)
 			return true;
 	}
 	return false;
 }
 
-int fleece_origin_claim_cow(struct fleece_cow_claim *claim, struct block_device *cow, char **error)
+static void add_claim(struct fleece_claim *claim, dev_t devt, bool is_metadata)
 {
-	struct fleece_origin *origin;
-	int ret = 0;
+	lockdep_assert_held(&registry_lock);
+	claim->devt = devt;
+	claim->is_metadata = is_metadata;
+	list_add(&claim->node, &claims);
+}
+
+int fleece_origin_claim_cow(struct fleece_claim *claim, struct block_device *cow, char **error)
+{
+	const struct fleece_claim *other;
+	int ret = -EBUSY;
 
 	mutex_lock(&registry_lock);
-	list_for_each_entry(origin, &origins, node) {
-		if (origin->lower->bd_dev == cow->bd_dev || origin->md_devt == cow->bd_dev) {
-			*error = "COW device is itself an origin";
-			ret = -EBUSY;
-		}
-	}
-	if (is_claimed(cow->bd_dev)) {
-		*error = "COW device already belongs to another snapshot";
-		ret = -EBUSY;
-	}
-	if (!ret) {
-		claim->devt = cow->bd_dev;
-		list_add(&claim->node, &cow_claims);
+	other = find_claim(cow->bd_dev);
+	if (is_origin(cow->bd_dev)) {
+		*error = "COW device is itself an origin";
+	} else if (other) {
+		*error = other->is_metadata ? "COW device is the metadata device of an origin" :
+					      "COW device already belongs to another snapshot";
+	} else {
+		add_claim(claim, cow->bd_dev, false);
+		ret = 0;
 	}
 	mutex_unlock(&registry_lock);
 	return ret;
 }
 
-void fleece_origin_unclaim_cow(struct fleece_cow_claim *claim)
+void fleece_origin_unclaim_cow(struct fleece_claim *claim)
 {
 	mutex_lock(&registry_lock);
 	list_del(&claim->node);
 	mutex_unlock(&registry_lock);
 }
 
+/* Are the devices of a new origin used for something else? */
+static int check_free(struct dm_target *ti, dev_t lower, dev_t metadata)
+{
+	const struct fleece_claim *claim = find_claim(lower);
+
+	if (claim)
+		ti->error = claim->is_metadata ?
+			    "Origin device is the metadata device of another origin" :
+			    "Origin device is the COW device of a snapshot";
+	if (claim || !metadata)
+		return claim ? -EBUSY : 0;
+	claim = find_claim(metadata);
+	if (claim)
+		ti->error = claim->is_metadata ?
+			    "Metadata device already belongs to another origin" :
+			    "Metadata device is the COW device of a snapshot";
+	else if (is_origin(metadata) || metadata == disk_devt(dm_disk(dm_table_get_md(ti->table))))
+		ti->error = "Metadata device is itself an origin";
+	else
+		return 0;
+	return -EBUSY;
+}
+
+static void register_origin(struct fleece_origin *origin, dev_t metadata)
+{
+	list_add(&origin->node, &origins);
+	if (metadata)
+		add_claim(&origin->metadata, metadata, true);
+}
+
 /*
  * The origin of a new table: the one that another table of the same device
  * already has, or a new one.
  */
-static struct fleece_origin *join_origin(struct dm_target *ti, struct block_device *lower,
+static struct fleece_origin *join_origin(struct dm_target *ti, const struct fleece_table *table,
 					 unsigned int granule_sectors)
 {
+	dev_t metadata = table->metadata ? table->metadata->bdev->bd_dev : 0;
+	struct block_device *lower = table->lower->bdev;
 	struct fleece_origin *candidate;
 	struct fleece_origin *origin;
+	int ret;
 
 	/* Without the lock: memory may be waited for. */
 	candidate = make_origin(ti, lower, granule_sectors);
@@ -574,18 +654,21 @@ static struct fleece_origin *join_origin(struct dm_target *ti, struct block_devi
 	}
 	mutex_lock(&registry_lock);
 	origin = lookup_lower(lower);
-	if (is_claimed(lower->bd_dev)) {
-		ti->error = "Origin device is the COW device of a snapshot";
-		origin = ERR_PTR(-EBUSY);
-	} else if (!origin) {
-		origin = candidate;
-		candidate = NULL;
-		list_add(&origin->node, &origins);
+	if (!origin) {
+		ret = check_free(ti, lower->bd_dev, metadata);
+		origin = ret ? ERR_PTR(ret) : candidate;
+		if (!ret) {
+			register_origin(candidate, metadata);
+			candidate = NULL;
+		}
 	} else if (origin->md != dm_table_get_md(ti->table)) {
 		ti->error = "Origin device already belongs to another fleece device";
 		origin = ERR_PTR(-EBUSY);
 	} else if (origin->granule_sectors != granule_sectors) {
 		ti->error = "The granularity of an origin cannot be changed";
+		origin = ERR_PTR(-EINVAL);
+	} else if (origin->metadata.devt != metadata) {
+		ti->error = "The metadata device of an origin cannot be changed";
 		origin = ERR_PTR(-EINVAL);
 	}
 	if (!IS_ERR(origin))
@@ -594,6 +677,304 @@ static struct fleece_origin *join_origin(struct dm_target *ti, struct block_devi
 	if (candidate)
 		fleece_origin_put(candidate);
 	return origin;
+}
+
+/* ------------------------- Metadata ------------------------- */
+
+unsigned int fleece_origin_begin_change(struct fleece_origin *origin)
+{
+	unsigned int noio = memalloc_noio_save();
+
+	mutex_lock(&origin->change_lock);
+	return noio;
+}
+
+void fleece_origin_end_change(struct fleece_origin *origin, unsigned int noio)
+{
+	mutex_unlock(&origin->change_lock);
+	memalloc_noio_restore(noio);
+}
+
+/* dev->lock is held, so there is no I/O for memory. */
+static int view_since(void *owner, const char *name, bool try, struct fleece_view *view)
+{
+	struct fleece_origin *origin = owner;
+	int ret;
+
+	if (!try)
+		mutex_lock(&origin->lock);
+	else if (!mutex_trylock(&origin->lock))
+		return -EBUSY;
+	ret = fleece_history_get(&origin->view_history, &origin->tracker);
+	mutex_unlock(&origin->lock);
+	if (ret)
+		return ret;
+	ret = fleece_history_known_since(&origin->view_history, name, view);
+	if (ret)
+		fleece_history_put(&origin->view_history);
+	return ret;
+}
+
+static void view_done(void *owner)
+{
+	struct fleece_origin *origin = owner;
+
+	fleece_history_put(&origin->view_history);
+	queue_work(origin->wq, &origin->compact);
+}
+
+/* By way of the writes held back: dev->lock is not held while they are submitted. */
+static void resume_granted(void *owner, struct list_head *waiters)
+{
+	struct fleece_origin *origin = owner;
+
+	spin_lock(&origin->held_lock);
+	list_splice_tail_init(waiters, &origin->held);
+	spin_unlock(&origin->held_lock);
+	queue_work(origin->wq, &origin->resubmit);
+}
+
+static void tell_failure(void *owner, int error)
+{
+	struct fleece_origin *origin = owner;
+	struct dm_target *ti;
+
+	DMERR("%s: the metadata has failed (errno %d): changes are tracked in RAM only, and all checkpoints are invalid when the device is attached again",
+	      dm_device_name(origin->md), -error);
+	mutex_lock(&origin->ti_lock);
+	ti = rcu_dereference_protected(origin->ti, lockdep_is_held(&origin->ti_lock));
+	if (ti)
+		dm_table_event(ti->table);
+	mutex_unlock(&origin->ti_lock);
+}
+
+static const struct fleece_metadata_owner metadata_owner = {
+	.since = view_since,
+	.done = view_done,
+	.resume = resume_granted,
+	.failed = tell_failure,
+};
+
+/* The table that I/O comes through, or NULL. */
+static void set_live_table(struct fleece_origin *origin, struct dm_target *ti)
+{
+	mutex_lock(&origin->ti_lock);
+	rcu_assign_pointer(origin->ti, ti);
+	mutex_unlock(&origin->ti_lock);
+}
+
+static int restore_checkpoint(struct fleece_origin *origin, struct fleece_metadata *md, u32 index)
+{
+	const struct fleece_md_checkpoint *checkpoint = &md->root.checkpoints[index];
+	struct fleece_segment *segment = fleece_segment_alloc(origin->tracker.nr_granules);
+	struct fleece_moment moment = {
+		.created = checkpoint->created, .is_invalid = checkpoint->is_invalid,
+	};
+	unsigned int noio;
+
+	if (!segment)
+		return -ENOMEM;
+	strscpy(moment.name, checkpoint->name, sizeof(moment.name));
+	import_uuid(&moment.uuid, checkpoint->uuid);
+	fleece_metadata_load(md, index, segment->bits);
+	noio = fleece_origin_lock(origin);
+	fleece_tracker_restore(&origin->tracker, segment, &moment);
+	fleece_origin_unlock(origin, noio);
+	return 0;
+}
+
+static int restore_checkpoints(struct fleece_origin *origin, struct fleece_metadata *md)
+{
+	unsigned int noio;
+	int ret = 0;
+	u32 i;
+
+	for (i = 0; i < md->root.nr_checkpoints && !ret; i++)
+		ret = restore_checkpoint(origin, md, i);
+	if (ret) {
+		noio = fleece_origin_lock(origin);
+		fleece_tracker_exit(&origin->tracker);
+		origin->tracker.nr_checkpoints = 0;
+		fleece_origin_unlock(origin, noio);
+	}
+	return ret;
+}
+
+static int read_metadata(struct fleece_origin *origin, const struct fleece_table *table,
+			 const char **error)
+{
+	struct fleece_metadata_config config = {
+		.methods = &metadata_owner,
+		.owner = origin,
+		.name = dm_device_name(origin->md),
+		.bdev = table->metadata->bdev,
+		.lower = table->lower->bdev,
+		.nr_sectors = origin->nr_sectors,
+		.granule_sectors = origin->granule_sectors,
+	};
+	struct fleece_metadata_dev *dev = fleece_metadata_dev_open(&config, error);
+	int ret;
+
+	if (IS_ERR(dev))
+		return PTR_ERR(dev);
+	*error = "out of memory";
+	ret = restore_checkpoints(origin, dev->md);
+	if (ret) {
+		fleece_metadata_dev_free(dev);
+		return ret;
+	}
+	if (dev->md->nr_bad)
+		DMWARN("%s: %u sectors of the metadata are bad: what they tell of counts as changed",
+		       dm_device_name(origin->md), dev->md->nr_bad);
+	origin->durable = dev;
+	return 0;
+}
+
+/* The metadata of a new origin is read; a further table finds it there. */
+static int open_metadata(struct dm_target *ti, struct fleece_table *table)
+{
+	struct fleece_origin *origin = table->origin;
+	const char *error = "it has no room for an origin of this size";
+	unsigned int noio;
+	int ret = 0;
+
+	if (!table->metadata)
+		return 0;
+	noio = fleece_origin_begin_change(origin);
+	if (!origin->durable)
+		ret = read_metadata(origin, table, &error);
+	if (!ret && ti->len > origin->durable->md->root.capacity_sectors)
+		ret = -ENOSPC;
+	fleece_origin_end_change(origin, noio);
+	if (ret) {
+		DMERR("%s: metadata device %s cannot be used: %s", dm_device_name(origin->md),
+		      table->metadata->name, error);
+		ti->error = (char *)error;
+	}
+	return ret;
+}
+
+/*
+ * The live table has gone. If the device goes as well, nobody writes to it any more. If
+ * it stays, it has another target now, and what is written through that is not seen.
+ */
+static void close_metadata(struct fleece_origin *origin)
+{
+	struct fleece_metadata_dev *dev = origin->durable;
+	struct mapped_device *md;
+	unsigned int noio;
+
+	if (!dev)
+		return;
+	md = dm_get_md(origin->md_devt);
+	if (md) {
+		dm_put(md);
+		DMWARN("%s: the table was replaced by another target", dm_device_name(origin->md));
+		noio = fleece_metadata_dev_lock(dev);
+		fleece_metadata_fail(dev->md, -ENODEV);
+		fleece_metadata_dev_unlock(dev, noio);
+	}
+	fleece_metadata_dev_close(dev, origin->lower);
+}
+
+/* The last table has gone, and with it what keeps the metadata device open. */
+static void free_metadata(struct fleece_origin *origin)
+{
+	struct fleece_metadata_dev *dev;
+	unsigned int noio;
+
+	noio = fleece_origin_begin_change(origin);
+	dev = origin->durable;
+	origin->durable = NULL;
+	fleece_origin_end_change(origin, noio);
+	fleece_metadata_dev_free(dev);
+	if (!origin->metadata.devt)
+		return;
+	mutex_lock(&registry_lock);
+	list_del(&origin->metadata.node);
+	mutex_unlock(&registry_lock);
+}
+
+int fleece_origin_begin_checkpoint(struct fleece_origin *origin, const char *name)
+{
+	struct fleece_metadata_dev *dev = origin->durable;
+	unsigned int noio;
+	int ret;
+
+	lockdep_assert_held(&origin->change_lock);
+	noio = fleece_origin_lock(origin);
+	ret = fleece_tracker_check_new(&origin->tracker, name);
+	fleece_origin_unlock(origin, noio);
+	if (ret || !dev)
+		return ret;
+	noio = fleece_metadata_dev_lock(dev);
+	ret = fleece_metadata_begin_create(dev->md);
+	fleece_metadata_dev_unlock(dev, noio);
+	return ret;
+}
+
+static int describe_checkpoint(struct fleece_origin *origin, const char *name,
+			       struct fleece_md_checkpoint *checkpoint)
+{
+	const struct fleece_moment *moment;
+	unsigned int noio;
+
+	memset(checkpoint, 0, sizeof(*checkpoint));
+	noio = fleece_origin_lock(origin);
+	moment = fleece_tracker_find(&origin->tracker, name);
+	if (moment) {
+		strscpy(checkpoint->name, moment->name, sizeof(checkpoint->name));
+		export_uuid(checkpoint->uuid, &moment->uuid);
+		checkpoint->created = moment->created;
+	}
+	fleece_origin_unlock(origin, noio);
+	return moment ? 0 : -ENODEV;
+}
+
+static int forget_checkpoint(struct fleece_origin *origin, const char *name)
+{
+	unsigned int noio;
+	int ret;
+
+	noio = fleece_origin_lock(origin);
+	ret = fleece_tracker_delete(&origin->tracker, name);
+	fleece_origin_unlock(origin, noio);
+	return ret;
+}
+
+int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name, int error)
+{
+	struct fleece_metadata_dev *dev = origin->durable;
+	struct fleece_md_checkpoint checkpoint;
+	unsigned int noio;
+
+	lockdep_assert_held(&origin->change_lock);
+	if (!dev)
+		return error;
+	noio = fleece_metadata_dev_lock(dev);
+	if (!error)
+		error = describe_checkpoint(origin, name, &checkpoint);
+	if (error) {
+		fleece_metadata_abort_create(dev->md);
+	} else {
+		error = fleece_metadata_create(dev->md, &checkpoint);
+		if (error)
+			forget_checkpoint(origin, name);
+	}
+	fleece_metadata_dev_unlock(dev, noio);
+	return error;
+}
+
+static void resize_metadata(struct fleece_origin *origin, sector_t nr_sectors)
+{
+	struct fleece_metadata_dev *dev = origin->durable;
+	unsigned int noio;
+
+	if (!dev)
+		return;
+	noio = fleece_metadata_dev_lock(dev);
+	fleece_metadata_resize(dev->md, nr_sectors);
+	fleece_metadata_dev_unlock(dev, noio);
 }
 
 /* ------------------------- Changes of size ------------------------- */
@@ -630,37 +1011,54 @@ static void end_shrinking(struct fleece_table *table)
 	table->shrinks = false;
 }
 
-/* The device is suspended, and the writes under way have been waited for. */
+/*
+ * The device is suspended, and the writes under way have been waited for. The metadata
+ * is told before it shrinks, and after it has grown: what it says is never of less. If
+ * the tracker has lost all checkpoints, it finds out, and fails.
+ */
 static void adopt_size(struct fleece_table *table, sector_t nr_sectors)
 {
 	struct fleece_origin *origin = table->origin;
+	sector_t old_sectors = origin->nr_sectors;
+	unsigned int change;
 	unsigned int noio;
 
 	/* Do not wait, with the device suspended, for a pass over the maps that holds the lock. */
-	if (!table->shrinks && nr_sectors == origin->nr_sectors)
+	if (!table->shrinks && nr_sectors == old_sectors)
 		return;
+	change = fleece_origin_begin_change(origin);
+	if (nr_sectors < old_sectors)
+		resize_metadata(origin, nr_sectors);
 	noio = fleece_origin_lock(origin);
 	end_shrinking(table);
-	if (nr_sectors != origin->nr_sectors) {
+	if (nr_sectors != old_sectors) {
 		if (fleece_tracker_resize(&origin->tracker, nr_sectors))
 			DMERR("%s: out of memory for the new size: all checkpoints are dropped",
 			      dm_device_name(origin->md));
 		WRITE_ONCE(origin->nr_sectors, nr_sectors);
 	}
 	fleece_origin_unlock(origin, noio);
+	if (nr_sectors > old_sectors)
+		resize_metadata(origin, nr_sectors);
+	fleece_origin_end_change(origin, change);
 }
 
 /* Writes can no longer be seen: the live table has gone without a successor. */
 static void stop_watching(struct fleece_origin *origin)
 {
 	struct fleece_cbw *cbw;
+	unsigned int change;
 	unsigned int noio;
 
+	change = fleece_origin_begin_change(origin);
+	/* While its maps are there. */
+	close_metadata(origin);
 	noio = fleece_origin_lock(origin);
 	list_for_each_entry(cbw, &origin->cbws, node)
 		fleece_cbw_break(cbw, ENODEV, 0, "the origin's device was removed or replaced");
 	fleece_tracker_forget(&origin->tracker);
 	fleece_origin_unlock(origin, noio);
+	fleece_origin_end_change(origin, change);
 }
 
 static void end_origin(struct fleece_origin *origin)
@@ -670,6 +1068,7 @@ static void end_origin(struct fleece_origin *origin)
 	noio = fleece_origin_lock(origin);
 	origin->is_ended = true;
 	fleece_origin_unlock(origin, noio);
+	free_metadata(origin);
 	/* No write is left, but the work of the last release may still be queued. */
 	flush_workqueue(origin->wq);
 	fleece_origin_put(origin);
@@ -752,6 +1151,40 @@ static int open_lower(struct dm_target *ti, const char *path, struct fleece_tabl
 	return ret;
 }
 
+static int open_metadata_device(struct dm_target *ti, const char *path, struct fleece_table *table)
+{
+	struct block_device *bdev;
+	int ret;
+
+	if (!strcmp(path, "-"))
+		return 0;
+	ret = dm_get_device(ti, path, FLEECE_OPEN_RW, &table->metadata);
+	if (ret) {
+		ti->error = ret == -EBUSY ? "Metadata device is in use" :
+					    "Cannot open the metadata device";
+		return ret;
+	}
+	bdev = table->metadata->bdev;
+	ret = -EINVAL;
+	if (bdev->bd_dev == table->lower->bdev->bd_dev)
+		ti->error = "Metadata device is the origin device";
+	else if (bdev_is_zoned(bdev))
+		ti->error = "Metadata device is zoned: not supported";
+	else if (bdev_logical_block_size(bdev) > FLEECE_MD_BLOCK_BYTES)
+		ti->error = "Metadata device has blocks of more than 4096 bytes: not supported";
+	else
+		return 0;
+	dm_put_device(ti, table->metadata);
+	return ret;
+}
+
+static void put_devices(struct dm_target *ti, struct fleece_table *table)
+{
+	if (table->metadata)
+		dm_put_device(ti, table->metadata);
+	dm_put_device(ti, table->lower);
+}
+
 static void set_origin_target(struct dm_target *ti, struct fleece_table *table)
 {
 	ti->num_flush_bios = 1;
@@ -775,10 +1208,6 @@ static int origin_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		ti->error = "The target must begin at sector 0";
 		return -EINVAL;
 	}
-	if (strcmp(argv[1], "-")) {
-		ti->error = "A metadata device is not supported yet: use '-'";
-		return -EOPNOTSUPP;
-	}
 	ret = parse_granularity(ti, argv[2], &granule_sectors);
 	if (ret)
 		return ret;
@@ -794,12 +1223,15 @@ static int origin_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	ret = open_lower(ti, argv[0], table);
 	if (ret)
 		goto err_free_table;
-	table->origin = join_origin(ti, table->lower->bdev, granule_sectors);
+	ret = open_metadata_device(ti, argv[1], table);
+	if (ret)
+		goto err_put_lower;
+	table->origin = join_origin(ti, table, granule_sectors);
 	if (IS_ERR(table->origin)) {
 		ret = PTR_ERR(table->origin);
-		goto err_put_lower;
+		goto err_put_devices;
 	}
-	ret = check_shrinking(ti, table);
+	ret = open_metadata(ti, table) ?: check_shrinking(ti, table);
 	if (ret)
 		goto err_leave;
 	set_origin_target(ti, table);
@@ -807,6 +1239,9 @@ static int origin_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 
 err_leave:
 	leave_origin(table->origin);
+err_put_devices:
+	put_devices(ti, table);
+	goto err_free_table;
 err_put_lower:
 	dm_put_device(ti, table->lower);
 err_free_table:
@@ -824,13 +1259,13 @@ static void origin_dtr(struct dm_target *ti)
 	end_shrinking(table);
 	fleece_origin_unlock(origin, noio);
 	if (rcu_access_pointer(origin->ti) == ti) {
-		RCU_INIT_POINTER(origin->ti, NULL);
+		set_live_table(origin, NULL);
 		stop_watching(origin);
 	}
 	/* fleece_origin_is_watched() may be looking at this table. */
 	synchronize_rcu();
 	leave_origin(origin);
-	dm_put_device(ti, table->lower);
+	put_devices(ti, table);
 	kfree(table);
 }
 
@@ -848,16 +1283,21 @@ static void origin_postsuspend(struct dm_target *ti)
 static int origin_preresume(struct dm_target *ti)
 {
 	struct fleece_table *table = ti->private;
+	struct fleece_origin *origin = table->origin;
 
-	if (table->shrinks || ti->len >= READ_ONCE(table->origin->nr_sectors))
+	if (table->shrinks || ti->len >= READ_ONCE(origin->nr_sectors)) {
+		/* A metadata device that fails now does not keep the origin from starting. */
+		if (origin->durable)
+			fleece_metadata_dev_start(origin->durable);
 		return 0;
+	}
 	DMERR("%s: the table is shorter than the device has become: load it again",
-	      dm_device_name(table->origin->md));
+	      dm_device_name(origin->md));
 	/*
 	 * This table stays, suspended, and the one before it goes: that is not the end
 	 * of the origin.
 	 */
-	rcu_assign_pointer(table->origin->ti, ti);
+	set_live_table(origin, ti);
 	return -EBUSY;
 }
 
@@ -866,7 +1306,7 @@ static void origin_resume(struct dm_target *ti)
 	struct fleece_table *table = ti->private;
 
 	adopt_size(table, ti->len);
-	rcu_assign_pointer(table->origin->ti, ti);
+	set_live_table(table->origin, ti);
 	WRITE_ONCE(table->origin->is_suspended, false);
 }
 
@@ -906,8 +1346,8 @@ static void emit_origin_info(struct fleece_origin *origin, char *result, unsigne
 	list_for_each_entry(cbw, &origin->cbws, node)
 		nr_snapshots++;
 	newest = fleece_tracker_newest(&origin->tracker, &changed);
-	DMEMIT("%u %llu %llu none %u %u %s", origin->granule_sectors,
-	       origin->tracker.nr_granules, changed,
+	DMEMIT("%u %llu %llu %s %u %u %s", origin->granule_sectors,
+	       origin->tracker.nr_granules, changed, fleece_metadata_dev_state(origin->durable),
 	       nr_snapshots, origin->tracker.nr_checkpoints,
 	       newest ? newest->name : "-");
 	fleece_origin_unlock(origin, noio);
@@ -924,7 +1364,9 @@ static void origin_status(struct dm_target *ti, status_type_t type, unsigned int
 		emit_origin_info(table->origin, result, maxlen);
 		break;
 	case STATUSTYPE_TABLE:
-		DMEMIT("%s - %u", table->lower->name, table->origin->granule_sectors);
+		DMEMIT("%s %s %u", table->lower->name,
+		       table->metadata ? table->metadata->name : "-",
+		       table->origin->granule_sectors);
 		if (table->copies_discards)
 			DMEMIT(" 1 discard_copy");
 		break;
@@ -934,20 +1376,16 @@ static void origin_status(struct dm_target *ti, status_type_t type, unsigned int
 	}
 }
 
-static int create_checkpoint(struct fleece_origin *origin, const char *name)
+/* The moment of a checkpoint. The segment is used up. */
+static int switch_checkpoint(struct fleece_origin *origin, struct fleece_segment *segment,
+			     const char *name)
 {
-	struct fleece_segment *segment;
-	int ret;
 	unsigned int noio;
+	int ret;
 
-	segment = fleece_segment_alloc(READ_ONCE(origin->tracker.nr_granules));
-	if (!segment)
-		return -ENOMEM;
 	noio = fleece_origin_lock(origin);
-	ret = fleece_tracker_check_new(&origin->tracker, name);
-	if (!ret && segment->nr_granules != origin->tracker.nr_granules)
-		/* Its size was changed meanwhile. */
-		ret = -EAGAIN;
+	/* Its size may have been changed meanwhile. */
+	ret = segment->nr_granules == origin->tracker.nr_granules ? 0 : -EAGAIN;
 	if (!ret)
 		ret = fleece_origin_quiesce(origin);
 	if (!ret) {
@@ -961,16 +1399,56 @@ static int create_checkpoint(struct fleece_origin *origin, const char *name)
 	return ret;
 }
 
+static int create_checkpoint(struct fleece_origin *origin, const char *name)
+{
+	struct fleece_segment *segment;
+	unsigned int change;
+	int ret;
+
+	segment = fleece_segment_alloc(READ_ONCE(origin->tracker.nr_granules));
+	if (!segment)
+		return -ENOMEM;
+	change = fleece_origin_begin_change(origin);
+	ret = fleece_origin_begin_checkpoint(origin, name);
+	if (ret) {
+		fleece_segment_put(segment);
+	} else {
+		ret = switch_checkpoint(origin, segment, name);
+		ret = fleece_origin_end_checkpoint(origin, name, ret);
+	}
+	fleece_origin_end_change(origin, change);
+	return ret;
+}
+
+/*
+ * After a failure there is nothing that the checkpoint could be deleted from but RAM:
+ * they are all invalid at the next start anyway.
+ */
+static int delete_durably(struct fleece_origin *origin, const char *name)
+{
+	struct fleece_metadata_dev *dev = origin->durable;
+	unsigned int noio;
+	int ret = 0;
+
+	noio = fleece_metadata_dev_lock(dev);
+	if (!dev->md->error)
+		ret = fleece_metadata_delete(dev->md, name);
+	if (!ret)
+		ret = forget_checkpoint(origin, name);
+	fleece_metadata_dev_unlock(dev, noio);
+	return ret;
+}
+
 static int delete_checkpoint(struct fleece_origin *origin, const char *name)
 {
+	unsigned int change;
 	int ret;
-	unsigned int noio;
 
 	if (fleece_checkpoint_name_error(name))
 		return -EINVAL;
-	noio = fleece_origin_lock(origin);
-	ret = fleece_tracker_delete(&origin->tracker, name);
-	fleece_origin_unlock(origin, noio);
+	change = fleece_origin_begin_change(origin);
+	ret = origin->durable ? delete_durably(origin, name) : forget_checkpoint(origin, name);
+	fleece_origin_end_change(origin, change);
 	return ret;
 }
 
@@ -984,8 +1462,9 @@ static int emit_checkpoints(struct fleece_history *history, char *result, unsign
 	*result = '\0';
 	for (i = 0; i < history->nr_entries; i++) {
 		moment = &history->entries[i].moment;
-		DMEMIT("%s%s %pUb %llu %llu valid", i ? "\n" : "", moment->name, &moment->uuid,
-		       moment->created, history->entries[i].changed);
+		DMEMIT("%s%s %pUb %llu %llu %s", i ? "\n" : "", moment->name, &moment->uuid,
+		       moment->created, history->entries[i].changed,
+		       moment->is_invalid ? "invalid" : "valid");
 	}
 	return 1;
 }
@@ -1064,4 +1543,5 @@ int fleece_origin_init(void)
 void fleece_origin_exit(void)
 {
 	dm_unregister_target(&origin_target);
+	fleece_metadata_dev_exit();
 }

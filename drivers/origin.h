@@ -14,7 +14,9 @@
  *   cover: does a snapshot still need the old data? Then the copies of all that
  *          do are started, the reference is dropped, and the write waits for the
  *          copies of the first one; afterwards it begins anew.
- *   mark:  the change bits are set.
+ *   mark:  the change bits are set. With a metadata device: if their intents are not
+ *          durable yet, the reference is dropped, and the write waits for the worker
+ *          of the metadata; afterwards it begins anew.
  *   go:    to the lower device; the reference is dropped when it completes.
  *
  * Quiescing writes: the reference count is first switched to atomic mode, which
@@ -23,6 +25,19 @@
  * under way passes. A waiting write holds no reference, so a slow COW device does
  * not delay it. In between no write is on the device or between mark and go: the
  * moment for a snapshot or a checkpoint.
+ *
+ * A durable checkpoint takes three steps under origin->change_lock:
+ *
+ *   1. dev->lock: fleece_metadata_begin_create(). From here on nothing is settled.
+ *   2. origin->lock: writes are quiesced, the tracker begins a new segment.
+ *   3. dev->lock: fleece_metadata_create() writes it, and returns when it is durable.
+ *
+ * dev->lock is free in step 2, as a grant needs it: the writes under way that quiescing
+ * waits for have their intents, but others may wait for theirs meanwhile, and quiescing
+ * may take its time. What is written between 2 and 3 has its intent, which nobody takes
+ * back before 3 has ended; so wherever power is cut, it is changed since the new
+ * checkpoint, or since the one before if there is no new one. change_lock keeps other
+ * checkpoints, deletions, changes of size and the end of the origin from coming between.
  */
 #ifndef FLEECE_ORIGIN_H
 #define FLEECE_ORIGIN_H
@@ -40,7 +55,20 @@
 #include <linux/workqueue.h>
 
 #include "cbw.h"
+#include "metadata_dev.h"
 #include "tracker.h"
+
+/**
+ * struct fleece_claim - a device that is in use for one purpose
+ * @node: in the list of claims.
+ * @devt: the device.
+ * @is_metadata: it is the metadata device of an origin, not the COW device of a snapshot.
+ */
+struct fleece_claim {
+	struct list_head node;
+	dev_t devt;
+	bool is_metadata;
+};
 
 /*
  * struct fleece_origin - one live device
@@ -58,11 +86,20 @@
  * Protected by @lock: @tracker but its live bits, changes of @cbws, @is_ended,
  * @nr_shrinking (tables that are loaded, not live, and shorter than the origin).
  *
+ * @metadata: claim of the metadata device; its devt is 0 if there is none. Constant
+ *	once the origin is registered.
+ * @durable: the open metadata device; NULL if there is none. Set by the constructor of
+ *	the first table, and reset after the last one, under @change_lock; so constant
+ *	while I/O comes.
+ * @view_history: what the worker of @durable looks at; protected by its lock.
+ *
+ * @change_lock: changes of the checkpoints and of the size, with all their steps.
  * @lock: also the right to quiesce.
  * @cbws: the engines of the snapshots; read under RCU. While a write is admitted
  *	none joins, so a write that has asked all of them has asked enough.
  * @ti: the table that I/O comes through; read under RCU; NULL before the first
  *	resume and after the end.
+ * @ti_lock: changes of @ti; keeps the table of an event alive.
  * @is_suspended: between postsuspend and resume.
  * @writes: references of writes on the way to the device and on it.
  * @drained: completed when the last of them is gone.
@@ -83,12 +120,18 @@ struct fleece_origin {
 	sector_t nr_sectors;
 	unsigned int granule_sectors;
 
+	struct fleece_claim metadata;
+	struct fleece_metadata_dev *durable;
+	struct fleece_history view_history;
+
+	struct mutex change_lock;	/* changes of checkpoints and size */
 	struct mutex lock;		/* tracker, snapshots, quiescing */
 	struct fleece_tracker tracker;
 	struct list_head cbws;
 	bool is_ended;
 	unsigned int nr_shrinking;
 
+	struct mutex ti_lock;		/* changes of ti */
 	struct dm_target __rcu *ti;
 	bool is_suspended;
 
@@ -100,16 +143,6 @@ struct fleece_origin {
 	struct workqueue_struct *wq;
 	struct work_struct resubmit;
 	struct work_struct compact;
-};
-
-/**
- * struct fleece_cow_claim - a COW device that is in use
- * @node: in the list of claims.
- * @devt: the device.
- */
-struct fleece_cow_claim {
-	struct list_head node;
-	dev_t devt;
 };
 
 /**
@@ -136,12 +169,13 @@ struct fleece_origin *fleece_origin_find_md(dev_t devt);
  * @cow: the device.
  * @error: set to a message on failure.
  *
- * As long as it is, it can neither be an origin nor belong to a second snapshot.
+ * As long as it is, it can neither be an origin nor belong to a second snapshot, nor
+ * be a metadata device.
  *
  * Context: Process, takes the registry lock.
  * Return: 0, or -EBUSY.
  */
-int fleece_origin_claim_cow(struct fleece_cow_claim *claim, struct block_device *cow,
+int fleece_origin_claim_cow(struct fleece_claim *claim, struct block_device *cow,
 			    char **error);
 
 /**
@@ -150,7 +184,7 @@ int fleece_origin_claim_cow(struct fleece_cow_claim *claim, struct block_device 
  *
  * Context: Process, takes the registry lock.
  */
-void fleece_origin_unclaim_cow(struct fleece_cow_claim *claim);
+void fleece_origin_unclaim_cow(struct fleece_claim *claim);
 
 /**
  * fleece_origin_put() - drop a reference
@@ -188,6 +222,50 @@ static inline void fleece_origin_unlock(struct fleece_origin *origin, unsigned i
 	mutex_unlock(&origin->lock);
 	memalloc_noio_restore(noio);
 }
+
+/**
+ * fleece_origin_begin_change() - take origin->change_lock
+ * @origin: the origin.
+ *
+ * Whoever holds it must not wait for memory that is to be had by writing to origins.
+ *
+ * Context: Process, may sleep, for as long as a change of a checkpoint takes.
+ * Return: to be handed to fleece_origin_end_change().
+ */
+unsigned int fleece_origin_begin_change(struct fleece_origin *origin);
+
+/**
+ * fleece_origin_end_change() - release origin->change_lock
+ * @origin: the origin.
+ * @noio: from fleece_origin_begin_change().
+ */
+void fleece_origin_end_change(struct fleece_origin *origin, unsigned int noio);
+
+/**
+ * fleece_origin_begin_checkpoint() - make sure that a checkpoint can become durable
+ * @origin: the origin.
+ * @name: its name.
+ *
+ * On success fleece_origin_end_checkpoint() has to follow.
+ *
+ * Context: Process, holds origin->change_lock, takes dev->lock and origin->lock.
+ * Return: 0; an error of fleece_tracker_check_new(); -ENOSPC: no room in the metadata;
+ * or the negative errno with which the metadata has failed.
+ */
+int fleece_origin_begin_checkpoint(struct fleece_origin *origin, const char *name);
+
+/**
+ * fleece_origin_end_checkpoint() - make a checkpoint durable
+ * @origin: after fleece_origin_begin_checkpoint().
+ * @name: its name.
+ * @error: 0: the tracker has it; else negative errno: it has not.
+ *
+ * Context: Process, holds origin->change_lock, takes dev->lock and origin->lock; does
+ * I/O of the metadata device.
+ * Return: 0: it is durable, if there is a metadata device; @error; or a negative errno:
+ * then the tracker has it no longer.
+ */
+int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name, int error);
 
 /**
  * fleece_origin_quiesce() - no write is on the device, none gets there

@@ -356,31 +356,61 @@ static int take_locked(struct fleece_snapshot *snap, char **error)
 	return 0;
 }
 
-static int take_snapshot(struct fleece_snapshot *snap)
+static int take_snapshot(struct fleece_snapshot *snap, char **error)
 {
 	unsigned int noio;
-	char *error;
 	int ret;
 
 	noio = fleece_origin_lock(snap->origin);
-	ret = take_locked(snap, &error);
+	ret = take_locked(snap, error);
 	fleece_origin_unlock(snap->origin, noio);
-	if (ret)
-		DMERR("%s: snapshot not taken: %s (errno %d)", dm_device_name(snap->md), error,
-		      -ret);
-	else
+	if (!ret)
 		/* Whoever sees it sees the history: pairs with fleece_snapshot_find_md(). */
 		smp_store_release(&snap->is_taken, true);
+	return ret;
+}
+
+/*
+ * With a checkpoint of the same moment. There is none of both without the other: a
+ * snapshot whose checkpoint did not become durable breaks.
+ */
+static int take_with_checkpoint(struct fleece_snapshot *snap, char **error)
+{
+	const char *checkpoint = snap->options.checkpoint;
+	struct fleece_origin *origin = snap->origin;
+	unsigned int change;
+	int ret;
+
+	change = fleece_origin_begin_change(origin);
+	*error = "checkpoint: it cannot be added to the origin's";
+	ret = fleece_origin_begin_checkpoint(origin, checkpoint);
+	if (!ret) {
+		ret = take_snapshot(snap, error);
+		ret = fleece_origin_end_checkpoint(origin, checkpoint, ret);
+		if (ret && snap->is_taken) {
+			*error = "checkpoint: it did not become durable";
+			fleece_cbw_break(snap->cbw, EIO, 0, *error);
+		}
+	}
+	fleece_origin_end_change(origin, change);
 	return ret;
 }
 
 static int snapshot_preresume(struct dm_target *ti)
 {
 	struct snapshot_table *table = ti->private;
+	struct fleece_snapshot *snap = table->snap;
+	char *error;
+	int ret;
 
-	if (table->snap->is_taken)
+	if (snap->is_taken)
 		return 0;
-	return take_snapshot(table->snap);
+	ret = snap->options.checkpoint[0] ? take_with_checkpoint(snap, &error) :
+					    take_snapshot(snap, &error);
+	if (ret)
+		DMERR("%s: snapshot not taken: %s (errno %d)", dm_device_name(snap->md), error,
+		      -ret);
+	return ret;
 }
 
 static void snapshot_resume(struct dm_target *ti)

@@ -67,7 +67,7 @@ struct fleece_snapshot {
 	struct mapped_device *md;
 	dev_t md_devt;
 	struct fleece_origin *origin;
-	struct fleece_cow_claim cow;
+	struct fleece_claim cow;
 	struct fleece_snapshot_options options;
 	struct fleece_cbw *cbw;
 	struct workqueue_struct *wq;

@@ -568,6 +568,30 @@ make_origin()
 	defer dm_remove_deferred "$1"
 }
 
+# durable_table DISK METADISK [GRANULARITY]
+durable_table()
+{
+	local lower
+
+	lower=$(path_of "$1")
+	echo "0 $(blockdev --getsz "$lower") fleece $lower $(path_of "$2") ${3:-128}"
+}
+
+# format_metadata METADISK SECTORS [OPTION...]: for an origin of that size, with options
+# of `fleece metadata create`.
+format_metadata()
+{
+	or_bail "$FLEECE_TREE/userspace/fleece/fleece" metadata create "$(path_of "$1")" \
+		--origin-size $(($2 * 512)) --force "${@:3}"
+}
+
+# make_durable_origin NAME DISK METADISK [GRANULARITY]
+make_durable_origin()
+{
+	or_bail dm_create "$1" "$(durable_table "$2" "$3" "${4:-128}")"
+	defer dm_remove_deferred "$1"
+}
+
 # snapshot_table DISK COWDISK CLUSTER [FEATURES]: FEATURES begin with their count.
 snapshot_table()
 {

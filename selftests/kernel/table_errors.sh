@@ -27,7 +27,7 @@ test_origin_tables()
 	refuses "origin without granularity" "$INVALID" "argument" "$table -"
 	refuses "origin on no device" "No such|Invalid|not found" "device" \
 		"0 $SECTORS fleece /dev/none - 128"
-	refuses "origin with a metadata device" "$INVALID|not supported" "metadata" \
+	refuses "origin with a metadata device that holds nothing" "No data" "metadata device .* cannot be used" \
 		"$table $other 128"
 	for granularity in 0 4 7 24 65536 -8 x 8x 99999999999999999999; do
 		refuses "granularity $granularity" "$INVALID" "granularity" \

@@ -1,0 +1,71 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will count what writes cost on the metadata device: nothing where something
+# was changed before, one grant for many where not; and what must not wait, does not.
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+
+SECTORS=131072
+load_fleece
+no_probing
+make_arena 96
+make_disk disk $SECTORS
+make_disk meta 16384
+format_metadata meta $SECTORS
+make_durable_origin origin disk meta
+
+settled()
+{
+	[ "$(origin_field origin metadata)" = clean ]
+}
+
+test_hot()
+{
+	local before
+
+	or_bail pattern origin write 1 0 4M
+	is "without a checkpoint nothing is written" "$(device_stat meta 7)" "$idle"
+	or_bail message origin checkpoint_create one
+	or_bail pattern origin write 2 0 4M
+	is "the first writes need an intent" "$(origin_field origin metadata)" dirty
+	succeeds "it is taken back" wait_until "$WAIT_SECONDS" settled
+	before=$(device_stat meta 5)
+	for ((i = 0; i < 64; i++)); do
+		or_bail pattern origin write $i $((i * 65536)) 64k
+	done
+	is "writes to what was changed before cost nothing" "$(device_stat meta 5)" "$before"
+	is "and nothing is to be done later" "$(origin_field origin metadata)" clean
+	or_bail pattern origin write 3 8M 64k
+	is "a write elsewhere is noted" \
+		"$([ "$(device_stat meta 5)" -gt "$before" ] && echo noted)" noted
+}
+
+test_nowait()
+{
+	local result
+
+	or_bail message origin checkpoint_create two
+	succeeds "all is settled" wait_until "$WAIT_SECONDS" settled
+	or_bail pattern origin write 4 40M 64k
+	result=$(pattern origin nowait 4 40M 64k)
+	if [ "$result" = EOPNOTSUPP ]; then
+		skip "NOWAIT" "this kernel's direct writes, or its device-mapper, do not have it"
+		return
+	fi
+	is "NOWAIT: with the bits set it succeeds" "$result" ok
+	or_bail message origin checkpoint_create three
+	succeeds "all is settled again" wait_until "$WAIT_SECONDS" settled
+	gets "NOWAIT: without an intent it is refused" EAGAIN origin nowait 5 40M 64k
+	gets "NOWAIT: nothing was written" ok origin verify 4 40M 64k
+	# It was asked for, and is granted soon; then it need not wait.
+	succeeds "NOWAIT: the intent comes all the same" wait_until "$WAIT_SECONDS" \
+		pattern origin nowait 5 40M 64k
+	gets "NOWAIT: then it is written" ok origin verify 5 40M 64k
+}
+
+idle=$(device_stat meta 7)
+test_hot
+test_nowait
+finish

@@ -1,0 +1,157 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will let the metadata device fail, and not answer: live writes go on, the
+# status, an event and the log say so, and the checkpoints are invalid when the origin
+# is started again, whether or not the device could be told.
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+
+SECTORS=32768
+load_fleece
+make_arena 96
+make_disk disk $SECTORS
+make_disk meta 16384
+make_disk cow "$(cow_sectors 128 256)"
+timeout=/sys/module/dm_fleece/parameters/metadata_timeout_ms
+good=$(slice_table meta)
+bad="0 16384 error"
+
+# begin: an origin with new metadata and a checkpoint.
+begin()
+{
+	or_bail replace_table meta "$good"
+	format_metadata meta $SECTORS --region 64K
+	or_bail dm_create origin "$(durable_table disk meta)"
+	or_bail message origin checkpoint_create one
+	or_bail pattern origin write 1 0 64k
+}
+
+has_failed()
+{
+	[ "$(origin_field origin metadata)" = failed ]
+}
+
+# invalid_after WHAT: the next start knows.
+invalid_after()
+{
+	or_bail dm_create origin "$(durable_table disk meta)"
+	is "$1: the checkpoint is invalid at the next start" \
+		"$(message origin checkpoint_list | awk '{ print $1, $5 }')" "one invalid"
+	fails "$1: it is refused" ESTALE maps origin extents changed one
+	succeeds "$1: a new one can be made" message origin checkpoint_create two
+	or_bail pattern origin write 2 3M 64k
+	or_bail dm_remove origin
+	or_bail dm_create origin "$(durable_table disk meta)"
+	is "$1: which is valid" "$(message origin checkpoint_list | awk '{ print $1, $5 }' |
+		paste -sd,)" "one invalid,two valid"
+	is "$1: and right" "$(map origin changed two)" "0 3145728 0,3145728 65536 1,3211264 13565952 0"
+	or_bail dm_remove origin
+}
+
+# goes_on WHAT: with a device that has failed.
+goes_on()
+{
+	gets "$1: a write into a new region goes on" ok origin write 1 1M 64k
+	succeeds "$1: the status says so" wait_until "$WAIT_SECONDS" has_failed
+	gets "$1: later writes as well" ok origin write 1 2M 64k
+	is "$1: changes are tracked" "$(map origin changed one)" \
+		"0 65536 1,65536 983040 0,1048576 65536 1,1114112 983040 0,2097152 65536 1,2162688 14614528 0"
+	expect_log "$1: the log says so" "metadata has failed"
+	fails "$1: no checkpoint is promised" "" message origin checkpoint_create three
+	fails "$1: nor with a snapshot" "" dm_create snap \
+		"$(snapshot_table disk cow 128 "2 checkpoint three")"
+	is "$1: there is none" "$(origin_field origin checkpoints)" 1
+	make_snapshot snap disk cow 128 "2 since one"
+	is "$1: a snapshot alone is possible" "$(snapshot_field snap accessible)" 3
+	or_bail dm_remove snap
+}
+
+test_error_passes()
+{
+	begin
+	dmsetup wait "$PREFIX-origin" > /dev/null 2>&1 &
+	local waiter=$!
+	log_mark
+	or_bail replace_table meta "$bad"
+	goes_on "errors"
+	succeeds "errors: there is an event" wait_until "$WAIT_SECONDS" is_gone $waiter
+	or_bail replace_table meta "$good"
+	or_bail dm_remove origin
+	like "errors: the device was told in the end" \
+		"$("$FLEECE_TREE/userspace/fleece/fleece" metadata check "$(path_of meta)" 2>&1)" invalid
+	invalid_after "errors"
+}
+
+is_gone()
+{
+	! kill -0 "$1" 2> /dev/null
+}
+
+test_error_stays()
+{
+	begin
+	log_mark
+	or_bail replace_table meta "$bad"
+	goes_on "errors up to the end"
+	or_bail dm_remove origin
+	or_bail replace_table meta "$good"
+	invalid_after "errors up to the end"
+}
+
+test_silence()
+{
+	echo 500 > $timeout || bail "preparation: the time limit"
+	begin
+	log_mark
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-meta"
+	defer dmsetup resume "$PREFIX-meta"
+	goes_on "no answer"
+	or_bail dmsetup resume "$PREFIX-meta"
+	or_bail dm_remove origin
+	echo 10000 > $timeout
+	invalid_after "no answer"
+}
+
+test_start()
+{
+	begin
+	or_bail dm_remove origin
+	or_bail dmsetup create "$PREFIX-origin" --notable
+	or_bail dmsetup load "$PREFIX-origin" --table "$(durable_table disk meta)"
+	or_bail replace_table meta "$bad"
+	succeeds "errors at the start: it starts" dmsetup resume "$PREFIX-origin"
+	make_nodes
+	is "errors at the start: the status says so" "$(origin_field origin metadata)" failed
+	gets "errors at the start: writes go on" ok origin write 1 1M 64k
+	or_bail dm_remove origin
+	or_bail replace_table meta "$good"
+	invalid_after "errors at the start"
+}
+
+# It fails at the commit of a checkpoint that a snapshot makes.
+test_snapshot()
+{
+	begin
+	or_bail replace_table meta "$bad"
+	log_mark
+	fails "errors at the moment: no snapshot with a checkpoint" "" dm_create snap \
+		"$(snapshot_table disk cow 128 "2 checkpoint two")"
+	expect_log "errors at the moment: the log says why" "did not become durable"
+	dm_remove_deferred snap
+	is "errors at the moment: there is no checkpoint either" "$(status_of origin)" \
+		"128 256 1 failed 0 1 one"
+	gets "errors at the moment: writes go on" ok origin write 1 1M 64k
+	or_bail dm_remove origin
+	or_bail replace_table meta "$good"
+	invalid_after "errors at the moment"
+}
+
+defer dm_remove_deferred origin
+test_error_passes
+test_error_stays
+test_silence
+test_start
+test_snapshot
+finish

@@ -345,7 +345,7 @@ static enum status parse_attach(int argc, char **argv, struct attach *attach)
 	attach->device = argv[optind];
 	if (strcmp(metadata, "-"))
 		return report(FAILED, attach->device,
-			      "a metadata device comes with a later version of dm-fleece; without it the change map is lost at reboot");
+			      "attach cannot set up a metadata device yet; load the table with dmsetup, as dm-fleece.rst shows");
 	return DONE;
 }
 

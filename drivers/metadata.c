@@ -392,7 +392,7 @@ static u64 write_region(struct fleece_metadata *md, const struct fleece_view *vi
 	for (; block <= fine_block(end - 1) && !*ret; block++) {
 		encode_block(md, view, block, start, checkpoint->segment);
 		*ret = write_block(md, block, start);
-		if (!*ret && block % BLOCKS_PER_TURN == 0)
+		if (!*ret && md->nr_blocks % BLOCKS_PER_TURN == 0)
 			*ret = give_way(md);
 	}
 	return block;
@@ -764,17 +764,32 @@ static int alloc_maps(struct fleece_metadata *md)
 	return 0;
 }
 
-/* Add the bits of a sector to those of a bitmap, from bit @first on. */
-static void add_bits(const struct fleece_md_map *map, enum fleece_md_verdict verdict,
-		     unsigned long *bits, u64 first, u64 count)
+static void add_word64(unsigned long *bits, u64 index, u64 word)
 {
+#if BITS_PER_LONG == 64
+	bits[index] |= word;
+#else
+	bits[2 * index] |= (unsigned long)word;
+	/* There is no such word in a bitmap that ends before it. */
+	if (word >> 32)
+		bits[2 * index + 1] |= word >> 32;
+#endif
+}
+
+/* Add the bits of a sector to those of a bitmap, from bit @first on: that of a word of 64. */
+static void add_bits(const struct fleece_md_map *map, enum fleece_md_verdict verdict,
+		     unsigned long *bits, u64 first, u32 count)
+{
+	u64 word;
 	u32 i;
 
 	if (verdict == FLEECE_MD_VOID)
 		return;
-	for (i = 0; i < count; i++) {
-		if (verdict == FLEECE_MD_BAD || __le64_to_cpu(map->words[i / 64]) >> i % 64 & 1)
-			__set_bit(first + i, bits);
+	for (i = 0; i < count; i += 64) {
+		word = verdict == FLEECE_MD_BAD ? ~0ULL : __le64_to_cpu(map->words[i / 64]);
+		if (count - i < 64)
+			word &= (1ULL << (count - i)) - 1;
+		add_word64(bits, (first + i) / 64, word);
 	}
 }
 

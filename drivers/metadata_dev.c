@@ -13,9 +13,6 @@
 #include "compat.h"
 #include "metadata_dev.h"
 
-/* An intent is taken back after one or two of these; each region costs a crash its size. */
-#define SETTLE_INTERVAL		(5 * HZ)
-
 /* Blocks of a copy, the longest transfer. */
 #define COPY_BLOCKS		(FLEECE_MD_COPY_SECTORS / FLEECE_MD_BLOCK_SECTORS)
 
@@ -26,6 +23,12 @@ static unsigned int metadata_timeout_ms = 10000;
 module_param(metadata_timeout_ms, uint, 0644);
 MODULE_PARM_DESC(metadata_timeout_ms,
 		 "A metadata device that does not get on for so long has failed (default 10000)");
+
+/* An intent is taken back after one or two of these; each region costs a crash its size. */
+static unsigned int metadata_settle_ms = 5000;
+module_param(metadata_settle_ms, uint, 0644);
+MODULE_PARM_DESC(metadata_settle_ms,
+		 "Time between two passes that write change bits and take intents back (default 5000)");
 
 /* ------------------------- What has failed ------------------------- */
 
@@ -331,7 +334,7 @@ void fleece_metadata_dev_unlock(struct fleece_metadata_dev *dev, unsigned int no
 
 static void arm_settle(struct fleece_metadata_dev *dev)
 {
-	queue_delayed_work(dev->wq, &dev->settle, SETTLE_INTERVAL);
+	queue_delayed_work(dev->wq, &dev->settle, msecs_to_jiffies(READ_ONCE(metadata_settle_ms)));
 }
 
 static void grant_intents(struct work_struct *work)
@@ -393,6 +396,19 @@ static bool read_head(struct block_device *lower, u64 nr_sectors, u32 *crc)
 	return !ret;
 }
 
+/*
+ * What is noted of the origin's start shall be there after a power cut. If it cannot be
+ * flushed, it is taken for written by somebody else then.
+ */
+static void flush_lower(struct block_device *lower)
+{
+	struct bio *bio = fleece_bio_alloc(lower, 0, REQ_OP_WRITE | REQ_SYNC | REQ_PREFLUSH,
+					   GFP_KERNEL, &fs_bio_set);
+
+	submit_bio_wait(bio);
+	bio_put(bio);
+}
+
 static int alloc_buffers(struct fleece_metadata_dev *dev)
 {
 	struct fleece_metadata_buffer *buffer;
@@ -409,6 +425,13 @@ static int alloc_buffers(struct fleece_metadata_dev *dev)
 		list_add(&buffer->node, &dev->free);
 	}
 	return 0;
+}
+
+/* No live write comes any more. In this order: a grant arms the settling. */
+static void stop_works(struct fleece_metadata_dev *dev)
+{
+	cancel_work_sync(&dev->grant);
+	cancel_delayed_work_sync(&dev->settle);
 }
 
 static void free_buffers(struct fleece_metadata_dev *dev)
@@ -505,8 +528,8 @@ void fleece_metadata_dev_close(struct fleece_metadata_dev *dev, struct block_dev
 
 	if (!dev->is_started)
 		return;
-	cancel_delayed_work_sync(&dev->settle);
-	cancel_work_sync(&dev->grant);
+	stop_works(dev);
+	flush_lower(lower);
 	has_head = read_head(lower, dev->md->root.origin_sectors, &head);
 	noio = fleece_metadata_dev_lock(dev);
 	/* One that is late, not lost, can yet be told that it failed. */
@@ -519,8 +542,7 @@ void fleece_metadata_dev_free(struct fleece_metadata_dev *dev)
 {
 	if (!dev)
 		return;
-	cancel_delayed_work_sync(&dev->settle);
-	cancel_work_sync(&dev->grant);
+	stop_works(dev);
 	wait_for_device(dev);
 	if (dev->wq)
 		destroy_workqueue(dev->wq);

@@ -305,6 +305,15 @@ load_fleece()
 	wait_until 10 test -e /dev/fleece-control || bail "makes /dev/fleece-control"
 }
 
+# set_parameter NAME VALUE: of the module; at the end it is as it was.
+set_parameter()
+{
+	local file=/sys/module/dm_fleece/parameters/$1
+
+	defer eval "echo $(cat "$file") > $file"
+	echo "$2" > "$file" || bail "preparation: the parameter $1"
+}
+
 module_is_idle()
 {
 	[ "$(cat /sys/module/dm_fleece/refcnt)" = 0 ]

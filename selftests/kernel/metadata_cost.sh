@@ -9,6 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 SECTORS=131072
 load_fleece
+set_parameter metadata_settle_ms 500
 no_probing
 make_arena 96
 make_disk disk $SECTORS

@@ -14,7 +14,6 @@ make_arena 96
 make_disk disk $SECTORS
 make_disk meta 16384
 make_disk cow "$(cow_sectors 128 256)"
-timeout=/sys/module/dm_fleece/parameters/metadata_timeout_ms
 good=$(slice_table meta)
 bad="0 16384 error"
 
@@ -102,7 +101,7 @@ test_error_stays()
 
 test_silence()
 {
-	echo 500 > $timeout || bail "preparation: the time limit"
+	set_parameter metadata_timeout_ms 500
 	begin
 	log_mark
 	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-meta"
@@ -110,7 +109,7 @@ test_silence()
 	goes_on "no answer"
 	or_bail dmsetup resume "$PREFIX-meta"
 	or_bail dm_remove origin
-	echo 10000 > $timeout
+	set_parameter metadata_timeout_ms 10000
 	invalid_after "no answer"
 }
 

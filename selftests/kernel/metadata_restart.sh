@@ -11,6 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 SECTORS=32760
 LARGER=65536
 load_fleece
+set_parameter metadata_settle_ms 500
 make_arena 128
 make_disk disk $LARGER
 make_disk meta 16384

@@ -21,10 +21,12 @@
 
 #define SECTOR			FLEECE_MD_SECTOR_BYTES
 #define GRANULE_SECTORS		8
-#define GRANULES_MAX		9000
+/* A map of so many has one block, or three. */
+#define GRANULES_FEW		9000
+#define GRANULES_MAX		70000
 #define REGIONS_MAX		GRANULES_MAX
 #define SLOTS			5
-#define DEVICE_SECTORS		(4096 + 8 + SLOTS * 8)
+#define DEVICE_SECTORS		(4096 + 24 + SLOTS * 24)
 #define POINTS			16
 #define WRITES			64
 #define PENDING_MAX		4096
@@ -92,8 +94,10 @@ static struct fleece_metadata *md;
 static struct fleece_history held;
 static bool is_kicked;
 static bool may_write;
+static u64 capacity;
 static u64 nr_sectors;
 static u32 region_granules;
+static struct fleece_md_layout layout;
 /* Number of settles that were completed, and that number when a region was asked for last. */
 static unsigned int nr_settles;
 static unsigned int asked_at[REGIONS_MAX];
@@ -339,7 +343,6 @@ static void format_device(void)
 {
 	static struct fleece_md_root root;
 	static u8 copy[FLEECE_MD_COPY_BYTES];
-	struct fleece_md_layout layout;
 	uuid_t uuid;
 
 	memset(&device, 0, sizeof(device));
@@ -348,18 +351,19 @@ static void format_device(void)
 	uuid_gen(&uuid);
 	memcpy(root.uuid, &uuid, sizeof(root.uuid));
 	region_granules = 1 << unit_random(5);
-	nr_sectors = 1 + unit_random(GRANULES_MAX * GRANULE_SECTORS);
+	capacity = (unit_chance(4) ? GRANULES_MAX : GRANULES_FEW) * GRANULE_SECTORS;
+	nr_sectors = 1 + unit_random(capacity);
 	root.state = FLEECE_MD_CLEAN;
 	root.generation = 1;
 	root.base = 1;
 	root.next_segment = 1;
 	root.origin_sectors = nr_sectors;
-	root.capacity_sectors = GRANULES_MAX * GRANULE_SECTORS;
+	root.capacity_sectors = capacity;
 	root.granule_sectors = GRANULE_SECTORS;
 	root.region_sectors = GRANULE_SECTORS * region_granules;
 	root.nr_slots = SLOTS;
 	fleece_md_layout(&root, &layout);
-	require(layout.nr_sectors == DEVICE_SECTORS, "%llu sectors", layout.nr_sectors);
+	require(layout.nr_sectors <= DEVICE_SECTORS, "%llu sectors", layout.nr_sectors);
 	format_map(&root, FLEECE_MD_INTENTS_START, layout.nr_sectors - FLEECE_MD_INTENTS_START);
 	fleece_md_encode(&root, copy);
 	memcpy(device.durable[FLEECE_MD_COPY_DISTANCE], copy, sizeof(copy));
@@ -368,7 +372,7 @@ static void format_device(void)
 /* Superblock and table, intents, or fine bits. */
 static unsigned int area_of(u64 sector)
 {
-	return (sector >= FLEECE_MD_INTENTS_START) + (sector >= FLEECE_MD_INTENTS_START + 8);
+	return (sector >= FLEECE_MD_INTENTS_START) + (sector >= layout.slots_start);
 }
 
 /*
@@ -483,7 +487,7 @@ static void suspend(void)
 static void resize_origin(void)
 {
 	u64 old = nr_sectors;
-	u64 size = 1 + unit_random(GRANULES_MAX * GRANULE_SECTORS);
+	u64 size = 1 + unit_random(capacity);
 
 	suspend();
 	if (size > old)
@@ -636,7 +640,7 @@ static struct fleece_metadata_origin sample_origin(void)
 {
 	return (struct fleece_metadata_origin){
 		.nr_sectors = nr_sectors, .granule_sectors = GRANULE_SECTORS,
-		.device_sectors = DEVICE_SECTORS, .may_have_grown = true,
+		.device_sectors = layout.nr_sectors, .may_have_grown = true,
 	};
 }
 
@@ -698,7 +702,7 @@ static void grow_offline(void)
 {
 	u64 old = nr_sectors;
 
-	nr_sectors += unit_random(GRANULES_MAX * GRANULE_SECTORS + 1 - nr_sectors);
+	nr_sectors += unit_random(capacity + 1 - nr_sectors);
 	if (nr_sectors > old)
 		note_gained(old);
 }
@@ -852,7 +856,7 @@ static void damage(void)
 		sector = FLEECE_MD_INTENTS_START + unit_random(3);
 		break;
 	default:
-		sector = FLEECE_MD_INTENTS_START + 8 + unit_random(SLOTS * 8);
+		sector = layout.slots_start + unit_random(SLOTS * layout.slot_sectors);
 	}
 	/* It may be readable again the next time. */
 	if (unit_chance(3)) {
@@ -899,7 +903,7 @@ static void test_damage(void)
 static void begin_quietly(void)
 {
 	begin_anew();
-	nr_sectors = GRANULES_MAX * GRANULE_SECTORS;
+	nr_sectors = capacity;
 	require(!open_device(), "cannot be opened");
 	device.crash_at = 0;
 	require(!fleece_metadata_start(md), "start");
@@ -1000,7 +1004,7 @@ static void test_other_origins(void)
 	origin.may_have_grown = false;
 	require(open_for(&origin) == -EINVAL, "larger");
 	origin = sample_origin();
-	origin.nr_sectors = (GRANULES_MAX + 1) * GRANULE_SECTORS;
+	origin.nr_sectors = capacity + GRANULE_SECTORS;
 	require(open_for(&origin) == -ENOSPC, "above the capacity");
 	origin = sample_origin();
 	origin.device_sectors--;

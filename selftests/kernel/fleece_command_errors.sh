@@ -163,7 +163,9 @@ says "snapshot with every policy" "^frozen for" snapshot --cow "$(path_of cow)" 
 	--on-cbw-error break_cluster --on-cow-full wait --release-on-discard
 like "its table has them" "$(dmsetup table "$name-snap")" \
 	"^0 $SECTORS fleece-snapshot [0-9]+:[0-9]+ [0-9]+:[0-9]+ 8 [0-9]+ .*since two.*checkpoint three.*on_cbw_error break_cluster on_cow_full wait"
-succeeds "a discard releases" blkdiscard -f "$MAPPER/$name-snap"
+# Not with blkdiscard: that of util-linux 2.36 reads first, even with -f, and nothing of a
+# snapshot where nothing has changed can be read.
+gets "a discard releases" ok plain-snap discard 0 -
 is "nothing can be read" "$("$FLEECE" status "$name-snap" --json |
 	jq '.snapshots[0].accessible_clusters')" 0
 succeeds "remove" "$FLEECE" remove "$name-snap"

@@ -9,6 +9,7 @@ exit status, and that a failure leaves nothing new and nothing half written.
 import fcntl
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -217,7 +218,8 @@ def wrong_targets(world):
     equal(content(path), b"x" * 1000, "the short file")
     pull(world.uri(), world.directory, status=FAILED, says="neither a file nor a block device")
     pull(world.uri(), "/dev/null", "--since", "monday", status=FAILED, says="neither a file")
-    pull(world.uri(), world.file("no/such"), status=NO_DEVICE, says="cannot create")
+    pull(world.uri(), world.file("no/such"), status=NO_DEVICE, says="its directory")
+    pull(world.uri(), world.file("no/"), status=NO_DEVICE, says="its directory")
     equal(world.left(), ["short"], "files")
 
 
@@ -228,12 +230,50 @@ def wrong_sources(world):
 
 
 def locked(world):
-    for name, more in (("target.partial", ()), ("target", ("--since", "monday"))):
+    for name, more in (("target.partial", ()), ("target", ("--since", "monday")),
+                       ("target", ("--replace",))):
         path = world.file(name, old_image())
         with open(path, "rb") as holder:
             fcntl.flock(holder, fcntl.LOCK_EX)
             pull(world.uri(), world.file(), *more, status=BUSY, says="somebody else")
         expect(content(path) == old_image(), "%s was touched" % name)
+    equal(world.left(), ["target", "target.partial"], "files")
+
+
+def locked_by_replace(world):
+    """What is going to be replaced is not brought up to date meanwhile."""
+    path = world.file(data=old_image())
+    server, process = begin_slow(world, more=("--replace",))
+    for more in ("--since", "monday"), ("--replace",):
+        pull(world.uri(), path, *more, status=BUSY, says="somebody else")
+    expect(content(path) == old_image(), "the target was touched")
+    process.send_signal(signal.SIGINT)
+    finish(process, FAILED, "interrupted: Interrupt")
+    server.stop()
+    pull(world.uri(), path, "--since", "monday")
+    expect(content(path) == pattern(0, SIZE), "the backup differs")
+
+
+def moved_directory(world):
+    """The backup goes where the target was when the pull began."""
+    here, there = world.file("here"), world.file("there")
+
+    def meanwhile(length):
+        os.rename(here, there)
+        os.mkdir(here)
+        return [(0, length)]
+
+    for more in (), ("--replace",):
+        os.mkdir(here)
+        if more:
+            world.file("here/target", b"old")
+        server = Sloppy(world.file("socket"), meanwhile)
+        pull("nbd+unix:///?socket=" + world.file("socket"), os.path.join(here, "target"), *more)
+        server.close()
+        equal(os.listdir(here), [], "files in the directory that came in its place")
+        expect(content(os.path.join(there, "target")) == pattern(0, M), "the backup differs")
+        for path in here, there, world.file("socket"):
+            run("rm", "-r", path)
 
 
 def leftover(world):
@@ -290,10 +330,10 @@ def too_large(world):
          preexec_fn=limit)
 
 
-def begin_slow(world, *arguments):
+def begin_slow(world, more=()):
     """A server of its own that takes very long, and a pull that has begun."""
-    server = Server("slow=mem:size=4G,delay=50,cp=monday", *arguments)
-    process = start(world.uri("slow", server), world.file())
+    server = Server("slow=mem:size=4G,delay=50,cp=monday")
+    process = start(world.uri("slow", server), world.file(), *more)
     wait_for(lambda: "target.partial" in world.left(), "the pull begins")
     return server, process
 
@@ -330,6 +370,101 @@ def few_connections(world):
         pull(world.uri("disk", server), world.file(), "--replace")
         expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
         server.stop()
+
+
+class Relay:
+    """An address where the first client gets one server and the others another one.
+
+    With gated=True, the first server answers READs when the second one has been asked for
+    as much as one connection asks for, and it is those who have read all that it was asked for
+    who lose it: only then does the other one answer.
+    """
+    READS = re.compile(rb"\x25\x60\x95\x13\0\0\0\0|\x21\xe4\x1c\x71\0\0\0\0")
+    IN_FLIGHT = 8
+
+    def __init__(self, path, servers, gated=False):
+        self.servers, self.gated = servers, gated
+        self.asked = [b"", b""]
+        self.is_open = [threading.Event(), threading.Event()]
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        """Until the listener is closed."""
+        for number in range(100):
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            which = min(number, 1)
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self.servers[which].path)
+            for function in self.ask, self.answer:
+                threading.Thread(target=function, args=(which, client, server),
+                                 daemon=True).start()
+
+    def reads(self, which):
+        """So many READs were sent to that server."""
+        return len(self.READS.findall(self.asked[which]))
+
+    def ask(self, which, client, server):
+        """From the client to the server."""
+        try:
+            while data := client.recv(M):
+                self.asked[which] += data
+                if self.reads(1) >= self.IN_FLIGHT:
+                    self.is_open[0].set()
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def answer(self, which, client, server):
+        """From the server to the client."""
+        sent = 0
+        try:
+            while data := server.recv(M):
+                if self.gated and self.reads(which):
+                    self.is_open[which].wait(60)
+                client.sendall(data)
+                sent += len(data)
+                if self.gated and not which and sent >= self.IN_FLIGHT * M:
+                    # For the client to read it; then nothing is left to be asked.
+                    time.sleep(0.5)
+                    client.shutdown(socket.SHUT_RDWR)
+                    self.is_open[1].set()
+                    return
+        except OSError:
+            pass
+
+    def close(self):
+        """Nobody is connected any more."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+def another_snapshot(world):
+    """It has the same size, name and address, but was made later."""
+    servers = [Server("slow=mem:size=4G,delay=50,cp=monday," + more)
+               for more in ("here=tuesday", "here=wednesday")]
+    relay = Relay(world.file("socket"), servers)
+    pull("nbd+unix:///slow?socket=" + world.file("socket"), world.file(), status=FAILED,
+         says="another export")
+    relay.close()
+    equal(world.left(), ["socket"], "files")
+    for server in servers:
+        server.stop()
+
+
+def another_server(world):
+    """All that it says is the same, and the first one is gone."""
+    relay = Relay(world.file("socket"), [world.server, world.server], gated=True)
+    pull("nbd+unix:///disk?socket=" + world.file("socket"), world.file(), "--connections", "2",
+         status=FAILED, says="server")
+    relay.close()
+    equal(world.left(), ["socket"], "files")
 
 
 def read_once(world):
@@ -507,6 +642,8 @@ TESTS = [
     ("targets of the wrong kind, size or place", wrong_targets, ()),
     ("servers and exports that are not there", wrong_sources, ()),
     ("two pulls to one target", locked, ()),
+    ("a target that is being replaced", locked_by_replace, ()),
+    ("a target whose directory is moved meanwhile", moved_directory, ()),
     ("what a killed pull has left is no obstacle", leftover, ()),
     ("what others have left is not written to", leftover_of_others, ()),
     ("a target that changed meanwhile is not touched", changed_meanwhile, ()),
@@ -514,6 +651,8 @@ TESTS = [
     ("an interrupt leaves nothing", interrupted, ()),
     ("a server that dies leaves nothing", server_gone, ()),
     ("a snapshot that breaks has its own exit status", broken, ()),
+    ("another snapshot at the same address", another_snapshot, ()),
+    ("another server at the same address", another_server, ()),
     ("a server that takes fewer clients than there are connections", few_connections, ()),
     ("a server that releases what was read", read_once, ()),
     ("a server without structured replies", plain_server, ("nbdkit", "nbdcopy")),

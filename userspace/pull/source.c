@@ -18,6 +18,8 @@
 #define ASK_BYTES	(1ULL << 30)
 /* One READ; a large one keeps other requests of its connection waiting. */
 #define REQUEST_BYTES	(1U << 20)
+/* A question whose answer does not matter. */
+#define PROBE_BYTES	512
 #define NAME_BYTES	256
 
 /* A context, and its answer to one question. */
@@ -79,6 +81,7 @@ static enum status read_facts(struct source *source)
 	if (maximum > 0 && maximum < REQUEST_BYTES)
 		source->request_max = (uint32_t)maximum;
 	source->can_multi_conn = nbd_can_multi_conn(source->nbd) > 0;
+	source->name = nbd_get_canonical_export_name(source->nbd);
 	source->description = nbd_get_export_description(source->nbd);
 	return DONE;
 }
@@ -115,6 +118,7 @@ void source_close(struct source *source)
 			nbd_shutdown(source->nbd, 0);
 		nbd_close(source->nbd);
 	}
+	free(source->name);
 	free(source->description);
 	memset(source, 0, sizeof(*source));
 }
@@ -132,9 +136,21 @@ struct nbd_handle *source_connect_again(const struct source *source)
 	return nbd;
 }
 
+static bool is_text(const char *text, char *other)
+{
+	bool equal = text && other ? !strcmp(text, other) : text == other;
+
+	free(other);
+	return equal;
+}
+
 bool source_is_same(const struct source *source, struct nbd_handle *nbd)
 {
-	return nbd_aio_is_ready(nbd) > 0 && nbd_get_size(nbd) == (int64_t)source->size;
+	bool same = nbd_get_size(nbd) == (int64_t)source->size;
+
+	same &= is_text(source->name, nbd_get_canonical_export_name(nbd));
+	same &= is_text(source->description, nbd_get_export_description(nbd));
+	return same;
 }
 
 static int store_entries(struct map *map, const uint32_t *entries, size_t count)
@@ -333,11 +349,28 @@ static int ignore_answer(void *data, const char *name, uint64_t offset, uint32_t
 	return 0;
 }
 
+bool source_is_alive(const struct source *source)
+{
+	nbd_extent_callback callback = { .callback = ignore_answer };
+	char data[PROBE_BYTES];
+	uint64_t length = source->size < sizeof(data) ? source->size : sizeof(data);
+	int ret;
+
+	if (!source->nbd || nbd_aio_is_ready(source->nbd) <= 0)
+		return false;
+	if (nbd_can_meta_context(source->nbd, ALLOCATION) > 0)
+		ret = nbd_block_status(source->nbd, length, 0, callback, 0);
+	else
+		ret = nbd_pread(source->nbd, data, length, 0, 0);
+	return !ret || (nbd_get_errno() != ESHUTDOWN && nbd_aio_is_ready(source->nbd) > 0);
+}
+
 bool source_is_broken(const struct source *source)
 {
 	nbd_extent_callback callback = { .callback = ignore_answer };
 
 	if (!source->nbd || nbd_can_meta_context(source->nbd, ACCESS) <= 0)
 		return false;
-	return nbd_block_status(source->nbd, 512, 0, callback, 0) < 0 && nbd_get_errno() == EIO;
+	return nbd_block_status(source->nbd, PROBE_BYTES, 0, callback, 0) < 0 &&
+	       nbd_get_errno() == EIO;
 }

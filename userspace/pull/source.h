@@ -23,6 +23,7 @@
  * @checkpoint: what changed since it is wanted; NULL: everything.
  * @nbd: the first connection.
  * @size: bytes.
+ * @name: what the server calls it; NULL: it does not say.
  * @description: what the server says that it is; NULL: nothing.
  * @request_max: bytes that one READ may ask for.
  * @can_multi_conn: several connections see the same data.
@@ -32,6 +33,7 @@ struct source {
 	const char *checkpoint;
 	struct nbd_handle *nbd;
 	uint64_t size;
+	char *name;
 	char *description;
 	uint32_t request_max;
 	bool can_multi_conn;
@@ -66,13 +68,28 @@ void source_close(struct source *source);
 struct nbd_handle *source_connect_again(const struct source *source);
 
 /**
- * source_is_same() - is this connection ready, and to the same export?
+ * source_is_same() - does this connection lead to the same export, by all that is said?
  * @source: the export.
- * @nbd: what source_connect_again() returned, no longer connecting.
+ * @nbd: what source_connect_again() returned, ready.
  *
- * Return: whether it can be read from.
+ * Two snapshots may have the same size, name and description. Whether the server that
+ * is asked now is still the one from the beginning is for source_is_alive() to tell.
+ *
+ * Return: false when size, name or description differ, so also the uuids of checkpoints,
+ * which fleeced puts into the description.
  */
 bool source_is_same(const struct source *source, struct nbd_handle *nbd);
+
+/**
+ * source_is_alive() - does the server still answer on the first connection?
+ * @source: the export, idle.
+ *
+ * To be asked after all that came by other connections: as long as the server lives that
+ * the plan is from, no other one has taken its address.
+ *
+ * Return: true when it answers, be it with an error; false when it is gone or ending.
+ */
+bool source_is_alive(const struct source *source);
 
 /**
  * source_plan() - ask about the whole export

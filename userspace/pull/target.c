@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,12 +33,23 @@ static enum status report_lock(int error, const char *path)
 }
 
 /* Is the locked file still the one of that name, and not renamed by who had it before? */
-static bool is_still_there(int fd, const char *path)
+static bool is_still_there(int fd, int directory_fd, const char *name)
 {
 	struct stat mine, there;
 
-	return !fstat(fd, &mine) && !stat(path, &there) && mine.st_dev == there.st_dev &&
-	       mine.st_ino == there.st_ino;
+	return !fstat(fd, &mine) && !fstatat(directory_fd, name, &there, 0) &&
+	       mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
+}
+
+static enum status lock_target(const struct target *target, int fd)
+{
+	int ret = lock(fd);
+
+	if (ret)
+		return report_lock(ret, target->path);
+	if (!is_still_there(fd, AT_FDCWD, target->path))
+		return report(BUSY, target->path, "somebody else has just replaced it");
+	return DONE;
 }
 
 /* Left by a pull of ours that was killed; nobody else may read what it is to hold. */
@@ -51,17 +61,46 @@ static bool may_adopt(int fd)
 	       st.st_nlink == 1 && !fchmod(fd, 0600);
 }
 
+/* Later its path may lead elsewhere, and it may be too late to learn that it cannot. */
+static enum status open_directory(struct target *target)
+{
+	const char *slash = strrchr(target->path, '/');
+	char path[PATH_MAX] = ".";
+
+	target->name_at = slash ? (size_t)(slash - target->path) + 1 : 0;
+	if (slash)
+		snprintf(path, sizeof(path), "%.*s", (int)target->name_at, target->path);
+	target->directory_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return target->directory_fd < 0 ?
+		       report_errno(errno, target->path, "cannot open its directory") : DONE;
+}
+
+/* An incremental pull may be writing to it. */
+static enum status lock_replaced(struct target *target)
+{
+	int flags = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+
+	/* Who may replace a file need not be allowed to write to it. */
+	target->replaced_fd = open(target->path, flags | O_WRONLY);
+	if (target->replaced_fd < 0 && errno == EACCES)
+		target->replaced_fd = open(target->path, flags | O_RDONLY);
+	if (target->replaced_fd < 0)
+		return report_errno(errno, target->path, "cannot lock it");
+	return lock_target(target, target->replaced_fd);
+}
+
 static enum status create_partial(struct target *target)
 {
+	const char *name = target->partial + target->name_at;
 	int flags = O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
 
 	/* Only its owner: it is going to hold what only root can read on the device. */
-	target->fd = open(target->partial, flags | O_CREAT | O_EXCL, 0600);
+	target->fd = openat(target->directory_fd, name, flags | O_CREAT | O_EXCL, 0600);
 	if (target->fd >= 0)
 		return DONE;
 	if (errno != EEXIST)
 		return report_errno(errno, target->partial, "cannot create it");
-	target->fd = open(target->partial, flags);
+	target->fd = openat(target->directory_fd, name, flags);
 	if (target->fd < 0 || !may_adopt(target->fd))
 		return report(BUSY, target->partial,
 			      "exists already, and is not what a pull of this user left");
@@ -74,7 +113,12 @@ static bool is_replaced(const struct target *target)
 	struct stat st;
 
 	return !fstat(target->fd, &st) && S_ISREG(st.st_mode) &&
-	       !is_still_there(target->fd, target->path);
+	       !is_still_there(target->fd, AT_FDCWD, target->path);
+}
+
+static void remove_partial(const struct target *target)
+{
+	unlinkat(target->directory_fd, target->partial + target->name_at, 0);
 }
 
 static enum status open_partial(struct target *target, const struct target_how *how)
@@ -85,18 +129,20 @@ static enum status open_partial(struct target *target, const struct target_how *
 	if (snprintf(target->partial, sizeof(target->partial), "%s" SUFFIX, target->path) >=
 	    (int)sizeof(target->partial))
 		return report(FAILED, target->path, "its name is too long");
-	status = create_partial(target);
+	status = open_directory(target);
+	if (status == DONE)
+		status = create_partial(target);
 	if (status != DONE)
 		return status;
 	ret = lock(target->fd);
 	if (ret)
 		return report_lock(ret, target->partial);
-	if (!is_still_there(target->fd, target->partial))
+	if (!is_still_there(target->fd, target->directory_fd, target->partial + target->name_at))
 		return report(BUSY, target->path, "somebody else has just written it");
 	/* What a pull that was killed has left is of no use. */
 	if (ftruncate(target->fd, 0) || ftruncate(target->fd, (off_t)how->size)) {
 		ret = errno;
-		unlink(target->partial);
+		remove_partial(target);
 		return report_errno(ret, target->partial, "cannot give it %llu bytes",
 				    (unsigned long long)how->size);
 	}
@@ -107,7 +153,6 @@ static enum status open_partial(struct target *target, const struct target_how *
 static enum status open_file(struct target *target, const struct target_how *how)
 {
 	struct stat st;
-	int ret;
 
 	target->fd = open(target->path, O_WRONLY | O_CLOEXEC);
 	if (target->fd < 0 || fstat(target->fd, &st))
@@ -116,12 +161,7 @@ static enum status open_file(struct target *target, const struct target_how *how
 		return report(FAILED, target->path,
 			      "has %llu bytes, the export %llu: it is no raw image of it; if the device has grown since the backup, give the file its size with truncate(1)",
 			      (unsigned long long)st.st_size, (unsigned long long)how->size);
-	ret = lock(target->fd);
-	if (ret)
-		return report_lock(ret, target->path);
-	if (!is_still_there(target->fd, target->path))
-		return report(BUSY, target->path, "somebody else has just replaced it");
-	return DONE;
+	return lock_target(target, target->fd);
 }
 
 static enum status open_device(struct target *target, const struct target_how *how)
@@ -144,6 +184,8 @@ static enum status open_device(struct target *target, const struct target_how *h
 static enum status open_existing(struct target *target, const struct target_how *how,
 				 const struct stat *st)
 {
+	enum status status;
+
 	if (S_ISBLK(st->st_mode))
 		return open_device(target, how);
 	if (!S_ISREG(st->st_mode))
@@ -153,14 +195,20 @@ static enum status open_existing(struct target *target, const struct target_how 
 	if (!how->replace)
 		return report(BUSY, target->path,
 			      "exists already; --replace replaces it once the new one is complete");
-	return open_partial(target, how);
+	status = lock_replaced(target);
+	return status == DONE ? open_partial(target, how) : status;
 }
 
 static void close_target(struct target *target)
 {
-	if (target->fd >= 0)
-		close(target->fd);
-	target->fd = -1;
+	int *const files[] = { &target->fd, &target->replaced_fd, &target->directory_fd };
+	size_t i;
+
+	for (i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+		if (*files[i] >= 0)
+			close(*files[i]);
+		*files[i] = -1;
+	}
 }
 
 enum status target_open(struct target *target, const char *path, const struct target_how *how)
@@ -170,7 +218,8 @@ enum status target_open(struct target *target, const char *path, const struct ta
 
 	memset(target, 0, sizeof(*target));
 	target->fd = -1;
-	target->replace = how->replace;
+	target->replaced_fd = -1;
+	target->directory_fd = -1;
 	/* A link stays one: its file is replaced, not the link. */
 	if (!realpath(path, target->path)) {
 		if (errno != ENOENT)
@@ -255,39 +304,33 @@ int target_write(const struct target *target, const char *data, uint64_t length,
 }
 
 /* The name of a file is durable when its directory is. */
-static int sync_directory(const char *path)
+static int sync_directory(int directory_fd)
 {
-	char copy[PATH_MAX];
-	int fd, ret;
-
-	snprintf(copy, sizeof(copy), "%s", path);
-	fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
 	/* Some filesystems have no such thing for directories. */
-	ret = fsync(fd) && errno != EINVAL ? -errno : 0;
-	close(fd);
-	return ret;
+	return fsync(directory_fd) && errno != EINVAL ? -errno : 0;
 }
 
 /* A file that has appeared meanwhile is not replaced, even where link() has to do. */
-static int rename_new(const char *from, const char *to)
+static int rename_new(int directory_fd, const char *from, const char *to)
 {
-	if (!renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE))
+	if (!renameat2(directory_fd, from, directory_fd, to, RENAME_NOREPLACE))
 		return 0;
 	if (errno != EINVAL && errno != ENOSYS)
 		return -errno;
-	return link(from, to) || unlink(from) ? -errno : 0;
+	if (linkat(directory_fd, from, directory_fd, to, 0))
+		return -errno;
+	return unlinkat(directory_fd, from, 0) ? -errno : 0;
 }
 
 static enum status give_name(const struct target *target)
 {
+	const char *from = target->partial + target->name_at, *to = target->path + target->name_at;
 	int ret;
 
-	if (target->replace)
-		ret = rename(target->partial, target->path) ? -errno : 0;
+	if (target->replaced_fd < 0)
+		ret = rename_new(target->directory_fd, from, to);
 	else
-		ret = rename_new(target->partial, target->path);
+		ret = renameat(target->directory_fd, from, target->directory_fd, to) ? -errno : 0;
 	if (ret == -EEXIST)
 		return report(BUSY, target->path, "was made by somebody else meanwhile");
 	return ret ? report_errno(ret, target->partial, "cannot rename it to %s", target->path) :
@@ -311,7 +354,7 @@ enum status target_finish(struct target *target)
 		target_abandon(target);
 		return status == BUSY ? BUSY : FAILED;
 	}
-	ret = target->partial[0] ? sync_directory(target->path) : 0;
+	ret = target->partial[0] ? sync_directory(target->directory_fd) : 0;
 	if (ret)
 		status = report_errno(ret, target->path, "its name may not be durable");
 	close_target(target);
@@ -321,7 +364,7 @@ enum status target_finish(struct target *target)
 void target_abandon(struct target *target)
 {
 	if (target->partial[0])
-		unlink(target->partial);
+		remove_partial(target);
 	else
 		report_note(target->path,
 			    "is incomplete now, part old and part new; pull again before you use it");

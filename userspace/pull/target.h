@@ -3,9 +3,10 @@
  * fleece-pull, target: the raw file or block device that is written.
  *
  * A full backup into a file is written to TARGET.partial and gets its name when
- * it is complete and durable. What exists is never overwritten unless it was
- * asked for: the file of an incremental backup, and a block device, which are
- * written in place.
+ * it is complete and durable, in the directory that was there at the beginning. What
+ * exists is never overwritten unless it was asked for: the file of an incremental
+ * backup, and a block device, which are written in place. A file that is to be replaced
+ * is locked until then, as one that is written in place is.
  *
  * Functions that return an enum status have reported the error already.
  */
@@ -14,6 +15,7 @@
 
 #include <limits.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "report.h"
@@ -22,23 +24,27 @@
  * struct target - what is written
  * @path: its name.
  * @partial: name while it is written; empty: it is written in place.
+ * @name_at: where the last part of either name begins.
+ * @directory_fd: the directory of both names; -1: it is written in place.
+ * @replaced_fd: the file that is going to be replaced, locked; -1: there is none.
  * @fd: open for writing, locked; -1: nothing is open.
  * @is_empty: all of it reads as zeroes until it is written to.
- * @replace: a file of that name may be replaced at the end.
  */
 struct target {
 	char path[PATH_MAX];
 	char partial[PATH_MAX];
+	size_t name_at;
+	int directory_fd;
+	int replaced_fd;
 	int fd;
 	bool is_empty;
-	bool replace;
 };
 
 /**
  * struct target_how - how to open a target
  * @size: bytes of the source.
  * @must_exist: it is an earlier backup, which is brought up to date.
- * @replace: a file that exists may be replaced.
+ * @replace: a file that exists now may be replaced.
  */
 struct target_how {
 	uint64_t size;

@@ -26,9 +26,13 @@
 /* Zeroes are written in pieces, so that a signal need not wait for all. */
 #define ZERO_BYTES	(64ULL << 20)
 
+#define OTHER_SERVER	"the server ended while it was read, and another may have its address; pull again"
+#define OTHER_EXPORT	"there is another export at this address now; pull again"
+
 /* The first failure; nothing new is begun after it. */
 struct failure {
 	const char *what;
+	/* 0: @what says all. */
 	int error;
 	uint64_t offset;
 	uint64_t length;
@@ -307,7 +311,21 @@ static bool wait_until_ready(struct connection *connection)
 	while (nbd_aio_is_connecting(connection->nbd) > 0)
 		if (is_over(connection->transfer) || nbd_poll(connection->nbd, LOOK_UP_MS) < 0)
 			return false;
-	return source_is_same(connection->transfer->source, connection->nbd);
+	return nbd_aio_is_ready(connection->nbd) > 0;
+}
+
+static bool join(struct connection *connection)
+{
+	struct transfer *transfer = connection->transfer;
+
+	/* One more that cannot be had is no failure. */
+	if (!wait_until_ready(connection))
+		return false;
+	if (!source_is_same(transfer->source, connection->nbd)) {
+		fail(transfer, OTHER_EXPORT, 0, 0, 0);
+		return false;
+	}
+	return true;
 }
 
 static void exchange(struct connection *connection)
@@ -333,8 +351,7 @@ static void *run_connection(void *data)
 	struct connection *connection = data;
 	struct transfer *transfer = connection->transfer;
 
-	/* One more that cannot be had is no failure. */
-	if (connection->nbd == transfer->source->nbd || wait_until_ready(connection))
+	if (connection->nbd == transfer->source->nbd || join(connection))
 		exchange(connection);
 	pthread_mutex_lock(&transfer->lock);
 	transfer->running--;
@@ -440,6 +457,9 @@ static void run_threads(struct transfer *transfer, struct connection *connection
 	wait_for_end(transfer);
 	for (i = 0; i < started; i++)
 		pthread_join(connections[i].thread, NULL);
+	if (started > 1 && !transfer->failure.what && !atomic_load(&stop_signal) &&
+	    !source_is_alive(transfer->source))
+		fail(transfer, OTHER_SERVER, 0, 0, 0);
 }
 
 static enum status verdict(const struct transfer *transfer)
@@ -454,6 +474,8 @@ static enum status verdict(const struct transfer *transfer)
 		return DONE;
 	if (failure->error == EIO && source_is_broken(source))
 		return report(BROKEN, source->uri, "the snapshot broke while it was read");
+	if (!failure->error)
+		return report(FAILED, source->uri, "%s", failure->what);
 	if (!failure->length)
 		return report_errno(failure->error, source->uri, "%s", failure->what);
 	return report(FAILED, source->uri, "%s %llu bytes at offset %llu: %s", failure->what,

@@ -23,6 +23,10 @@
 #define BLOCK_WORDS	(BLOCK_BITS / BITS_PER_LONG)
 /* Blocks of a long operation between two offers to grants. */
 #define BLOCKS_PER_TURN	16
+/* Blocks of a map that are read at once; the buffer of superblock and table is used. */
+#define BLOCKS_PER_READ	8U
+
+static_assert(BLOCKS_PER_READ * FLEECE_MD_BLOCK_BYTES <= FLEECE_MD_COPY_BYTES);
 
 /* ------------------------- Words ------------------------- */
 
@@ -794,15 +798,39 @@ static void add_bits(const struct fleece_md_map *map, enum fleece_md_verdict ver
 }
 
 /*
+ * A block of a map, or NULL if it cannot be read. They are asked for one after the other,
+ * from the first to that before @end, and read some at a time.
+ */
+static const void *fetch_block(struct fleece_metadata *md, u64 start, u64 block, u64 end)
+{
+	unsigned int index = block % BLOCKS_PER_READ;
+	u64 sector = start + block * FLEECE_MD_BLOCK_SECTORS;
+	unsigned int count;
+
+	if (!index) {
+		count = min(end - block, (u64)BLOCKS_PER_READ);
+		md->nr_fetched = count;
+		if (md->io->read(md->context, sector, md->copy, count * FLEECE_MD_BLOCK_SECTORS))
+			md->nr_fetched = 0;
+	}
+	if (index < md->nr_fetched)
+		return md->copy + index * FLEECE_MD_BLOCK_BYTES;
+	/* One of them is to blame; the others can be read. */
+	if (md->io->read(md->context, sector, md->block, FLEECE_MD_BLOCK_SECTORS))
+		return NULL;
+	return md->block;
+}
+
+/*
  * Read a block of a map into a bitmap; a sector that is bad counts as all set. Returns
  * how many are bad.
  */
-static unsigned int read_block(struct fleece_metadata *md, u64 start, u64 block, u32 first_tag,
-			       u32 last_tag, unsigned long *bits, u64 nr_bits)
+static unsigned int read_block(struct fleece_metadata *md, u64 start, u64 block, u64 end,
+			       u32 first_tag, u32 last_tag, unsigned long *bits, u64 nr_bits)
 {
-	const struct fleece_md_map *map = (const struct fleece_md_map *)md->block;
+	const struct fleece_md_map *map = fetch_block(md, start, block, end);
 	u64 sector = start + block * FLEECE_MD_BLOCK_SECTORS;
-	bool is_readable = !md->io->read(md->context, sector, md->block, FLEECE_MD_BLOCK_SECTORS);
+	bool is_readable = map;
 	enum fleece_md_verdict verdict;
 	u64 bit = block * BLOCK_BITS;
 	unsigned int nr_bad = 0;
@@ -812,10 +840,11 @@ static unsigned int read_block(struct fleece_metadata *md, u64 start, u64 block,
 		verdict = FLEECE_MD_BAD;
 		if (is_readable)
 			verdict = fleece_md_verify(md->root.uuid, sector + i, first_tag, last_tag,
-						   &map[i]);
+						   map);
 		nr_bad += verdict == FLEECE_MD_BAD;
-		add_bits(&map[i], verdict, bits, bit, min((u64)FLEECE_MD_MAP_BITS, nr_bits - bit));
+		add_bits(map, verdict, bits, bit, min((u64)FLEECE_MD_MAP_BITS, nr_bits - bit));
 		bit += FLEECE_MD_MAP_BITS;
+		map += is_readable;
 	}
 	md->nr_bad += nr_bad;
 	return nr_bad;
@@ -827,8 +856,9 @@ static void read_intents(struct fleece_metadata *md)
 	u64 block, i;
 
 	for (block = 0; block < intent_blocks(md); block++) {
-		if (read_block(md, FLEECE_MD_INTENTS_START, block, md->root.base,
-			       md->root.generation, md->written, md->layout.nr_regions))
+		if (read_block(md, FLEECE_MD_INTENTS_START, block, intent_blocks(md),
+			       md->root.base, md->root.generation, md->written,
+			       md->layout.nr_regions))
 			md->has_repairs = true;
 	}
 	for (i = 0; i < words; i++) {
@@ -945,12 +975,13 @@ void fleece_metadata_load(struct fleece_metadata *md, u32 index, unsigned long *
 	const struct fleece_md_checkpoint *checkpoint = &md->root.checkpoints[index];
 	bool is_newest = index + 1 == md->root.nr_checkpoints;
 	u64 start = fleece_md_fine_start(&md->layout, checkpoint->slot);
+	u64 end = fine_block(md->nr_granules - 1) + 1;
 	unsigned int bad;
 	u64 block;
 
-	for (block = 0; block <= fine_block(md->nr_granules - 1); block++) {
-		bad = read_block(md, start, block, checkpoint->segment, checkpoint->segment, bits,
-				 md->nr_granules);
+	for (block = 0; block < end; block++) {
+		bad = read_block(md, start, block, end, checkpoint->segment, checkpoint->segment,
+				 bits, md->nr_granules);
 		/* The bits of frozen maps are relied on by nobody but readers. */
 		if (bad && is_newest)
 			repair(md, block * BLOCK_BITS,

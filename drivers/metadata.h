@@ -84,7 +84,8 @@ struct fleece_metadata_io {
  * @written: intents as they are on the device, durable or not; holds all of @granted.
  * @selected: regions whose fine bits are to be written.
  * @block: what is being written.
- * @copy: superblock and table that are being written or read.
+ * @copy: superblock and table that are being written or read; blocks of a map that is.
+ * @nr_fetched: how many of these there are.
  * @nr_granules: of the origin.
  * @first_gained: first granule that the origin has gained since the metadata was closed.
  * @is_creating: between fleece_metadata_begin_create() and the end of it.
@@ -117,6 +118,7 @@ struct fleece_metadata {
 	unsigned long *selected;
 	u8 *block;
 	u8 *copy;
+	unsigned int nr_fetched;
 	u64 nr_granules;
 	u64 first_gained;
 	bool is_creating;

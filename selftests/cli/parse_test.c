@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * cli tests, parse: sizes, ranges, status lines, checkpoint lists and JSON of
- * libfleece. Every answer of the kernel is also tried with its end cut off.
+ * libfleece, and the URIs of fleece serve. Every answer of the kernel is also tried with its end cut off.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -11,6 +11,7 @@
 #include "json.h"
 #include "size.h"
 #include "status.h"
+#include "uri.h"
 
 static void test_sizes(void)
 {
@@ -236,6 +237,56 @@ static void test_json(void)
 	free(text);
 }
 
+static void is_uri(int ret, const char *uri, const char *expected)
+{
+	tap_ok(!ret && !strcmp(uri, expected), "URI %s", expected);
+	if (ret || strcmp(uri, expected))
+		printf("# found: %d %s\n", ret, uri);
+}
+
+static void test_uris(void)
+{
+	static const struct {
+		const char *address;
+		const char *uri;
+	} tcp[] = {
+		{ "127.0.0.1", "nbd://127.0.0.1/vg-db" },
+		{ "127.0.0.1:10810", "nbd://127.0.0.1:10810/vg-db" },
+		{ "db1.example.com:1", "nbd://db1.example.com:1/vg-db" },
+		{ "::1", "nbd://[::1]/vg-db" },
+		{ "[::1]", "nbd://[::1]/vg-db" },
+		{ "[fe80::1%eth0]:10810", "nbd://[fe80::1%25eth0]:10810/vg-db" },
+		{ "0.0.0.0", "nbd://here/vg-db" },
+		{ "[::]:7", "nbd://here:7/vg-db" },
+	};
+	const struct uri_export export = { .name = "vg-db" };
+	const struct uri_export secret = { .name = "a+b@monday", .is_tls = true };
+	char uri[256], shorter[16];
+	size_t i;
+	int ret;
+
+	for (i = 0; i < sizeof(tcp) / sizeof(tcp[0]); i++) {
+		ret = uri_of_tcp(uri, sizeof(uri), &export, tcp[i].address, "here");
+		is_uri(ret, uri, tcp[i].uri);
+	}
+	ret = uri_of_tcp(uri, sizeof(uri), &secret, "127.0.0.1", "here");
+	is_uri(ret, uri, "nbds://127.0.0.1/a%2Bb@monday");
+	ret = uri_of_unix(uri, sizeof(uri), &export, "/run/fleece/vg-db.sock");
+	is_uri(ret, uri, "nbd+unix:///vg-db?socket=/run/fleece/vg-db.sock");
+	ret = uri_of_unix(uri, sizeof(uri), &secret, "/a b'&c=%d+\xc3\xa4?#\"");
+	is_uri(ret, uri, "nbds+unix:///a%2Bb@monday?socket=/a%20b%27%26c%3D%25d%2B%C3%A4%3F%23%22");
+	ret = uri_of_vsock(uri, sizeof(uri), &export, "1:10809", 3);
+	is_uri(ret, uri, "nbd+vsock://1:10809/vg-db");
+	ret = uri_of_vsock(uri, sizeof(uri), &secret, "10809", 3);
+	is_uri(ret, uri, "nbds+vsock://3:10809/a%2Bb@monday");
+	tap_ok(uri_of_tcp(uri, sizeof(uri), &export, "127.0.0.1:0", "here") == -EINVAL,
+	       "no URI for a port that the server chooses");
+	tap_ok(uri_of_vsock(uri, sizeof(uri), &export, "1:0", 3) == -EINVAL,
+	       "no URI for a vsock port that the server chooses");
+	tap_ok(uri_of_unix(shorter, sizeof(shorter), &export, "/run") == -ENAMETOOLONG,
+	       "no URI that is cut off");
+}
+
 int main(void)
 {
 	test_sizes();
@@ -245,5 +296,6 @@ int main(void)
 	test_snapshot_status();
 	test_checkpoints();
 	test_json();
+	test_uris();
 	return tap_end();
 }

@@ -207,6 +207,65 @@ test_serve()
 }
 test_serve
 
+# serve_uris OPTION...: serve in the background; the URIs that were printed.
+serve_uris()
+{
+	"$FLEECE" serve "$name-snap" --background --socket "$SCRATCH/it's a=b&c/nbd" \
+		--pid-file "$SCRATCH/pid" --log-file "$SCRATCH/log" "$@" > "$SCRATCH/said" || return
+	grep '^nbd' "$SCRATCH/said"
+}
+
+# can_use URI SHOWN: the export has its size there.
+can_use()
+{
+	is "the URI can be used: $2" "$(nbdinfo --size "$1" 2>&1)" $((SECTORS * 512))
+}
+
+test_serve_uris()
+{
+	local addresses=(--listen 127.0.0.1 --listen "[::1]:10888") uri uris
+
+	if [ ! -x "$FLEECE_TREE/userspace/fleeced/fleeced" ] || ! command -v nbdinfo > /dev/null; then
+		skip "URIs" "fleeced or nbdinfo is missing"
+		return
+	fi
+	! has_module vsock_loopback || addresses+=(--vsock 1:10809)
+	mkdir "$SCRATCH/it's a=b&c"
+	(umask 077 && echo "backup:$(printf '%064d' 1)" > "$SCRATCH/keys")
+	or_bail snapshot --cow "$(path_of cow)"
+	uris=$(serve_uris "${addresses[@]}") || bail "serve" "$(cat "$SCRATCH/said")"
+	is "each address has a URI" "$(wc -l <<< "$uris")" $((1 + ${#addresses[@]} / 2))
+	for uri in $uris; do
+		can_use "$uri" "${uri//$SCRATCH/}"
+	done
+	succeeds "the command that is shown for nbdinfo" \
+		bash -c "$(grep -m 1 '^  nbdinfo' "$SCRATCH/said")"
+	or_bail wait_until 20 stop_and_forget
+	uris=$(serve_uris "${addresses[@]}" --tls-psk "$SCRATCH/keys") ||
+		bail "serve with TLS" "$(cat "$SCRATCH/log")"
+	is "each of them is one for TLS" "$(grep -c ^nbds <<< "$uris")" $((1 + ${#addresses[@]} / 2))
+	# libnbd sends the address as the server's name, which GnuTLS takes for names alone.
+	for uri in $uris; do
+		[[ $uri != *//\[* ]] || continue
+		[[ $uri == *\?* ]] || uri="$uri?"
+		uri="${uri/:\/\//:\/\/backup@}&tls-psk-file=$SCRATCH/keys"
+		can_use "${uri/\?&/?}" "${uri//$SCRATCH/}"
+	done
+	or_bail wait_until 20 stop_and_forget
+	uris=$(serve_uris -- --tls-psk "$SCRATCH/keys")
+	like "TLS is seen among the server's own options, too" "$uris" "^nbds\+unix:"
+	stop_server
+	wait_until 20 "$FLEECE" remove "$name-snap" || not_ok "remove after serving"
+}
+
+# Once more until it has ended: it removes its pid file.
+stop_and_forget()
+{
+	stop_server
+	[ ! -e "$SCRATCH/pid" ]
+}
+test_serve_uris
+
 says "detach" "detached" "$FLEECE" detach "$name"
 nothing_attached "the end"
 finish

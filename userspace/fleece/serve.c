@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * fleece, serve: starts fleeced for snapshots, waits until it listens, and
+ * fleece, serve: starts fleeced for snapshots, waits until it is ready, and
  * prints what to type next. It speaks no NBD itself.
  */
 #include <errno.h>
@@ -11,29 +11,39 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include <linux/vm_sockets.h>
 
 #include "control.h"
 #include "device.h"
 #include "lock.h"
 #include "process.h"
+#include "ready.h"
+#include "uri.h"
 #include "verbs.h"
 
 #define SERVER			"fleeced"
 #define READY_MS		20000
-#define READY_STEP_MS		20
+#define URI_BYTES		1024
+#define ADDRESSES_MAX		16
 
 struct serve {
 	char **names;
 	size_t count;
 	char socket[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
-	const char *listen[16];
+	const char *listen[ADDRESSES_MAX];
 	size_t listen_count;
+	const char *vsock[ADDRESSES_MAX];
+	size_t vsock_count;
+	const char *tls_certs;
+	const char *tls_psk;
+	bool is_insecure;
 	bool allow_release;
 	bool read_once;
 	bool is_background;
@@ -71,6 +81,14 @@ static void add_word(char **argv, size_t *count, const char *word)
 	argv[(*count)++] = (char *)word;
 }
 
+static void add_option(char **argv, size_t *count, const char *option, const char *value)
+{
+	if (!value)
+		return;
+	add_word(argv, count, option);
+	add_word(argv, count, value);
+}
+
 static char **make_arguments(const struct serve *serve, const char *server,
 			     char (*devices)[PATH_MAX])
 {
@@ -79,24 +97,25 @@ static char **make_arguments(const struct serve *serve, const char *server,
 
 	while (serve->more && serve->more[more])
 		more++;
-	argv = calloc(serve->count + more + 2 * serve->listen_count + 16, sizeof(*argv));
+	argv = calloc(serve->count + more + 2 * serve->listen_count + 2 * serve->vsock_count + 16,
+		      sizeof(*argv));
 	if (!argv)
 		return NULL;
 	add_word(argv, &count, server);
-	add_word(argv, &count, "--socket");
-	add_word(argv, &count, serve->socket);
-	for (i = 0; i < serve->listen_count; i++) {
-		add_word(argv, &count, "--listen");
-		add_word(argv, &count, serve->listen[i]);
-	}
+	add_option(argv, &count, "--socket", serve->socket);
+	for (i = 0; i < serve->listen_count; i++)
+		add_option(argv, &count, "--listen", serve->listen[i]);
+	for (i = 0; i < serve->vsock_count; i++)
+		add_option(argv, &count, "--vsock", serve->vsock[i]);
+	add_option(argv, &count, "--tls-certs", serve->tls_certs);
+	add_option(argv, &count, "--tls-psk", serve->tls_psk);
+	if (serve->is_insecure)
+		add_word(argv, &count, "--insecure");
 	if (serve->allow_release)
 		add_word(argv, &count, "--allow-release");
 	if (serve->read_once)
 		add_word(argv, &count, "--read-once");
-	if (serve->is_background) {
-		add_word(argv, &count, "--pid-file");
-		add_word(argv, &count, serve->pid_file);
-	}
+	add_option(argv, &count, "--pid-file", serve->is_background ? serve->pid_file : NULL);
 	for (i = 0; i < more; i++)
 		add_word(argv, &count, serve->more[i]);
 	for (i = 0; i < serve->count; i++)
@@ -105,9 +124,12 @@ static char **make_arguments(const struct serve *serve, const char *server,
 }
 
 /* In the child. */
-static void start_server(const struct serve *serve, char **argv)
+static void start_server(const struct serve *serve, char **argv, const char *ready_name)
 {
 	int null, log;
+
+	/* Instead of the service manager, if we have one: it is this process that it knows. */
+	setenv("NOTIFY_SOCKET", ready_name, 1);
 
 	if (serve->is_background) {
 		null = open("/dev/null", O_RDWR);
@@ -135,48 +157,111 @@ static enum status ended(const struct serve *serve, int status)
 		      SERVER " ended with status %d", WEXITSTATUS(status));
 }
 
-/* DONE once it listens; anything else: it has ended. */
-static enum status wait_until_ready(const struct serve *serve, pid_t pid)
+/* DONE once it is ready; anything else: it has ended. */
+static enum status wait_until_ready(const struct serve *serve, pid_t pid, int ready)
 {
-	const struct timespec step = { .tv_nsec = READY_STEP_MS * 1000000L };
-	int waited, status;
+	int status, ret = ready_wait(ready, pid, READY_MS, &status);
+	enum status end;
 
-	for (waited = 0; waited < READY_MS; waited += READY_STEP_MS) {
-		if (waitpid(pid, &status, WNOHANG) == pid) {
-			enum status end = ended(serve, status);
-
-			return end == DONE ? FAILED : end;
-		}
-		if (!connect_socket(serve->socket))
-			return DONE;
-		nanosleep(&step, NULL);
+	if (!ret)
+		return DONE;
+	if (ret == -ECHILD) {
+		end = ended(serve, status);
+		return end == DONE ? FAILED : end;
 	}
 	kill(pid, SIGTERM);
 	waitpid(pid, &status, 0);
-	return report(FAILED, NULL, SERVER " does not listen on %s", serve->socket);
+	return report_errno(ret, NULL, SERVER " does not get ready");
 }
 
-static void print_commands(const struct serve *serve, pid_t pid)
+/* fleeced has two options whose name begins so. */
+static bool is_tls(const struct serve *serve)
 {
-	char uri[512];
 	size_t i;
 
-	for (i = 0; i < serve->count; i++) {
-		const char *name = serve->names[i];
+	for (i = 0; serve->more && serve->more[i]; i++)
+		if (!strncmp(serve->more[i], "--tls-", strlen("--tls-")))
+			return true;
+	return serve->tls_certs || serve->tls_psk;
+}
 
-		snprintf(uri, sizeof(uri), "nbd+unix:///%s?socket=%s", name, serve->socket);
+/* What is between single quotes ends there. */
+static void print_quoted(const char *text)
+{
+	putchar('\'');
+	for (; *text; text++)
+		if (*text == '\'')
+			fputs("'\\''", stdout);
+		else
+			putchar(*text);
+	putchar('\'');
+}
+
+static void print_commands(const struct serve *serve, const char *uri, const char *name)
+{
+	printf("  nbdinfo '%s'\n", uri);
+	if (name == serve->names[0] && serve->checkpoint[0])
+		printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n", serve->checkpoint, uri);
+	printf("  fleece pull '%s' %s.raw\n", uri, name);
+	printf("  nbdcopy -p '%s' %s.raw\n", uri, name);
+	printf("  qemu-img convert -p -O qcow2 '%s' %s.qcow2\n", uri, name);
+	printf("  nbd-client -unix ");
+	print_quoted(serve->socket);
+	printf(" /dev/nbd0 -N %s -readonly\n", name);
+}
+
+static void print_uri(int ret, const char *uri, const char *address)
+{
+	if (ret == -EINVAL)
+		report_note(address, "the log of " SERVER " tells the port");
+	else if (ret)
+		report_note(address, "its URI is too long to be printed");
+	else
 		printf("%s\n", uri);
-		printf("  nbdinfo '%s'\n", uri);
-		if (i == 0 && serve->checkpoint[0])
-			printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n",
-			       serve->checkpoint, uri);
-		printf("  fleece pull '%s' %s.raw\n", uri, name);
-		printf("  nbdcopy -p '%s' %s.raw\n", uri, name);
-		printf("  qemu-img convert -p -O qcow2 '%s' %s.qcow2\n", uri, name);
-		printf("  nbd-client -unix %s /dev/nbd0 -N %s -readonly\n", serve->socket, name);
-	}
+}
+
+/* What a client in a virtual machine, or on its host, has to connect to. */
+static unsigned int local_cid(void)
+{
+	unsigned int cid = VMADDR_CID_HOST;
+	int fd = open("/dev/vsock", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return VMADDR_CID_HOST;
+	if (ioctl(fd, IOCTL_VM_SOCKETS_GET_LOCAL_CID, &cid) || cid == VMADDR_CID_ANY)
+		cid = VMADDR_CID_HOST;
+	close(fd);
+	return cid;
+}
+
+static void print_export(const struct serve *serve, const char *name)
+{
+	struct uri_export export = { .name = name, .is_tls = is_tls(serve) };
+	char uri[URI_BYTES], host[HOST_NAME_MAX + 1] = "localhost";
+	size_t i;
+	int ret = uri_of_unix(uri, sizeof(uri), &export, serve->socket);
+
+	print_uri(ret, uri, serve->socket);
+	/* With TLS they need the client's credentials, which are nothing of ours. */
+	if (!ret && !export.is_tls)
+		print_commands(serve, uri, name);
+	gethostname(host, HOST_NAME_MAX);
 	for (i = 0; i < serve->listen_count; i++)
-		printf("nbd://%s/%s\n", serve->listen[i], serve->names[0]);
+		print_uri(uri_of_tcp(uri, sizeof(uri), &export, serve->listen[i], host), uri,
+			  serve->listen[i]);
+	for (i = 0; i < serve->vsock_count; i++)
+		print_uri(uri_of_vsock(uri, sizeof(uri), &export, serve->vsock[i], local_cid()),
+			  uri, serve->vsock[i]);
+}
+
+static void print_exports(const struct serve *serve, pid_t pid)
+{
+	size_t i;
+
+	for (i = 0; i < serve->count; i++)
+		print_export(serve, serve->names[i]);
+	if (is_tls(serve))
+		printf("clients need TLS credentials: see TLS and EXAMPLES in fleeced(8)\n");
 	if (serve->is_background)
 		printf("stop it with: kill %d\n", (int)pid);
 	fflush(stdout);
@@ -195,23 +280,31 @@ static enum status wait_until_end(const struct serve *serve, pid_t pid)
 static enum status run_server(const struct serve *serve, char **argv)
 {
 	struct sigaction action = { .sa_handler = forward_signal };
+	char ready_name[sizeof(((struct sockaddr_un *)NULL)->sun_path) + 1];
+	int ready = ready_open(ready_name, sizeof(ready_name));
 	enum status status;
 	pid_t pid;
 
+	if (ready < 0)
+		return report_errno(ready, NULL, "cannot prepare");
 	fflush(stdout);
 	pid = fork();
 	if (pid == 0)
-		start_server(serve, argv);
-	if (pid < 0)
-		return report_errno(errno, NULL, "cannot start " SERVER);
+		start_server(serve, argv, ready_name);
+	if (pid < 0) {
+		status = report_errno(errno, NULL, "cannot start " SERVER);
+		close(ready);
+		return status;
+	}
 	server_pid = pid;
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGHUP, &action, NULL);
-	status = wait_until_ready(serve, pid);
+	status = wait_until_ready(serve, pid, ready);
+	close(ready);
 	if (status != DONE)
 		return status;
-	print_commands(serve, pid);
+	print_exports(serve, pid);
 	return serve->is_background ? DONE : wait_until_end(serve, pid);
 }
 
@@ -308,7 +401,17 @@ static enum status copy_path(char *to, size_t size, const char *from)
 	return DONE;
 }
 
-enum option_value { SOCKET = 256, LISTEN, RELEASE, ONCE, BACKGROUND, PID, LOG };
+static enum status add_address(const char **addresses, size_t *count, const char *address)
+{
+	if (*count == ADDRESSES_MAX)
+		return verb_usage("more than %d addresses of a kind", ADDRESSES_MAX);
+	addresses[(*count)++] = address;
+	return DONE;
+}
+
+enum option_value {
+	SOCKET = 256, LISTEN, VSOCK, CERTS, PSK, INSECURE, RELEASE, ONCE, BACKGROUND, PID, LOG,
+};
 
 static enum status parse_option(int option, struct serve *serve)
 {
@@ -320,9 +423,17 @@ static enum status parse_option(int option, struct serve *serve)
 	case LOG:
 		return copy_path(serve->log_file, sizeof(serve->log_file), optarg);
 	case LISTEN:
-		if (serve->listen_count == sizeof(serve->listen) / sizeof(serve->listen[0]))
-			return verb_usage("too many --listen");
-		serve->listen[serve->listen_count++] = optarg;
+		return add_address(serve->listen, &serve->listen_count, optarg);
+	case VSOCK:
+		return add_address(serve->vsock, &serve->vsock_count, optarg);
+	case CERTS:
+		serve->tls_certs = optarg;
+		return DONE;
+	case PSK:
+		serve->tls_psk = optarg;
+		return DONE;
+	case INSECURE:
+		serve->is_insecure = true;
 		return DONE;
 	case RELEASE:
 		serve->allow_release = true;
@@ -341,6 +452,10 @@ enum status verb_serve(int argc, char **argv)
 	static const struct option options[] = {
 		{ "socket", required_argument, NULL, SOCKET },
 		{ "listen", required_argument, NULL, LISTEN },
+		{ "vsock", required_argument, NULL, VSOCK },
+		{ "tls-certs", required_argument, NULL, CERTS },
+		{ "tls-psk", required_argument, NULL, PSK },
+		{ "insecure", no_argument, NULL, INSECURE },
 		{ "allow-release", no_argument, NULL, RELEASE },
 		{ "read-once", no_argument, NULL, ONCE },
 		{ "background", no_argument, NULL, BACKGROUND },

@@ -4,9 +4,10 @@
 
 recipes.py
     with a snapshot in memory, and the clients of this machine or of $FLEECE_ROOT
-recipes.py SOCKET EXPORT LIMITED SINCE OLD GOLDEN FILE
+recipes.py SOCKET EXPORT LIMITED SINCE OLD GOLDEN FILE PORT CERTS
     with exports of a real snapshot: OLD and GOLDEN are images of the moments of the
-    checkpoint SINCE and of the snapshot, FILE is "file" in its filesystem
+    checkpoint SINCE and of the snapshot, FILE is "file" in its filesystem, and at 127.0.0.1
+    and PORT the same is served with TLS for the client with the certificates in CERTS
 
 A block is announced by a comment `.. recipe: KIND NAME`, KIND being
     full         makes $NEW, an image of the snapshot; must fail on a limited one
@@ -26,6 +27,7 @@ import sys
 import tempfile
 
 from nbdclient import Server, Tap, content, equal, expect, pattern
+from tls_pki import Pki
 from tools import PATH, has, inside
 
 DOCUMENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../docs/backup.rst")
@@ -56,6 +58,8 @@ class Block:
             self.tools.add("python3-libnbd")
         if "$NBD" in text:
             self.tools.add("/dev/nbd0")
+        if "$CERTS" in text:
+            self.tools.add("certtool")
 
 
 def read_blocks():
@@ -81,8 +85,8 @@ class Setting:
     """Exports, images, and a directory for each run."""
 
     def __init__(self, values):
-        self.socket, self.export, self.limited, self.since, self.old, self.golden, self.file = \
-            values
+        (self.socket, self.export, self.limited, self.since, self.old, self.golden, self.file,
+         self.port, self.certificates) = values
         self.top = tempfile.mkdtemp(prefix="fleeced-recipes-", dir="/tmp")
         self.bin = os.path.join(self.top, "bin")
         self.count = 0
@@ -105,6 +109,8 @@ class Setting:
             return os.path.exists(os.path.join(self.bin, "fleece"))
         if tool == "/dev/nbd0":
             return os.path.exists(tool)
+        if tool == "certtool":
+            return bool(self.certificates)
         return has(tool) and (tool != "nbdfuse" or os.path.exists("/dev/fuse"))
 
     def variables(self, **more):
@@ -116,7 +122,8 @@ class Setting:
         result = {"URI": "nbd+unix:///%s?socket=%s" % (export, self.socket), "EXPORT": export,
                   "SOCKET": self.socket, "SINCE": self.since, "OLD": self.old,
                   "NEW": os.path.join(directory, "new"), "NBD": "/dev/nbd0",
-                  "MOUNT": os.path.join(directory, "mnt")}
+                  "MOUNT": os.path.join(directory, "mnt"), "HOST": "127.0.0.1",
+                  "PORT": str(self.port), "CERTS": self.certificates or ""}
         result.update(more)
         return result
 
@@ -239,8 +246,30 @@ KINDS = {"full": full, "incremental": incremental, "restore": restore, "files": 
          "show": show}
 
 
+class Servers:
+    """One for the Unix socket, and where certificates can be made, one for TLS."""
+
+    def __init__(self, *exports):
+        self.plain = Server(*exports)
+        self.pki = self.secret = None
+        if shutil.which("certtool"):
+            self.pki = Pki()
+            self.secret = Server("--tls-certs", self.pki.path("server"), *exports, listen=True)
+
+    def secret_values(self):
+        """Port, and directory of a client."""
+        return (self.secret.port(), self.pki.path("backup")) if self.secret else (0, None)
+
+    def stop(self):
+        """End them; whatever is wrong with that fails the test."""
+        if self.secret:
+            self.pki.remove()
+            self.secret.stop()
+        self.plain.stop()
+
+
 def memory_setting(directory):
-    """A server of our own, and its images."""
+    """Servers of our own, and their images."""
     golden, old = os.path.join(directory, "golden"), os.path.join(directory, "old")
     data = bytearray(pattern(0, SIZE))
     with open(golden, "wb") as file:
@@ -249,9 +278,10 @@ def memory_setting(directory):
         data[start:start + length] = b"\x5a" * length
     with open(old, "wb") as file:
         file.write(data)
-    server = Server("disk=mem:size=16M,cp=monday/%s,here=tuesday" % CHANGED,
-                    "part=mem:size=16M,cp=monday/%s,since=monday,%s" % (CHANGED, DENIED))
-    return server, (server.path, "disk", "part", "monday", old, golden, None)
+    servers = Servers("disk=mem:size=16M,cp=monday/%s,here=tuesday" % CHANGED,
+                      "part=mem:size=16M,cp=monday/%s,since=monday,%s" % (CHANGED, DENIED))
+    return servers, (servers.plain.path, "disk", "part", "monday", old, golden, None,
+                     *servers.secret_values())
 
 
 def run_all(tap, values):
@@ -278,10 +308,10 @@ def main():
         run_all(tap, sys.argv[1:])
         return tap.finish()
     directory = tempfile.mkdtemp(prefix="fleeced-images-", dir="/tmp")
-    server, values = memory_setting(directory)
+    servers, values = memory_setting(directory)
     run_all(tap, values)
     shutil.rmtree(directory)
-    tap.run("the server has ended well after all recipes", server.stop)
+    tap.run("the servers have ended well after all recipes", servers.stop)
     return tap.finish()
 
 

@@ -16,12 +16,17 @@ SECTORS=32768
 CLUSTER=128
 FLEECED=$FLEECE_TREE/userspace/fleeced/fleeced
 PULL=$FLEECE_TREE/userspace/pull/fleece-pull
+PORT=10810
 server=
+secret=
 
 clean_up()
 {
 	[ ! -e /sys/block/nbd0/pid ] || nbd-client -d /dev/nbd0
 	[ -z "$server" ] || { kill "$server" && wait "$server"; }
+	[ -z "$secret" ] || { kill "$secret" && wait "$secret"; }
+	server=
+	secret=
 }
 
 # change_files NAME: the filesystem gets another content.
@@ -56,14 +61,47 @@ make_snapshots()
 	wait_copied part
 }
 
+# start_server PID_FILE OPTION...: its pid is that of the last background command then.
+start_server()
+{
+	"$FLEECED" --pid-file "$1" "${@:2}" "whole=$(path_of snap)" "part=$(path_of part)" \
+		2> "$1.log" &
+	wait_until 20 test -s "$1" || bail "fleeced starts" "$(cat "$1.log")"
+}
+
 serve()
 {
-	"$FLEECED" --socket "$SCRATCH/nbd" --pid-file "$SCRATCH/pid" "whole=$(path_of snap)" \
-		"part=$(path_of part)" 2> "$SCRATCH/fleeced" &
-	server=$!
 	defer clean_up
-	wait_until 20 test -S "$SCRATCH/nbd" -a -s "$SCRATCH/pid" ||
-		bail "fleeced starts" "$(cat "$SCRATCH/fleeced")"
+	start_server "$SCRATCH/pid" --socket "$SCRATCH/nbd"
+	server=$!
+}
+
+# certificate NAME SIDE EXTENSION: signed by the authority, with a copy of that one's.
+certificate()
+{
+	mkdir "$SCRATCH/$1"
+	cp "$SCRATCH/ca-cert.pem" "$SCRATCH/$1"
+	or_bail openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=$1" \
+		-keyout "$SCRATCH/$1/$2-key.pem" -out "$SCRATCH/request"
+	chmod 600 "$SCRATCH/$1/$2-key.pem"
+	echo "$3" > "$SCRATCH/extensions"
+	or_bail openssl x509 -req -in "$SCRATCH/request" -CA "$SCRATCH/ca-cert.pem" \
+		-CAkey "$SCRATCH/ca-key.pem" -CAcreateserial -days 2 \
+		-extfile "$SCRATCH/extensions" -out "$SCRATCH/$1/$2-cert.pem"
+}
+
+# The kernel's client over TLS is tested nowhere else. Leaves $certificates empty without openssl.
+serve_with_tls()
+{
+	certificates=
+	command -v openssl > /dev/null || return 0
+	or_bail openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
+		-subj /CN=authority -days 2 -keyout "$SCRATCH/ca-key.pem" -out "$SCRATCH/ca-cert.pem"
+	certificate host server "subjectAltName = IP:127.0.0.1"
+	certificate backup client "extendedKeyUsage = clientAuth"
+	start_server "$SCRATCH/secret-pid" --listen 127.0.0.1:$PORT --tls-certs "$SCRATCH/host"
+	secret=$!
+	certificates=$SCRATCH/backup
 }
 
 # pull EXPORT TARGET OPTION...
@@ -106,11 +144,11 @@ make_origin origin disk
 has_module nbd
 make_snapshots
 serve
+serve_with_tls
 take_tap /usr/bin/python3 "$here/recipes.py" "$SCRATCH/nbd" whole part first "$SCRATCH/old" \
-	"$SCRATCH/golden" "$SCRATCH/file"
+	"$SCRATCH/golden" "$SCRATCH/file" $PORT "$certificates"
 test_block_device
 clean_up
-server=
 wait_until 10 modprobe -r nbd
 or_bail dm_remove part
 or_bail dm_remove snap

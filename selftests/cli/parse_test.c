@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * cli tests, parse: sizes, ranges, status lines, checkpoint lists and JSON of
- * libfleece, and the URIs of fleece serve. Every answer of the kernel is also tried with its end cut off.
+ * libfleece, the URIs of fleece serve, and how origins are told apart. Every
+ * answer of the kernel is also tried with its end cut off.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "../tap.h"
+#include "image.h"
 #include "json.h"
 #include "size.h"
 #include "status.h"
@@ -287,6 +289,29 @@ static void test_uris(void)
 	       "no URI that is cut off");
 }
 
+/* Long names that are the same but for their last character. */
+static void test_identities(void)
+{
+	char name[200], one[FLEECE_MD_IDENTITY_BYTES], other[FLEECE_MD_IDENTITY_BYTES];
+	size_t length;
+	bool differ = true;
+
+	image_identity(one, "LVM-abc", "2048");
+	tap_ok(!strcmp(one, "LVM-abc+2048"), "an identity has the name and the start");
+	for (length = 1; length < sizeof(name); length++) {
+		memset(name, 'x', length);
+		name[length] = '\0';
+		image_identity(one, name, "1");
+		name[length - 1] = 'y';
+		image_identity(other, name, "1");
+		differ &= !!strcmp(one, other);
+		name[length - 1] = 'x';
+		image_identity(other, name, "2");
+		differ &= !!strcmp(one, other);
+	}
+	tap_ok(differ, "identities of long names, and of parts of one disk, differ");
+}
+
 int main(void)
 {
 	test_sizes();
@@ -297,5 +322,6 @@ int main(void)
 	test_checkpoints();
 	test_json();
 	test_uris();
+	test_identities();
 	return tap_end();
 }

@@ -7,8 +7,11 @@
 
 #include <asm/byteorder.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <linux/crc32c.h>
 
 #define CHUNK_SECTORS	2048
 #define CHUNK_BYTES	(CHUNK_SECTORS * FLEECE_MD_SECTOR_BYTES)
@@ -268,4 +271,15 @@ int image_is_empty(const struct image_io *io)
 		ret = is_zero_at(io, end < CHUNK_SECTORS ? 0 : end - CHUNK_SECTORS, end, chunk);
 	free(chunk);
 	return ret;
+}
+
+/* ------------------------- The origin ------------------------- */
+
+void image_identity(char *identity, const char *name, const char *start)
+{
+	int length = snprintf(identity, FLEECE_MD_IDENTITY_BYTES, "%s+%s", name, start);
+
+	if (length >= FLEECE_MD_IDENTITY_BYTES)
+		snprintf(identity, FLEECE_MD_IDENTITY_BYTES, "%.80s#%08x+%.32s", name,
+			 crc32c(~0U, name, strlen(name)), start);
 }

@@ -104,4 +104,15 @@ int image_create(const struct image_io *io, struct fleece_md_root *root);
  */
 int image_is_empty(const struct image_io *io);
 
+/**
+ * image_identity() - what tells an origin from others of its size
+ * @identity: gets a text for the root, of FLEECE_MD_IDENTITY_BYTES.
+ * @name: of the disk, the same after a reboot, such as its serial number.
+ * @start: where the origin begins on it.
+ *
+ * A name that is too long is cut, and a checksum of all of it added: many differ only at
+ * their ends.
+ */
+void image_identity(char *identity, const char *name, const char *start);
+
 #endif

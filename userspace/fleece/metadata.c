@@ -140,7 +140,8 @@ static void identify(dev_t devno, char *identity)
 	static const char *const attributes[] = {
 		"dm/uuid", "wwid", "device/wwid", "serial", "../wwid", "../device/wwid", "../serial",
 	};
-	char start[32] = "0", text[80];
+	/* The kernel's own longest, too. */
+	char start[32] = "0", text[4096];
 	size_t i;
 
 	identity[0] = 0;
@@ -148,7 +149,7 @@ static void identify(dev_t devno, char *identity)
 	for (i = 0; i < sizeof(attributes) / sizeof(attributes[0]); i++) {
 		if (!read_attribute(devno, attributes[i], text, sizeof(text)))
 			continue;
-		snprintf(identity, FLEECE_MD_IDENTITY_BYTES, "%s+%s", text, start);
+		image_identity(identity, text, start);
 		return;
 	}
 }

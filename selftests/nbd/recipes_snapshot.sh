@@ -142,6 +142,7 @@ make_disk target $SECTORS
 make_disk small $((SECTORS / 2))
 make_origin origin disk
 has_module nbd
+has_module fuse
 make_snapshots
 serve
 serve_with_tls

@@ -178,11 +178,12 @@ restart()
 step()
 {
 	[ -n "$writers" ] || start_writers
-	sleep 0.$((RANDOM % 5))
+	sleep 0.$((RANDOM % 4))
+	[ "$(wc -w <<< "$alive")" -lt $CHECKPOINTS ] || delete_one
 	case $((RANDOM % 10)) in
-	0 | 1) [ "$(wc -w <<< "$alive")" -ge $CHECKPOINTS ] || create_checkpoint ;;
-	2 | 3) [ "$(wc -w <<< "$alive")" -ge $CHECKPOINTS ] || create_snapshot ;;
-	4 | 5) delete_one ;;
+	0 | 1 | 2) create_checkpoint ;;
+	3 | 4) create_snapshot ;;
+	5) delete_one ;;
 	6)
 		hush
 		mark quiet

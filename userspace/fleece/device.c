@@ -17,6 +17,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "control.h"
@@ -260,6 +261,26 @@ int device_open(const struct fleece_dm_info *info)
 		fd = open(mapper, O_RDONLY | O_CLOEXEC);
 	}
 	return fd < 0 ? -errno : fd;
+}
+
+bool device_is_used(const struct fleece_dm_info *info)
+{
+	const struct timespec pause = { .tv_nsec = 100000000 };
+	struct fleece_dm_info now;
+	char path[64];
+	int i, fd;
+
+	snprintf(path, sizeof(path), "/dev/dm-%u", minor(info->devno));
+	for (i = 0; i < 20; i++) {
+		if (!fleece_dm_info(info->name, &now) && !now.open_count)
+			return false;
+		fd = open(path, O_RDONLY | O_EXCL | O_CLOEXEC);
+		if (fd < 0)
+			return true;
+		close(fd);
+		nanosleep(&pause, NULL);
+	}
+	return true;
 }
 
 int device_uuid(char *uuid, const char *prefix, const char *suffix)

@@ -149,6 +149,16 @@ dev_t snapshot_unstarted_cow(const struct fleece_dm_info *info);
 int device_open(const struct fleece_dm_info *info);
 
 /**
+ * device_is_used() - whether somebody may be writing to a device
+ * @info: the device.
+ *
+ * Who only looks at it, as udev does, is waited for, up to two seconds.
+ *
+ * Return: true if it is mounted, below another device, or open still.
+ */
+bool device_is_used(const struct fleece_dm_info *info);
+
+/**
  * device_uuid() - make a new uuid
  * @uuid: room for DM_UUID_LEN characters.
  * @prefix: what it begins with.

@@ -160,19 +160,29 @@ static void read_fine(const struct image_io *io, struct image *image, const stru
 	}
 }
 
-int image_inspect(const struct image_io *io, struct image *image)
+static bool has_root(const struct image *image)
 {
-	struct block *intents;
+	return image->chosen >= 0 && !image->copies[image->chosen].result;
+}
 
+void image_read_root(const struct image_io *io, struct image *image)
+{
 	memset(image, 0, sizeof(*image));
 	choose_copy(io, image);
-	if (image->chosen < 0 || image->copies[image->chosen].result)
-		return 0;
+	if (!has_root(image))
+		return;
 	fleece_md_layout(&image->root, &image->layout);
 	image->nr_granules = (image->root.origin_sectors + image->root.granule_sectors - 1) /
 			     image->root.granule_sectors;
 	image->is_short = io->nr_sectors < image->layout.nr_sectors;
-	if (image->is_short)
+}
+
+int image_inspect(const struct image_io *io, struct image *image)
+{
+	struct block *intents;
+
+	image_read_root(io, image);
+	if (!has_root(image) || image->is_short)
 		return 0;
 	intents = calloc(image->layout.intent_sectors / BLOCK_SECTORS, sizeof(*intents));
 	if (!intents)

@@ -71,6 +71,13 @@ struct image {
 };
 
 /**
+ * image_read_root() - read the superblocks only
+ * @io: the device.
+ * @image: filled in, up to @is_short.
+ */
+void image_read_root(const struct image_io *io, struct image *image);
+
+/**
  * image_inspect() - read everything
  * @io: the device.
  * @image: filled in.

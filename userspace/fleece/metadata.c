@@ -7,257 +7,29 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/random.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "device.h"
 #include "image.h"
 #include "json.h"
+#include "metadata_device.h"
 #include "size.h"
 #include "verbs.h"
 
 #define SECTOR			FLEECE_MD_SECTOR_BYTES
-#define DEFAULT_GRANULARITY	65536
-#define DEFAULT_CHECKPOINTS	64
-/* Room to grow: twice the origin, if the device is large enough. */
-#define DEFAULT_GROWTH		2
 #define UUID_TEXT		37
 
-/* What was asked for; sizes in bytes, 0: not given. */
+/* What was asked for. */
 struct request {
 	const char *origin;
-	uint64_t origin_size;
-	uint64_t capacity;
-	uint64_t granularity;
-	uint64_t region;
-	uint64_t checkpoints;
-	bool is_forced;
+	struct metadata_plan plan;
 	bool is_json;
 };
 
-/* ------------------------- The device ------------------------- */
-
-/* Whole transfers of sectors, or a negative errno. */
-static int transfer(int fd, uint64_t sector, char *data, size_t bytes, bool is_write)
-{
-	off_t offset = sector * SECTOR;
-	ssize_t done;
-
-	while (bytes) {
-		done = is_write ? pwrite(fd, data, bytes, offset) : pread(fd, data, bytes, offset);
-		if (done < 0 && errno == EINTR)
-			continue;
-		if (done <= 0)
-			return done ? -errno : -EIO;
-		data += done;
-		offset += done;
-		bytes -= done;
-	}
-	return 0;
-}
-
-static int read_sectors(void *context, __u64 sector, void *data, unsigned int count)
-{
-	return transfer(*(int *)context, sector, data, (size_t)count * SECTOR, false);
-}
-
-static int write_sectors(void *context, __u64 sector, const void *data, unsigned int count)
-{
-	return transfer(*(int *)context, sector, (char *)data, (size_t)count * SECTOR, true);
-}
-
-static int flush_device(void *context)
-{
-	return fsync(*(int *)context) ? -errno : 0;
-}
-
-static int size_of(int fd, uint64_t *bytes)
-{
-	struct stat st;
-
-	if (fstat(fd, &st))
-		return -errno;
-	if (S_ISBLK(st.st_mode))
-		return ioctl(fd, BLKGETSIZE64, bytes) ? -errno : 0;
-	if (!S_ISREG(st.st_mode))
-		return -ENOTBLK;
-	*bytes = st.st_size;
-	return 0;
-}
-
-static enum status open_device(const char *path, int flags, int *fd, struct image_io *io)
-{
-	uint64_t bytes;
-	int ret;
-
-	*fd = open(path, flags | O_CLOEXEC);
-	if (*fd < 0)
-		return report_errno(errno, path, "cannot open it");
-	ret = size_of(*fd, &bytes);
-	if (ret) {
-		close(*fd);
-		return report_errno(ret, path, "cannot tell its size");
-	}
-	*io = (struct image_io){
-		.context = fd, .nr_sectors = bytes / SECTOR, .read = read_sectors,
-		.write = write_sectors, .flush = flush_device,
-	};
-	return DONE;
-}
-
-/* ------------------------- The origin ------------------------- */
-
-static bool read_attribute(dev_t devno, const char *attribute, char *text, size_t size)
-{
-	char path[128];
-	FILE *file;
-	bool is_read;
-
-	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s", major(devno), minor(devno),
-		 attribute);
-	file = fopen(path, "re");
-	if (!file)
-		return false;
-	is_read = fgets(text, size, file);
-	fclose(file);
-	if (is_read)
-		text[strcspn(text, "\n")] = 0;
-	return is_read && text[0];
-}
-
-/* A text that is the same after a reboot, or "" if nothing is known. */
-static void identify(dev_t devno, char *identity)
-{
-	/* Of device-mapper, NVMe, SCSI and virtio; of a partition with the place on its disk. */
-	static const char *const attributes[] = {
-		"dm/uuid", "wwid", "device/wwid", "serial", "../wwid", "../device/wwid", "../serial",
-	};
-	/* The kernel's own longest, too. */
-	char start[32] = "0", text[4096];
-	size_t i;
-
-	identity[0] = 0;
-	read_attribute(devno, "start", start, sizeof(start));
-	for (i = 0; i < sizeof(attributes) / sizeof(attributes[0]); i++) {
-		if (!read_attribute(devno, attributes[i], text, sizeof(text)))
-			continue;
-		image_identity(identity, text, start);
-		return;
-	}
-}
-
-static enum status read_origin(const char *path, uint64_t *bytes, char *identity)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	struct stat st;
-	int ret;
-
-	identity[0] = 0;
-	if (fd < 0)
-		return report_errno(errno, path, "cannot open the origin");
-	ret = size_of(fd, bytes);
-	if (!ret && !fstat(fd, &st) && S_ISBLK(st.st_mode))
-		identify(st.st_rdev, identity);
-	close(fd);
-	return ret ? report_errno(ret, path, "cannot tell the size of the origin") : DONE;
-}
-
 /* ------------------------- Create ------------------------- */
-
-static uint64_t needed(const struct fleece_md_root *root)
-{
-	struct fleece_md_layout layout;
-
-	fleece_md_layout(root, &layout);
-	return layout.nr_sectors;
-}
-
-/* The most that the device has room for, up to what is a reasonable room to grow. */
-static void choose_capacity(struct fleece_md_root *root, uint64_t device_sectors)
-{
-	uint64_t least = root->origin_sectors;
-	uint64_t most = DEFAULT_GROWTH * least;
-
-	if (most > FLEECE_MD_ORIGIN_MAX)
-		most = FLEECE_MD_ORIGIN_MAX;
-	while (least < most) {
-		root->capacity_sectors = least + (most - least + 1) / 2;
-		if (needed(root) <= device_sectors)
-			least = root->capacity_sectors;
-		else
-			most = root->capacity_sectors - 1;
-	}
-	root->capacity_sectors = least;
-}
-
-static enum status plan(const struct request *request, const char *path, const struct image_io *io,
-			struct fleece_md_root *root)
-{
-	uint64_t region = request->region;
-	char text[FLEECE_SIZE_TEXT];
-	const char *error;
-	uint64_t bytes;
-
-	if (!region)
-		region = request->granularity > FLEECE_MD_REGION_DEFAULT * SECTOR ?
-			 request->granularity : FLEECE_MD_REGION_DEFAULT * SECTOR;
-	root->origin_sectors = request->origin_size / SECTOR;
-	root->granule_sectors = request->granularity / SECTOR;
-	root->region_sectors = region / SECTOR;
-	root->nr_slots = request->checkpoints;
-	root->capacity_sectors = request->capacity ? request->capacity / SECTOR :
-						     root->origin_sectors;
-	error = fleece_md_geometry_error(root);
-	if (error)
-		return report(USAGE, path, "%s", error);
-	if (!request->capacity)
-		choose_capacity(root, io->nr_sectors);
-	bytes = needed(root) * SECTOR;
-	if (needed(root) <= io->nr_sectors)
-		return DONE;
-	return report(FAILED, path,
-		      "is too small: %" PRIu64 " bytes (%s) are needed, it has %" PRIu64, bytes,
-		      fleece_size_format(text, bytes), (uint64_t)io->nr_sectors * SECTOR);
-}
-
-static int new_uuid(__u8 *uuid)
-{
-	if (getrandom(uuid, FLEECE_MD_UUID_BYTES, 0) != FLEECE_MD_UUID_BYTES)
-		return -EIO;
-	/* Version 4, variant of RFC 4122. */
-	uuid[6] = (uuid[6] & 0x0f) | 0x40;
-	uuid[8] = (uuid[8] & 0x3f) | 0x80;
-	return 0;
-}
-
-static enum status create_on(const struct request *request, const char *path,
-			     const struct image_io *io, struct fleece_md_root *root)
-{
-	enum status status = plan(request, path, io, root);
-	int ret;
-
-	if (status != DONE)
-		return status;
-	ret = request->is_forced ? 1 : image_is_empty(io);
-	if (!ret)
-		return report(BUSY, path,
-			      "holds something; --force destroys it, checkpoints included if it is metadata");
-	if (ret > 0) {
-		root->written = time(NULL);
-		ret = new_uuid(root->uuid);
-	}
-	if (!ret)
-		ret = image_create(io, root);
-	return ret ? report_errno(ret, path, "cannot write it") : DONE;
-}
 
 /* Two names of one device, or of one file? */
 static bool is_same(const char *one, const char *other)
@@ -278,18 +50,19 @@ static enum status create(struct request *request, const char *path)
 	struct image_io io;
 	int fd;
 
-	if (!request->origin == !request->origin_size)
+	if (!request->origin == !request->plan.origin_size)
 		return verb_usage("create needs one of --origin and --origin-size");
 	if (request->origin && is_same(request->origin, path))
 		return report(USAGE, path, "is the origin itself, which would be overwritten");
 	if (request->origin)
-		status = read_origin(request->origin, &request->origin_size, root.identity);
+		status = metadata_read_origin(request->origin, &request->plan.origin_size,
+					      root.identity);
 	if (status == DONE)
 		/* For a block device: not while anybody uses it. */
-		status = open_device(path, O_RDWR | O_EXCL, &fd, &io);
+		status = metadata_open(path, O_RDWR | O_EXCL, &fd, &io);
 	if (status != DONE)
 		return status;
-	status = create_on(request, path, &io, &root);
+	status = metadata_make(&request->plan, path, &io, &root);
 	if (close(fd) && status == DONE)
 		status = report_errno(errno, path, "cannot write it");
 	return status;
@@ -313,21 +86,6 @@ static void note_other_copy(const struct image *image, const char *path)
 			    !image->chosen, other->error);
 }
 
-static enum status check_copies(const struct image *image, const char *path)
-{
-	const struct image_copy *chosen;
-
-	if (image->chosen < 0)
-		return report(NO_CHECKPOINT, path,
-			      "is no metadata, or both superblocks are lost: %s, and %s; 'fleece metadata create' begins anew, the next backup is a full one",
-			      image->copies[0].error, image->copies[1].error);
-	chosen = &image->copies[image->chosen];
-	if (chosen->result)
-		return report(NO_MODULE, path, "%s; a newer version of dm-fleece wrote it",
-			      chosen->error);
-	return DONE;
-}
-
 static enum status check_root(const struct image *image, const char *path)
 {
 	const struct fleece_md_root *root = &image->root;
@@ -338,9 +96,7 @@ static enum status check_root(const struct image *image, const char *path)
 	if (!fleece_md_is_writable(root))
 		report_note(path, "note: it has features that are not known: this version's module refuses it");
 	if (image->is_short)
-		return report(NO_CHECKPOINT, path,
-			      "is shorter than its metadata, of %" PRIu64 " bytes: it was cut off, or is not the whole device",
-			      (uint64_t)image->layout.nr_sectors * SECTOR);
+		return metadata_report_short(image, path);
 	for (i = 0; i < root->nr_checkpoints; i++)
 		nr_invalid += root->checkpoints[i].is_invalid || root->state == FLEECE_MD_INVALID;
 	if (nr_invalid)
@@ -381,26 +137,16 @@ static enum status check_origin(const struct request *request, const struct imag
 
 	if (!request->origin)
 		return DONE;
-	status = read_origin(request->origin, &bytes, identity);
+	status = metadata_read_origin(request->origin, &bytes, identity);
 	if (status != DONE)
 		return status;
-	if (bytes / SECTOR < image->root.origin_sectors)
-		return report(NO_CHECKPOINT, path,
-			      "belongs to a larger origin than %s: it is refused; another device, or it was shrunk",
-			      request->origin);
-	if (bytes / SECTOR > image->root.origin_sectors)
-		report_note(path, "note: %s is larger than recorded: what it has gained counts as changed, if it is the same device",
-			    request->origin);
-	if (identity[0] && image->root.identity[0] && strcmp(identity, image->root.identity))
-		return report(NO_CHECKPOINT, path, "belongs to origin '%s', but %s is '%s'",
-			      image->root.identity, request->origin, identity);
-	return DONE;
+	return metadata_check_origin(image, path, request->origin, bytes, identity);
 }
 
 static enum status check(const struct request *request, const struct image *image,
 			 const char *path)
 {
-	enum status status = check_copies(image, path);
+	enum status status = metadata_check_copies(image, path);
 
 	if (status != DONE)
 		return status;
@@ -528,7 +274,7 @@ static void dump_text(const struct image *image)
 static enum status dump(const struct request *request, const struct image *image,
 			const char *path)
 {
-	enum status status = check_copies(image, path);
+	enum status status = metadata_check_copies(image, path);
 
 	if (status != DONE)
 		return status;
@@ -548,7 +294,7 @@ static enum status inspect(const struct request *request, const char *path, bool
 	enum status status;
 	int fd, ret;
 
-	status = open_device(path, O_RDONLY, &fd, &io);
+	status = metadata_open(path, O_RDONLY, &fd, &io);
 	if (status != DONE)
 		return status;
 	ret = image_inspect(&io, &image);
@@ -601,17 +347,17 @@ static bool parse_options(int argc, char **argv, struct request *request)
 		if (option == ORIGIN)
 			request->origin = optarg;
 		else if (option == ORIGIN_SIZE)
-			parse_size("--origin-size", optarg, &request->origin_size);
+			parse_size("--origin-size", optarg, &request->plan.origin_size);
 		else if (option == CAPACITY)
-			parse_size("--capacity", optarg, &request->capacity);
+			parse_size("--capacity", optarg, &request->plan.capacity);
 		else if (option == GRANULARITY)
-			parse_size("--granularity", optarg, &request->granularity);
+			parse_size("--granularity", optarg, &request->plan.granularity);
 		else if (option == REGION)
-			parse_size("--region", optarg, &request->region);
+			parse_size("--region", optarg, &request->plan.region);
 		else if (option == CHECKPOINTS)
-			parse_count(optarg, &request->checkpoints);
+			parse_count(optarg, &request->plan.checkpoints);
 		else if (option == FORCE)
-			request->is_forced = true;
+			request->plan.is_forced = true;
 		else
 			request->is_json = true;
 	}
@@ -620,9 +366,7 @@ static bool parse_options(int argc, char **argv, struct request *request)
 
 enum status verb_metadata(int argc, char **argv)
 {
-	struct request request = {
-		.granularity = DEFAULT_GRANULARITY, .checkpoints = DEFAULT_CHECKPOINTS,
-	};
+	struct request request = { .plan = METADATA_PLAN_DEFAULT };
 	bool has_create_option = parse_options(argc, argv, &request);
 	bool is_create, is_dump;
 	char **words = argv + optind;

@@ -57,7 +57,11 @@ expect 2 'granularity too large' attach a --granularity 32M
 expect 2 'granularity no size' attach a --granularity much
 expect 2 'freeze timeout no number' attach a --freeze-timeout soon
 expect 2 'freeze timeout of 0' snapshot a --freeze-timeout 0
-expect 1 'metadata device of a later version' attach a --metadata /dev/sdx
+expect 2 'attach of all and one' attach a --all
+expect 2 'attach of all with a name' attach --all --name a
+expect 2 'attach of one that waits for devices' attach a --wait 3
+expect 2 'wait for no time' attach --all --wait 0
+expect 2 'detach of all and one' detach a --all
 expect 2 'detach without a name' detach
 expect 2 'checkpoint without an action' checkpoint
 expect 2 'checkpoint with an unknown action' checkpoint move a b

@@ -45,7 +45,7 @@ def parsed(*pattern):
     """Options in the tables of getopt_long()."""
     names = set()
     for path in glob.glob(os.path.join(USERSPACE, *pattern)):
-        names |= set(re.findall(r'\{ "([a-z-]+)", (?:no|required)_argument',
+        names |= set(re.findall(r'\{ "([a-z-]+)", (?:no|required|optional)_argument',
                                 read(os.path.relpath(path, USERSPACE))))
     return {"--" + name for name in names}
 

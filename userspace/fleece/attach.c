@@ -24,8 +24,11 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "checkpoint.h"
 #include "device.h"
+#include "fleecetab.h"
 #include "lock.h"
+#include "metadata_device.h"
 #include "process.h"
 #include "size.h"
 #include "verbs.h"
@@ -38,9 +41,27 @@
 struct attach {
 	const char *device;
 	const char *name;
+	const char *metadata;
+	/* 0: not given. */
+	dev_t metadata_devno;
 	uint64_t granularity;
 	unsigned int limit_ms;
+	/* All that this file lists, instead. */
+	const char *tab;
+	unsigned int wait_ms;
 };
+
+/* From here on devices are changed, and signals wait. */
+static enum status start_change(void)
+{
+	enum status status = device_start(NULL);
+
+	if (status == DONE)
+		status = lock_changes();
+	if (status == DONE)
+		process_hold_signals();
+	return status;
+}
 
 /*
  * Targets whose table may be live on two devices as long as only one of them
@@ -61,35 +82,54 @@ static bool is_movable(const char *type)
 }
 
 /* The one-line table of an origin on @lower. */
-static int make_table(struct fleece_dm_table *table, struct fleece_dm_target *target, dev_t lower,
-		      uint64_t sectors, uint64_t granularity)
+static int make_table(const struct attach *attach, struct fleece_dm_table *table,
+		      struct fleece_dm_target *target, dev_t lower, uint64_t sectors)
 {
-	char devno[DEVNO_TEXT];
+	char devno[DEVNO_TEXT], metadata[DEVNO_TEXT] = "-";
 
 	memset(target, 0, sizeof(*target));
 	target->length = sectors;
 	snprintf(target->type, sizeof(target->type), "%s", ORIGIN_TARGET);
 	table->targets = target;
 	table->count = 1;
-	if (asprintf(&target->params, "%s - %llu", device_devno_text(devno, lower),
-		     (unsigned long long)(granularity / SECTOR_SIZE)) < 0)
+	if (attach->metadata_devno)
+		device_devno_text(metadata, attach->metadata_devno);
+	if (asprintf(&target->params, "%s %s %llu", device_devno_text(devno, lower), metadata,
+		     (unsigned long long)(attach->granularity / SECTOR_SIZE)) < 0)
 		return -ENOMEM;
 	return 0;
 }
 
 /* Load the table of an origin into @name. */
-static int load_origin(const char *name, dev_t lower, uint64_t sectors, bool is_read_only,
-		       uint64_t granularity)
+static int load_origin(const struct attach *attach, const char *name, dev_t lower,
+		       uint64_t sectors, bool is_read_only)
 {
 	struct fleece_dm_table table = { .is_read_only = is_read_only };
 	struct fleece_dm_target target;
-	int ret = make_table(&table, &target, lower, sectors, granularity);
+	int ret = make_table(attach, &table, &target, lower, sectors);
 
 	if (ret)
 		return ret;
 	ret = fleece_dm_load(name, &table);
 	free(target.params);
 	return ret;
+}
+
+/* Now the granularity is known in any case. */
+static enum status prepare_metadata(struct attach *attach, dev_t devno, uint64_t size,
+				    bool is_used)
+{
+	struct metadata_origin origin = {
+		.path = attach->device, .devno = devno, .size = size, .is_used = is_used,
+	};
+	enum status status = DONE;
+
+	if (attach->metadata)
+		status = metadata_prepare(attach->metadata, &origin, &attach->granularity,
+					  &attach->metadata_devno);
+	if (!attach->granularity)
+		attach->granularity = DEFAULT_GRANULARITY;
+	return status;
 }
 
 static uint64_t table_sectors(const struct fleece_dm_table *table)
@@ -203,8 +243,8 @@ static enum status attach_over_lower(const struct attach *attach,
 				     const struct fleece_dm_info *lower)
 {
 	enum status status;
-	int ret = load_origin(info->name, lower->devno, table_sectors(table), table->is_read_only,
-			      attach->granularity);
+	int ret = load_origin(attach, info->name, lower->devno, table_sectors(table),
+			      table->is_read_only);
 
 	if (ret)
 		return report_dm(ret, info->name, "cannot load the table");
@@ -214,7 +254,7 @@ static enum status attach_over_lower(const struct attach *attach,
 	return status;
 }
 
-static enum status attach_live(const struct attach *attach, const struct fleece_dm_info *info)
+static enum status attach_live(struct attach *attach, const struct fleece_dm_info *info)
 {
 	struct fleece_dm_info lower;
 	struct fleece_dm_table table;
@@ -228,6 +268,9 @@ static enum status attach_live(const struct attach *attach, const struct fleece_
 	if (ret)
 		return report_dm(ret, info->name, "cannot read its table");
 	status = check_live(info, &table);
+	if (status == DONE)
+		status = prepare_metadata(attach, info->devno, table_sectors(&table) * SECTOR_SIZE,
+					  device_is_used(info));
 	if (status == DONE)
 		status = make_lower(info, &table, &lower);
 	if (status == DONE) {
@@ -279,7 +322,7 @@ static enum status check_plain(const struct attach *attach, const char *name, ui
 	return DONE;
 }
 
-static enum status attach_plain(const struct attach *attach, dev_t devno)
+static enum status attach_plain(struct attach *attach, dev_t devno)
 {
 	const char *base = strrchr(attach->device, '/');
 	const char *name = attach->name ? attach->name : base ? base + 1 : attach->device;
@@ -294,6 +337,8 @@ static enum status attach_plain(const struct attach *attach, dev_t devno)
 	status = check_plain(attach, name, size);
 	if (status == DONE)
 		status = check_unused(attach->device, devno);
+	if (status == DONE)
+		status = prepare_metadata(attach, devno, size, false);
 	if (status != DONE)
 		return status;
 	ret = device_uuid(uuid, ORIGIN_UUID, "");
@@ -301,7 +346,7 @@ static enum status attach_plain(const struct attach *attach, dev_t devno)
 		ret = fleece_dm_create(name, uuid);
 	if (ret)
 		return report_dm(ret, name, "cannot create it");
-	ret = load_origin(name, devno, size / SECTOR_SIZE, false, attach->granularity);
+	ret = load_origin(attach, name, devno, size / SECTOR_SIZE, false);
 	if (!ret)
 		ret = fleece_dm_resume(name, FLEECE_DM_UDEV_ALL);
 	if (ret) {
@@ -314,67 +359,116 @@ static enum status attach_plain(const struct attach *attach, dev_t devno)
 	return DONE;
 }
 
+/* The device of @attach, whatever kind it is. */
+static enum status attach_device(struct attach *attach)
+{
+	struct fleece_dm_info info;
+	struct stat st;
+
+	if (!strchr(attach->device, '/') && !fleece_dm_info(attach->device, &info))
+		return attach_live(attach, &info);
+	if (stat(attach->device, &st))
+		return report_errno(errno, attach->device, "cannot find the device");
+	if (!S_ISBLK(st.st_mode))
+		return report(NO_DEVICE, attach->device, "is not a block device");
+	if (!fleece_dm_info_devno(st.st_rdev, &info))
+		return attach_live(attach, &info);
+	return attach_plain(attach, st.st_rdev);
+}
+
+static enum status attach_entry(const struct fleecetab_entry *entry, unsigned int limit_ms)
+{
+	struct attach attach = {
+		.device = entry->device,
+		.name = entry->name,
+		.metadata = entry->metadata[0] ? entry->metadata : NULL,
+		.granularity = entry->granularity,
+		.limit_ms = limit_ms,
+	};
+
+	if (is_origin(entry->name)) {
+		printf("%s is attached already\n", entry->name);
+		return DONE;
+	}
+	return attach_device(&attach);
+}
+
+static enum status attach_all(const struct attach *attach)
+{
+	struct fleecetab tab;
+	enum status status = fleecetab_read(attach->tab, &tab), ret;
+	size_t i;
+
+	fleecetab_wait(&tab, attach->wait_ms / 1000);
+	ret = start_change();
+	for (i = 0; i < tab.count && ret == DONE; i++) {
+		if (tab.entries[i].is_manual)
+			continue;
+		if (attach_entry(&tab.entries[i], attach->limit_ms) != DONE)
+			status = FAILED;
+	}
+	fleecetab_free(&tab);
+	return ret == DONE ? status : ret;
+}
+
+static enum status check_attach(const struct attach *attach, int nr_words)
+{
+	if (attach->tab && (nr_words || attach->name || attach->metadata || attach->granularity))
+		return verb_usage("--all takes devices, names and the like from the file");
+	if (!attach->tab && nr_words != 1)
+		return verb_usage("exactly one DEVICE is needed");
+	if (!attach->tab && attach->wait_ms)
+		return verb_usage("--wait goes with --all");
+	if (attach->granularity && !device_unit_is_valid(attach->granularity))
+		return verb_usage("the granularity must be a power of two from 4K to 16M");
+	return DONE;
+}
+
 static enum status parse_attach(int argc, char **argv, struct attach *attach)
 {
-	enum { NAME = 256, METADATA, GRANULARITY, LIMIT };
+	enum { NAME = 256, METADATA, GRANULARITY, LIMIT, ALL, WAIT };
 	static const struct option options[] = {
 		{ "name", required_argument, NULL, NAME },
 		{ "metadata", required_argument, NULL, METADATA },
 		{ "granularity", required_argument, NULL, GRANULARITY },
 		{ "freeze-timeout", required_argument, NULL, LIMIT },
+		{ "all", optional_argument, NULL, ALL },
+		{ "wait", required_argument, NULL, WAIT },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
-	const char *metadata = "-";
 	int option;
 
 	while ((option = verb_option(argc, argv, options)) >= 0) {
 		if (option == NAME)
 			attach->name = optarg;
 		else if (option == METADATA)
-			metadata = optarg;
-		else if (option == GRANULARITY && fleece_size_parse(optarg, &attach->granularity))
+			attach->metadata = strcmp(optarg, "-") ? optarg : NULL;
+		else if (option == GRANULARITY &&
+			 (fleece_size_parse(optarg, &attach->granularity) || !attach->granularity))
 			return verb_usage("'%s' is not a size", optarg);
 		else if (option == LIMIT && window_limit_parse(optarg, &attach->limit_ms))
 			return verb_usage("'%s' is not a number of seconds from 1 to 3600", optarg);
+		else if (option == ALL)
+			attach->tab = optarg ? optarg : FLEECETAB_PATH;
+		else if (option == WAIT && window_limit_parse(optarg, &attach->wait_ms))
+			return verb_usage("'%s' is not a number of seconds from 1 to 3600", optarg);
 	}
-	if (argc - optind != 1)
-		return verb_usage("exactly one DEVICE is needed");
-	if (!device_unit_is_valid(attach->granularity))
-		return verb_usage("the granularity must be a power of two from 4K to 16M");
 	attach->device = argv[optind];
-	if (strcmp(metadata, "-"))
-		return report(FAILED, attach->device,
-			      "attach cannot set up a metadata device yet; load the table with dmsetup, as dm-fleece.rst shows");
-	return DONE;
+	return check_attach(attach, argc - optind);
 }
 
 enum status verb_attach(int argc, char **argv)
 {
-	struct attach attach = {
-		.granularity = DEFAULT_GRANULARITY,
-		.limit_ms = WINDOW_LIMIT_MS,
-	};
+	struct attach attach = { .limit_ms = WINDOW_LIMIT_MS };
 	enum status status = parse_attach(argc, argv, &attach);
-	struct fleece_dm_info info;
-	struct stat st;
 
-	if (status == DONE)
-		status = device_start(NULL);
-	if (status == DONE)
-		status = lock_changes();
 	if (status != DONE)
 		return status;
-	process_hold_signals();
-	if (!strchr(attach.device, '/') && !fleece_dm_info(attach.device, &info))
-		return attach_live(&attach, &info);
-	if (stat(attach.device, &st))
-		return report_errno(errno, attach.device, "cannot find the device");
-	if (!S_ISBLK(st.st_mode))
-		return report(NO_DEVICE, attach.device, "is not a block device");
-	if (!fleece_dm_info_devno(st.st_rdev, &info))
-		return attach_live(&attach, &info);
-	return attach_plain(&attach, st.st_rdev);
+	if (attach.tab)
+		return attach_all(&attach);
+	status = start_change();
+	return status == DONE ? attach_device(&attach) : status;
 }
 
 static enum status detach_plain(const struct origin *origin)
@@ -394,13 +488,44 @@ static enum status detach_plain(const struct origin *origin)
 	return DONE;
 }
 
+/* What is written from now on is not seen: nothing that lasts may say it was not. */
+static enum status drop_checkpoints(const struct origin *origin)
+{
+	struct fleece_checkpoint_line *list;
+	char message[sizeof("checkpoint_delete ") + FLEECE_NAME_SIZE];
+	size_t count, i;
+	int ret = checkpoint_list(origin, &list, &count);
+
+	if (ret)
+		return report_dm(ret, origin->dm.name, "cannot list its checkpoints");
+	for (i = 0; i < count && !ret; i++) {
+		snprintf(message, sizeof(message), "checkpoint_delete %s", list[i].name);
+		ret = fleece_dm_message(origin->dm.name, message, NULL);
+	}
+	free(list);
+	return ret ? report_dm(ret, origin->dm.name, "cannot delete its checkpoints") : DONE;
+}
+
+/* After a failure of its metadata device no checkpoint is valid later anyway. */
+static bool is_durable(const struct origin *origin)
+{
+	return strcmp(origin->status.metadata, "none") &&
+	       strcmp(origin->status.metadata, "failed");
+}
+
 static enum status detach_live(const struct origin *origin, const struct fleece_dm_info *lower,
 			       unsigned int limit_ms)
 {
 	struct fleece_dm_table table;
 	enum status status;
-	int ret = fleece_dm_table(lower->name, &table);
+	int ret;
 
+	if (is_durable(origin) && device_is_used(&origin->dm)) {
+		status = drop_checkpoints(origin);
+		if (status != DONE)
+			return status;
+	}
+	ret = fleece_dm_table(lower->name, &table);
 	if (ret)
 		return report_dm(ret, lower->name, "cannot read its table");
 	table.is_read_only = origin->dm.is_read_only;
@@ -441,28 +566,47 @@ static enum status detach(const char *name, unsigned int limit_ms)
 	return detach_plain(&origin);
 }
 
+/* The reverse of attach_all(), in the reverse order. */
+static enum status detach_all(const char *path, unsigned int limit_ms)
+{
+	struct fleecetab tab;
+	enum status status = fleecetab_read(path, &tab), ret = start_change();
+	size_t i;
+
+	for (i = tab.count; i-- && ret == DONE;) {
+		if (is_origin(tab.entries[i].name) && detach(tab.entries[i].name, limit_ms) != DONE)
+			status = FAILED;
+	}
+	fleecetab_free(&tab);
+	return ret == DONE ? status : ret;
+}
+
 enum status verb_detach(int argc, char **argv)
 {
-	enum { LIMIT = 256 };
+	enum { LIMIT = 256, ALL };
 	static const struct option options[] = {
 		{ "freeze-timeout", required_argument, NULL, LIMIT },
+		{ "all", optional_argument, NULL, ALL },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
 	unsigned int limit_ms = WINDOW_LIMIT_MS;
+	const char *tab = NULL;
 	enum status status;
 	int option;
 
-	while ((option = verb_option(argc, argv, options)) >= 0)
+	while ((option = verb_option(argc, argv, options)) >= 0) {
 		if (option == LIMIT && window_limit_parse(optarg, &limit_ms))
 			return verb_usage("'%s' is not a number of seconds from 1 to 3600", optarg);
-	if (argc - optind != 1)
+		if (option == ALL)
+			tab = optarg ? optarg : FLEECETAB_PATH;
+	}
+	if (tab && argc > optind)
+		return verb_usage("--all takes the names from the file");
+	if (!tab && argc - optind != 1)
 		return verb_usage("exactly one NAME is needed");
-	status = device_start(NULL);
-	if (status == DONE)
-		status = lock_changes();
-	if (status != DONE)
-		return status;
-	process_hold_signals();
-	return detach(argv[optind], limit_ms);
+	if (tab)
+		return detach_all(tab, limit_ms);
+	status = start_change();
+	return status == DONE ? detach(argv[optind], limit_ms) : status;
 }

@@ -9,14 +9,19 @@
 #include "verbs.h"
 
 static const struct verb verbs[] = {
-	{ "attach", verb_attach, "DEVICE [--name NAME] [--metadata DEV] [--granularity SIZE]",
+	{ "attach", verb_attach, "DEVICE [--name NAME] [--metadata DEV] [--granularity SIZE] | --all",
 	  "Puts change tracking on a device. A plain unused device becomes /dev/mapper/NAME;\n"
 	  "a device-mapper device (LVM, crypt) is converted under its users.\n"
 	  "  --name NAME         name of the new device (plain devices only)\n"
 	  "  --granularity SIZE  bytes for one bit of the change map, 4K to 16M (default 64K)\n"
-	  "  --metadata DEV      not yet: only - is accepted\n"
+	  "  --metadata DEV      checkpoints survive reboots and crashes there; an empty DEV is\n"
+	  "                      set up, see also metadata\n"
+	  "  --all[=FILE]        all that /etc/fleece/fleecetab, or FILE, lists\n"
+	  "  --wait S            with --all: for S seconds until their devices are there\n"
 	  "  --freeze-timeout S  give up when I/O cannot be held within S seconds (default 10)\n" },
-	{ "detach", verb_detach, "NAME", "Undoes attach; checkpoints are lost.\n"
+	{ "detach", verb_detach, "NAME | --all",
+	  "Undoes attach. Without a metadata device, or in use meanwhile, checkpoints are lost.\n"
+	  "  --all[=FILE]        all that /etc/fleece/fleecetab, or FILE, lists\n"
 	  "  --freeze-timeout S  give up when I/O cannot be held within S seconds (default 10)\n" },
 	{ "checkpoint", verb_checkpoint,
 	  "create NAME CHECKPOINT | delete NAME CHECKPOINT | list NAME",

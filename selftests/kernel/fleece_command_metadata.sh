@@ -1,0 +1,173 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will attach origins with metadata devices by `fleece attach`, one by one and as
+# fleecetab lists them: checkpoints and their maps survive a detach, a metadata device that
+# is not the right one is refused and stays as it is, and when the device was in use without
+# the target no checkpoint survives.
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$here/../cli/lib.sh"
+
+load_fleece
+requires_program lvcreate mkfs.ext4 jq
+requires_fleece
+requires_module loop
+make_arena 256
+make_group
+for volume in data other; do
+	make_volume $volume 32
+done
+for volume in meta meta-other small used; do
+	make_volume $volume 8
+done
+data=$(dm_name data)
+meta=/dev/$GROUP/meta
+tab=$SCRATCH/fleecetab
+
+empty()
+{
+	or_bail dd if=/dev/zero of="$1" bs=1M count=8 oflag=direct status=none
+}
+
+# write_at DEVICE BLOCK: 4 KiB of a granule of 64 KiB
+write_at()
+{
+	or_bail dd if=/dev/urandom of="$1" bs=4k seek=$(($2 * 16)) count=1 oflag=direct \
+		conv=notrunc status=none
+}
+
+metadata_state()
+{
+	"$FLEECE" status "$1" --json | jq -r '.origins[0].metadata'
+}
+
+checkpoints()
+{
+	"$FLEECE" checkpoint list "$1" --json | jq -r '[.checkpoints[].name] | join(" ")'
+}
+
+changed()
+{
+	"$FLEECE" map "$1" --since "$2" | awk '$4 ~ /dirty/ { print $1 "+" $2 }' | paste -sd,
+}
+
+test_refusals()
+{
+	local before
+
+	or_bail mkfs.ext4 -q "/dev/$GROUP/used"
+	before=$(sha256sum < "/dev/$GROUP/used")
+	exits "attach to a filesystem" 1 "$FLEECE" attach "$data" --metadata "/dev/$GROUP/used"
+	is "which stays as it is" "$(sha256sum < "/dev/$GROUP/used")" "$before"
+	exits "attach to a directory" 4 "$FLEECE" attach "$data" --metadata /tmp
+	exits "attach to nothing" 4 "$FLEECE" attach "$data" --metadata /dev/none
+	exits "attach to the device itself" 1 "$FLEECE" attach "$data" --metadata "/dev/mapper/$data"
+	or_bail dm_create tiny "0 64 linear $meta 0"
+	exits "attach to one that is too small" 1 "$FLEECE" attach "$data" --metadata "$(path_of tiny)"
+	or_bail dm_remove tiny
+	is "nothing is attached" "$(dmsetup table "$data" | cut -d' ' -f3)" linear
+}
+
+test_restart()
+{
+	local map
+
+	says "attach makes metadata on an empty device" "was empty, new metadata" \
+		"$FLEECE" attach "$data" --metadata "$meta"
+	is "it is in order" "$(metadata_state "$data")" clean
+	or_bail "$FLEECE" checkpoint create "$data" one
+	write_at "/dev/mapper/$data" 3
+	write_at "/dev/mapper/$data" 100
+	map=$(changed "$data" one)
+	is "the map has the writes" "$map" "196608+65536,6553600+65536"
+	exits "another origin on the same metadata device" 5 \
+		"$FLEECE" attach "$(dm_name other)" --metadata "$meta"
+	says "detach" "detached" "$FLEECE" detach "$data"
+	exits "attach of another device" 7 "$FLEECE" attach "$(dm_name other)" --metadata "$meta"
+	exits "attach with another granularity" 1 \
+		"$FLEECE" attach "$data" --metadata "$meta" --granularity 16K
+	succeeds "attach again" "$FLEECE" attach "$data" --metadata "$meta"
+	is "the checkpoint is there" "$(checkpoints "$data")" one
+	is "with its map" "$(changed "$data" one)" "$map"
+	says "a snapshot since then" "^frozen for" "$FLEECE" snapshot "$data" --cow-size 16M --since one
+	succeeds "and its end" "$FLEECE" remove "$data-snap"
+	or_bail "$FLEECE" detach "$data"
+}
+
+# Used while it is not attached, or attached while it is used.
+test_unseen()
+{
+	or_bail mkfs.ext4 -q -b 4096 "/dev/mapper/$data"
+	mkdir "$SCRATCH/data"
+	or_bail "$FLEECE" attach "$data" --metadata "$meta"
+	or_bail mount "/dev/mapper/$data" "$SCRATCH/data"
+	defer unmount_volume data
+	or_bail "$FLEECE" checkpoint create "$data" two
+	succeeds "detach of a mounted one" "$FLEECE" detach "$data"
+	echo unseen > "$SCRATCH/data/file"
+	or_bail umount "$SCRATCH/data"
+	or_bail "$FLEECE" attach "$data" --metadata "$meta"
+	is "no checkpoint outlives a detach while mounted" "$(checkpoints "$data")" ""
+	or_bail "$FLEECE" checkpoint create "$data" three
+	or_bail "$FLEECE" detach "$data"
+	or_bail mount "/dev/mapper/$data" "$SCRATCH/data"
+	echo unseen > "$SCRATCH/data/file"
+	says "attach of a mounted one says what it costs" "1 checkpoint was dropped" \
+		"$FLEECE" attach "$data" --metadata "$meta"
+	is "no checkpoint is left" "$(checkpoints "$data")" ""
+	exits "an incremental snapshot" 7 "$FLEECE" snapshot "$data" --cow-size 16M --since three
+	or_bail umount "$SCRATCH/data"
+	or_bail "$FLEECE" detach "$data"
+}
+
+test_tab()
+{
+	local lower
+
+	lower=$(readlink -f "/dev/$GROUP/small")
+	cat > "$tab" <<-END
+		# the first one
+		$data	/dev/$GROUP/data	$meta
+		$PREFIX-plain $spare - granularity=16K
+		$(dm_name other) /dev/$GROUP/other - noauto
+	END
+	defer dm_remove_deferred plain
+	succeeds "attach of all" "$FLEECE" attach --all="$tab"
+	is "the first one has its metadata" "$(metadata_state "$data")" clean
+	is "the second one its granularity" \
+		"$(dmsetup table "$PREFIX-plain" | cut -d' ' -f6)" 32
+	is "the third one is not attached" "$(dmsetup table "$(dm_name other)" | cut -d' ' -f3)" linear
+	says "attach of all again" "is attached already" "$FLEECE" attach --all="$tab"
+	succeeds "detach of all" "$FLEECE" detach --all="$tab"
+	is "is done" "$(dmsetup table "$data" | cut -d' ' -f3)" linear
+	echo "nonsense" >> "$tab"
+	exits "one wrong line" 1 "$FLEECE" attach --all="$tab"
+	is "keeps no other from being attached" "$(metadata_state "$data")" clean
+	succeeds "nor does it keep others" dmsetup info "$PREFIX-plain"
+	exits "or from being detached" 1 "$FLEECE" detach --all="$tab"
+	is "all of them" "$(dmsetup table "$data" | cut -d' ' -f3)" linear
+	# Appears while it is waited for.
+	echo "$data /dev/$GROUP/data $SCRATCH/later" > "$tab"
+	(sleep 2 && ln -s "$lower" "$SCRATCH/later") &
+	succeeds "attach waits for devices" "$FLEECE" attach --all="$tab" --wait 60
+	wait
+	or_bail "$FLEECE" detach --all="$tab"
+	echo "$data /dev/$GROUP/data $SCRATCH/never" > "$tab"
+	exits "but not for ever" 1 "$FLEECE" attach --all="$tab" --wait 1
+	exits "no such file" 1 "$FLEECE" attach --all="$SCRATCH/none"
+}
+
+for volume in meta meta-other small; do
+	empty "/dev/$GROUP/$volume"
+done
+truncate -s 8M "$SCRATCH/spare"
+spare=$(losetup --find --show "$SCRATCH/spare") || bail "preparation: a loop device"
+defer losetup -d "$spare"
+test_refusals
+test_restart
+test_unseen
+test_tab
+finish

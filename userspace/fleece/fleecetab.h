@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* fleece, fleecetab: the origins that are attached at boot, see fleecetab(5). */
+#ifndef FLEECE_FLEECETAB_H
+#define FLEECE_FLEECETAB_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "dm.h"
+#include "report.h"
+
+#define FLEECETAB_PATH		"/etc/fleece/fleecetab"
+
+/**
+ * struct fleecetab_entry - one line
+ * @name: of the origin.
+ * @device: path of the device.
+ * @metadata: path of its metadata device; empty: none.
+ * @granularity: bytes; 0: not given.
+ * @is_manual: not to be attached with all others.
+ */
+struct fleecetab_entry {
+	char name[DM_NAME_LEN];
+	char device[PATH_MAX];
+	char metadata[PATH_MAX];
+	uint64_t granularity;
+	bool is_manual;
+};
+
+/**
+ * struct fleecetab - the whole file
+ * @entries: array, in the order of the file.
+ * @count: its length.
+ */
+struct fleecetab {
+	struct fleecetab_entry *entries;
+	size_t count;
+};
+
+/**
+ * fleecetab_read() - read the file
+ * @path: which.
+ * @tab: filled in, also after an error; the caller frees it with fleecetab_free().
+ *
+ * Lines that are wrong are reported, with their numbers, and left out: one mistake is not
+ * to keep other origins from being attached.
+ *
+ * Return: DONE, or FAILED if the file cannot be read or a line is wrong.
+ */
+enum status fleecetab_read(const char *path, struct fleecetab *tab);
+
+/**
+ * fleecetab_free() - free what fleecetab_read() has filled in
+ * @tab: it.
+ */
+void fleecetab_free(struct fleecetab *tab);
+
+/**
+ * fleecetab_wait() - wait for devices to appear
+ * @tab: whose.
+ * @seconds: no longer than this.
+ *
+ * Those of entries that are attached with all others. Whether they have appeared is for
+ * the caller to find out.
+ */
+void fleecetab_wait(const struct fleecetab *tab, unsigned int seconds);
+
+#endif

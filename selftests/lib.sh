@@ -682,6 +682,18 @@ snapshot_field_is()
 	[ "$(snapshot_field "$1" "$2")" = "$3" ]
 }
 
+# events_of NAME: how many events its dm device has raised.
+events_of()
+{
+	dmsetup info -c --noheadings -o events "$PREFIX-$1" | tr -d ' '
+}
+
+# has_events NAME COUNT: more than COUNT events have been raised.
+has_events()
+{
+	[ "$(events_of "$1")" -gt "$2" ]
+}
+
 # copied_and_used: two fields of the snapshot "snap".
 copied_and_used()
 {

@@ -20,17 +20,6 @@ or_bail pattern origin write 1 0 -
 cow_size=$(blockdev --getsz "$(path_of cow)")
 good_cow=$(slice_table cow)
 
-events_of()
-{
-	dmsetup info -c --noheadings -o events "$PREFIX-$1" | tr -d ' '
-}
-
-# has_events NAME COUNT: more than COUNT events have been raised.
-has_events()
-{
-	[ "$(events_of "$1")" -gt "$2" ]
-}
-
 # error_of NAME: errno and sector of its status.
 error_of()
 {
@@ -253,32 +242,6 @@ test_wait_overtaken()
 	end_snapshot
 }
 
-# The COW device of four slots serves a rewrite of the whole origin, several times,
-# while the client releases what it has read.
-test_sliding_window()
-{
-	local offset status=0
-
-	make_snapshot snap disk small 128 "4 on_cow_full wait cbw_timeout 0"
-	(pattern origin write 2 0 - && pattern origin write 3 0 - &&
-		pattern origin write 4 0 -) > "$SCRATCH/write" 2>&1 &
-	writer=$!
-	for ((offset = 0; offset < SECTORS; offset += 512)); do
-		pattern snap verify 1 $((offset * 512)) 256k > "$SCRATCH/output" 2>&1
-		[ "$(cat "$SCRATCH/output")" = ok ] || status=1
-		message snap release $offset 512
-	done
-	is "sliding window: every read is right" $status 0
-	wait $writer
-	is "sliding window: all writes succeed" "$(sort -u "$SCRATCH/write")" ok
-	gets "sliding window: and arrive" ok origin verify 4 0 -
-	is "sliding window: in the end all is released" "$(status_of snap)" \
-		"active 0/4 128 0/256 $(snapshot_field snap copied) 256 0 0 0 0 0"
-	at_least "sliding window: more was copied than the COW device holds" \
-		"$(snapshot_field snap copied)" 5
-	end_snapshot
-}
-
 # test_wait_timeout POLICY RESULT STATE LOST CLUSTER: waiting for a slot ends with cbw_timeout.
 test_wait_timeout()
 {
@@ -327,7 +290,6 @@ test_write_origin_error
 test_cluster_full
 test_write_full
 test_wait_overtaken
-test_sliding_window
 test_wait_timeout break_snapshot ok broken 0 EIO
 test_wait_timeout break_cluster ok active 1 EIO
 test_wait_timeout break_write ETIMEDOUT active 0 ok

@@ -461,12 +461,30 @@ static void test_untouched(void)
 	tear_down(&fixture);
 }
 
-static void test_no_delay(void)
+static int socket_option(int fd, int level, int option)
+{
+	socklen_t size = sizeof(int);
+	int value = -1;
+
+	return getsockopt(fd, level, option, &value, &size) ? -1 : value;
+}
+
+/* Seconds until a client that has gone without a word is noticed; 0: never. */
+static int keepalive_seconds(int fd)
+{
+	if (socket_option(fd, SOL_SOCKET, SO_KEEPALIVE) != 1)
+		return 0;
+	return socket_option(fd, IPPROTO_TCP, TCP_KEEPIDLE) +
+	       socket_option(fd, IPPROTO_TCP, TCP_KEEPINTVL) *
+	       socket_option(fd, IPPROTO_TCP, TCP_KEEPCNT);
+}
+
+static void test_tcp(void)
 {
 	struct sockaddr_storage address;
-	socklen_t length = sizeof(address), size = sizeof(int);
+	socklen_t length = sizeof(address);
 	struct listener_set set = { .count = 0 };
-	int no_delay = 0, client, served = -1;
+	int client, served = -1, seconds;
 	char peer[80];
 
 	if (listen_tcp(&set, "127.0.0.1:0", false) ||
@@ -475,9 +493,11 @@ static void test_no_delay(void)
 	client = socket(AF_INET, SOCK_STREAM, 0);
 	if (client >= 0 && !connect(client, (struct sockaddr *)&address, length))
 		served = listen_accept(&set.listeners[0], peer, sizeof(peer));
-	tap_ok(served >= 0 &&
-	       !getsockopt(served, IPPROTO_TCP, TCP_NODELAY, &no_delay, &size) && no_delay,
+	tap_ok(socket_option(served, IPPROTO_TCP, TCP_NODELAY) == 1,
 	       "C5 a TCP connection has TCP_NODELAY");
+	seconds = keepalive_seconds(served);
+	tap_ok(seconds > 0 && seconds <= 120,
+	       "a TCP client that is gone without a word is noticed within two minutes");
 	close(served);
 	close(client);
 	listen_close(&set);
@@ -843,7 +863,7 @@ int main(void)
 	test_large();
 	test_nonsense();
 	test_untouched();
-	test_no_delay();
+	test_tcp();
 	test_failing_reads();
 	test_breaking();
 	test_stopping();

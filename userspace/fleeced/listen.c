@@ -27,6 +27,11 @@
 #define BACKLOG		128
 #define SOCKET_FLAGS	(SOCK_CLOEXEC | SOCK_NONBLOCK)
 
+/* A client that is silent is asked for a sign of life, so often before it counts as dead. */
+#define KEEPALIVE_IDLE_S	60
+#define KEEPALIVE_INTERVAL_S	15
+#define KEEPALIVE_PROBES	4
+
 static void add_listener(struct listener_set *set, int fd, int family)
 {
 	set->listeners[set->count++] = (struct listener){ .fd = fd, .family = family };
@@ -348,13 +353,22 @@ int listen_adopt(struct listener_set *set, int fd, const char *name, bool allow_
 	return 0;
 }
 
-/* Replies are sent in one piece: waiting for more only delays them. */
+static void set_option(int fd, int level, int option, int value)
+{
+	setsockopt(fd, level, option, &value, sizeof(value));
+}
+
+/*
+ * Replies are sent in one piece: waiting for more only delays them. The defaults
+ * of keepalive would hold the connection of a dead client for two hours.
+ */
 static void prepare_tcp(int fd)
 {
-	int one = 1;
-
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+	set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+	set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
+	set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
+	set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
+	set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
 }
 
 int listen_accept(const struct listener *listener, char *peer, size_t size)

@@ -5,6 +5,7 @@
  */
 #include <endian.h>
 #include <errno.h>
+#include <getopt.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdarg.h>
@@ -22,6 +23,7 @@
 #include "holes.h"
 #include "listen.h"
 #include "log.h"
+#include "options.h"
 #include "reply.h"
 #include "session.h"
 #include "text.h"
@@ -31,6 +33,7 @@
 #define RANDOM_SEED	20240807U
 #define RANDOM_SESSIONS	30000
 #define RANDOM_MAPS	300
+#define ARGUMENTS_MAX	40
 
 /* What is stopped while a request waits for its share of the budget. */
 static struct stop *stopped_while_waiting;
@@ -852,9 +855,56 @@ static void test_budget(void)
 	budget_release(&budget);
 }
 
+/* getopt_long() starts anew, and may reorder @argv, which ends with NULL. */
+static int parse(struct options *options, char **argv)
+{
+	int argc = 0;
+
+	while (argv[argc])
+		argc++;
+	optind = 0;
+	return options_parse(options, argc, argv);
+}
+
+/* Each option sets its own field, and no other one. */
+static void test_options(void)
+{
+	char *flags[ARGUMENTS_MAX] = {
+		"fleeced", "--read-once", "--no-sandbox", "--insecure", "--stdio", NULL,
+	};
+	char *texts[ARGUMENTS_MAX] = {
+		"fleeced", "--socket", "s", "--socket-mode", "640", "--socket-owner", "o",
+		"--listen", "a", "--vsock", "1", "--listen", "b", "--max-connections", "7",
+		"--handshake-timeout", "86400", "--stall-timeout", "9", "--pid-file", "p",
+		"--user", "u", "--tls-psk", "k", "--allow-release", "--no-holes",
+		"one", "two", NULL,
+	};
+	struct options options;
+	int ret;
+
+	ret = parse(&options, texts);
+	tap_ok(ret == -1 && !strcmp(options.socket_path, "s") && options.socket_mode == 0640 &&
+	       !strcmp(options.socket_owner, "o") && !strcmp(options.pid_file, "p") &&
+	       !strcmp(options.user, "u") && !strcmp(options.tls_psk, "k") && !options.tls_certs,
+	       "options that take a text");
+	tap_ok(options.max_connections == 7 && options.handshake_seconds == 86400 &&
+	       options.stall_seconds == 9, "options that take a number");
+	tap_ok(options.listen_count == 2 && !strcmp(options.listen[0], "a") &&
+	       !strcmp(options.listen[1], "b") && options.vsock_count == 1 &&
+	       !strcmp(options.vsock[0], "1") && options.device_count == 2 &&
+	       !strcmp(options.devices[1], "two"), "options that are given several times");
+	tap_ok(options.allow_release && options.no_holes && !options.read_once &&
+	       !options.no_sandbox && !options.insecure && !options.stdio, "flags, some of them");
+	ret = parse(&options, flags);
+	tap_ok(ret == 2 && options.read_once && options.no_sandbox && options.insecure &&
+	       options.stdio && !options.allow_release && !options.no_holes,
+	       "the other flags, without a device");
+}
+
 int main(void)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	test_options();
 	test_text();
 	test_errors();
 	test_holes();

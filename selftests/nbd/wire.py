@@ -1012,6 +1012,8 @@ def usage():
         run_wrong(["--stdio", "--max-connections", number, disk], 2, "--max-connections")
         run_wrong(["--stdio", "--stall-timeout", number, disk], 2, "--stall-timeout")
         run_wrong(["--stdio", "--handshake-timeout", number, disk], 2, "--handshake-timeout")
+    run_wrong(["--stdio", "--stall-timeout", "86401", disk], 2, "up to 86400")
+    run_wrong(["--listen", "127.0.0.1:0"] * 17 + [disk], 2, "too many addresses")
     run_wrong(["--stdio", "--tls-certs", "x", "--tls-psk", "x", disk], 2, "exclude each other")
     run_wrong(["--help"], 0, "Usage")
     run_wrong(["--version"], 0, "fleeced ")

@@ -23,52 +23,73 @@
 #define FLEECED_VERSION "0.1"
 #endif
 
-enum {
-	OPTION_SOCKET = 256,
-	OPTION_SOCKET_MODE,
-	OPTION_SOCKET_OWNER,
-	OPTION_LISTEN,
-	OPTION_VSOCK,
-	OPTION_ALLOW_RELEASE,
-	OPTION_READ_ONCE,
-	OPTION_NO_HOLES,
-	OPTION_MAX_CONNECTIONS,
-	OPTION_HANDSHAKE_TIMEOUT,
-	OPTION_STALL_TIMEOUT,
-	OPTION_PID_FILE,
-	OPTION_STDIO,
-	OPTION_USER,
-	OPTION_NO_SANDBOX,
-	OPTION_INSECURE,
-	OPTION_TLS_CERTS,
-	OPTION_TLS_PSK,
+/*
+ * enum option_kind - what becomes of an option
+ * @OPTION_FLAG: a bool is set.
+ * @OPTION_TEXT: its argument is kept; the last one counts.
+ * @OPTION_TEXT_ONCE: its argument is kept; there may be only one.
+ * @OPTION_NUMBER: its argument is decimal, with a limit.
+ * @OPTION_MODE: its argument is octal, permissions.
+ * @OPTION_ADDRESS: its argument is appended to a list.
+ * @OPTION_HELP: print the help and end.
+ * @OPTION_VERSION: print the version and end.
+ */
+enum option_kind {
+	OPTION_FLAG,
+	OPTION_TEXT,
+	OPTION_TEXT_ONCE,
+	OPTION_NUMBER,
+	OPTION_MODE,
+	OPTION_ADDRESS,
 	OPTION_HELP,
 	OPTION_VERSION,
 };
 
-static const struct option long_options[] = {
-	{ "socket", required_argument, NULL, OPTION_SOCKET },
-	{ "socket-mode", required_argument, NULL, OPTION_SOCKET_MODE },
-	{ "socket-owner", required_argument, NULL, OPTION_SOCKET_OWNER },
-	{ "listen", required_argument, NULL, OPTION_LISTEN },
-	{ "vsock", required_argument, NULL, OPTION_VSOCK },
-	{ "allow-release", no_argument, NULL, OPTION_ALLOW_RELEASE },
-	{ "read-once", no_argument, NULL, OPTION_READ_ONCE },
-	{ "no-holes", no_argument, NULL, OPTION_NO_HOLES },
-	{ "max-connections", required_argument, NULL, OPTION_MAX_CONNECTIONS },
-	{ "handshake-timeout", required_argument, NULL, OPTION_HANDSHAKE_TIMEOUT },
-	{ "stall-timeout", required_argument, NULL, OPTION_STALL_TIMEOUT },
-	{ "pid-file", required_argument, NULL, OPTION_PID_FILE },
-	{ "stdio", no_argument, NULL, OPTION_STDIO },
-	{ "user", required_argument, NULL, OPTION_USER },
-	{ "no-sandbox", no_argument, NULL, OPTION_NO_SANDBOX },
-	{ "insecure", no_argument, NULL, OPTION_INSECURE },
-	{ "tls-certs", required_argument, NULL, OPTION_TLS_CERTS },
-	{ "tls-psk", required_argument, NULL, OPTION_TLS_PSK },
-	{ "help", no_argument, NULL, OPTION_HELP },
-	{ "version", no_argument, NULL, OPTION_VERSION },
-	{ NULL, 0, NULL, 0 },
+/*
+ * struct option_rule - one option
+ * @name: without dashes.
+ * @has_argument: as getopt_long() wants it.
+ * @kind: what becomes of it.
+ * @field: offset in struct options of what it sets.
+ * @extra: OPTION_NUMBER: the largest; OPTION_ADDRESS: offset of the list's count.
+ */
+struct option_rule {
+	const char *name;
+	int has_argument;
+	enum option_kind kind;
+	size_t field;
+	size_t extra;
 };
+
+#define FIELD(name) offsetof(struct options, name)
+
+static const struct option_rule rules[] = {
+	{ "socket", required_argument, OPTION_TEXT_ONCE, FIELD(socket_path), 0 },
+	{ "socket-mode", required_argument, OPTION_MODE, FIELD(socket_mode), 0 },
+	{ "socket-owner", required_argument, OPTION_TEXT, FIELD(socket_owner), 0 },
+	{ "listen", required_argument, OPTION_ADDRESS, FIELD(listen), FIELD(listen_count) },
+	{ "vsock", required_argument, OPTION_ADDRESS, FIELD(vsock), FIELD(vsock_count) },
+	{ "allow-release", no_argument, OPTION_FLAG, FIELD(allow_release), 0 },
+	{ "read-once", no_argument, OPTION_FLAG, FIELD(read_once), 0 },
+	{ "no-holes", no_argument, OPTION_FLAG, FIELD(no_holes), 0 },
+	{ "max-connections", required_argument, OPTION_NUMBER, FIELD(max_connections), 100000 },
+	{ "handshake-timeout", required_argument, OPTION_NUMBER, FIELD(handshake_seconds), 86400 },
+	{ "stall-timeout", required_argument, OPTION_NUMBER, FIELD(stall_seconds), 86400 },
+	{ "pid-file", required_argument, OPTION_TEXT, FIELD(pid_file), 0 },
+	{ "stdio", no_argument, OPTION_FLAG, FIELD(stdio), 0 },
+	{ "user", required_argument, OPTION_TEXT, FIELD(user), 0 },
+	{ "no-sandbox", no_argument, OPTION_FLAG, FIELD(no_sandbox), 0 },
+	{ "insecure", no_argument, OPTION_FLAG, FIELD(insecure), 0 },
+	{ "tls-certs", required_argument, OPTION_TEXT, FIELD(tls_certs), 0 },
+	{ "tls-psk", required_argument, OPTION_TEXT, FIELD(tls_psk), 0 },
+	{ "help", no_argument, OPTION_HELP, 0, 0 },
+	{ "version", no_argument, OPTION_VERSION, 0, 0 },
+};
+
+#define RULES (sizeof(rules) / sizeof(rules[0]))
+
+/* What getopt_long() returns for the first rule: beyond all characters. */
+#define FIRST_CODE 256
 
 static const char help_text[] =
 	"Usage: fleeced [OPTION]... [NAME=]DEVICE...\n"
@@ -121,6 +142,29 @@ static int parse_mode(const char *text, unsigned int *mode)
 	return -1;
 }
 
+static int parse_text(const char **text, const char *name, bool once)
+{
+	char problem[64];
+
+	if (once && *text) {
+		snprintf(problem, sizeof(problem), "--%s was given twice", name);
+		return fail(problem, NULL);
+	}
+	*text = optarg;
+	return -1;
+}
+
+static int parse_number(const struct option_rule *rule, unsigned int *number)
+{
+	char problem[64];
+
+	if (text_to_number(optarg, rule->extra, number))
+		return -1;
+	snprintf(problem, sizeof(problem), "--%s is not a number up to %zu", rule->name,
+		 rule->extra);
+	return fail(problem, optarg);
+}
+
 static int add_address(const char **list, size_t *count)
 {
 	if (*count == LISTEN_MAX)
@@ -129,95 +173,29 @@ static int add_address(const char **list, size_t *count)
 	return -1;
 }
 
-static int parse_socket(struct options *options, int code)
+static int parse_one(struct options *options, const struct option_rule *rule)
 {
-	switch (code) {
-	case OPTION_SOCKET:
-		if (options->socket_path)
-			return fail("--socket was given twice", NULL);
-		options->socket_path = optarg;
-		return -1;
-	case OPTION_SOCKET_MODE:
-		return parse_mode(optarg, &options->socket_mode);
-	case OPTION_SOCKET_OWNER:
-		options->socket_owner = optarg;
-		return -1;
-	case OPTION_LISTEN:
-		return add_address(options->listen, &options->listen_count);
-	default:
-		return add_address(options->vsock, &options->vsock_count);
-	}
-}
+	void *field = (char *)options + rule->field;
 
-static int parse_limit(struct options *options, int code)
-{
-	switch (code) {
-	case OPTION_MAX_CONNECTIONS:
-		if (!text_to_number(optarg, 100000, &options->max_connections))
-			return fail("--max-connections is not a number up to 100000", optarg);
+	switch (rule->kind) {
+	case OPTION_FLAG:
+		*(bool *)field = true;
 		return -1;
-	case OPTION_HANDSHAKE_TIMEOUT:
-		if (!text_to_number(optarg, 86400, &options->handshake_seconds))
-			return fail("--handshake-timeout is not a number up to 86400", optarg);
-		return -1;
-	default:
-		if (!text_to_number(optarg, 86400, &options->stall_seconds))
-			return fail("--stall-timeout is not a number up to 86400", optarg);
-		return -1;
-	}
-}
-
-static int parse_one(struct options *options, int code)
-{
-	switch (code) {
-	case OPTION_SOCKET:
-	case OPTION_SOCKET_MODE:
-	case OPTION_SOCKET_OWNER:
-	case OPTION_LISTEN:
-	case OPTION_VSOCK:
-		return parse_socket(options, code);
-	case OPTION_MAX_CONNECTIONS:
-	case OPTION_HANDSHAKE_TIMEOUT:
-	case OPTION_STALL_TIMEOUT:
-		return parse_limit(options, code);
-	case OPTION_ALLOW_RELEASE:
-		options->allow_release = true;
-		return -1;
-	case OPTION_READ_ONCE:
-		options->read_once = true;
-		return -1;
-	case OPTION_NO_HOLES:
-		options->no_holes = true;
-		return -1;
-	case OPTION_PID_FILE:
-		options->pid_file = optarg;
-		return -1;
-	case OPTION_USER:
-		options->user = optarg;
-		return -1;
-	case OPTION_NO_SANDBOX:
-		options->no_sandbox = true;
-		return -1;
-	case OPTION_STDIO:
-		options->stdio = true;
-		return -1;
-	case OPTION_INSECURE:
-		options->insecure = true;
-		return -1;
-	case OPTION_TLS_CERTS:
-		options->tls_certs = optarg;
-		return -1;
-	case OPTION_TLS_PSK:
-		options->tls_psk = optarg;
-		return -1;
+	case OPTION_TEXT:
+	case OPTION_TEXT_ONCE:
+		return parse_text(field, rule->name, rule->kind == OPTION_TEXT_ONCE);
+	case OPTION_NUMBER:
+		return parse_number(rule, field);
+	case OPTION_MODE:
+		return parse_mode(optarg, field);
+	case OPTION_ADDRESS:
+		return add_address(field, (size_t *)((char *)options + rule->extra));
 	case OPTION_HELP:
 		fputs(help_text, stdout);
 		return 0;
-	case OPTION_VERSION:
+	default:
 		puts("fleeced " FLEECED_VERSION);
 		return 0;
-	default:
-		return fail("wrong usage", NULL);
 	}
 }
 
@@ -245,26 +223,38 @@ static int check(const struct options *options)
 	return -1;
 }
 
+static int parse_all(struct options *options, int argc, char **argv)
+{
+	struct option long_options[RULES + 1] = { { NULL, 0, NULL, 0 } };
+	size_t i;
+	int code, ret = -1;
+
+	for (i = 0; i < RULES; i++)
+		long_options[i] = (struct option){ rules[i].name, rules[i].has_argument, NULL,
+						   FIRST_CODE + (int)i };
+	while (ret < 0) {
+		code = getopt_long(argc, argv, "", long_options, NULL);
+		if (code == -1)
+			break;
+		/* getopt has said which. */
+		ret = code == '?' ? fail("wrong usage", NULL) :
+				    parse_one(options, &rules[code - FIRST_CODE]);
+	}
+	return ret;
+}
+
 int options_parse(struct options *options, int argc, char **argv)
 {
-	int code, ret;
+	int ret;
 
 	memset(options, 0, sizeof(*options));
 	options->max_connections = MAX_CONNECTIONS_DEFAULT;
 	options->handshake_seconds = HANDSHAKE_SECONDS_DEFAULT;
 	options->stall_seconds = STALL_SECONDS_DEFAULT;
 	options->socket_mode = SOCKET_MODE_DEFAULT;
-	for (;;) {
-		code = getopt_long(argc, argv, "", long_options, NULL);
-		if (code == -1)
-			break;
-		/* getopt has said which. */
-		if (code == '?')
-			return fail("wrong usage", NULL);
-		ret = parse_one(options, code);
-		if (ret >= 0)
-			return ret;
-	}
+	ret = parse_all(options, argc, argv);
+	if (ret >= 0)
+		return ret;
 	options->devices = argv + optind;
 	options->device_count = argc - optind;
 	return check(options);

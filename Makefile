@@ -53,6 +53,12 @@ debug:
 bench:
 	selftests/bench/run
 
+# Needs no VM, but other servers: see README.md.
+bench-serve:
+	$(MAKE) -C userspace
+	$(MAKE) -C selftests/nbd build/plain/testserver
+	selftests/bench/serve
+
 # The kernel's own clean rule wants its headers; without them there is nothing of it.
 clean:
 	if [ -d $(KDIR) ]; then $(MAKE) -C $(KDIR) M=$(CURDIR) clean; fi
@@ -82,8 +88,9 @@ help:
 	@echo '  make fuzz                fleeced'"'"'s protocol with a fuzzer, for SECONDS=3600'
 	@echo '  make debug               the kernel tests with KASAN, lockdep, kmemleak and KCSAN'
 	@echo '  make bench               the cost, with dm-linear, dm-era and dm-snapshot beside it'
+	@echo '  make bench-serve         the cost of serving, with nbdkit, qemu-nbd and nbd-server beside it'
 	@echo
 	@echo 'Roots of the VMs are kept in $${FLEECE_CACHE:-/var/cache/dm-fleece}.'
 	@echo 'selftests/vm/run --help tells how to run one command, or a shell, in a VM.'
 
-.PHONY: all modules modules_install userspace install demo check unit model style fuzz-metadata vm-test full soak fuzz debug bench clean help
+.PHONY: all modules modules_install userspace install demo check unit model style fuzz-metadata vm-test full soak fuzz debug bench bench-serve clean help

@@ -67,6 +67,17 @@ copy()
 		skip="$1" seek="$1" count="$2" status=none
 }
 
+# A snapshot is never served as if it were plain data.
+test_without_control()
+{
+	make_snapshot snap disk cow $CLUSTER
+	or_bail mv /dev/fleece-control /dev/fleece-hidden
+	fails "without the control device a snapshot is refused" "fleece-control: No such file" \
+		timeout 60 "$FLEECED" --socket "$SCRATCH/nbd" "$(path_of snap)"
+	or_bail mv /dev/fleece-hidden /dev/fleece-control
+	or_bail dm_remove snap
+}
+
 test_since()
 {
 	or_bail message origin checkpoint_create first
@@ -246,6 +257,7 @@ make_disk cow "$(cow_sectors $CLUSTER 256)"
 make_disk small "$(cow_sectors $CLUSTER 4)"
 make_origin origin disk
 or_bail pattern origin write 1 0 -
+test_without_control
 test_since
 test_confined
 test_read_once

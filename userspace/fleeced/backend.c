@@ -37,17 +37,26 @@ int backend_read_sysfs(uint64_t device, const char *attribute, char *value, size
 	return 0;
 }
 
+/* Where it cannot be seen, it may be one. */
 static bool is_device_mapper(uint64_t device)
 {
 	char name[128];
 
-	return backend_read_sysfs(device, "dm/name", name, sizeof(name)) == 0;
+	return backend_read_sysfs(device, "dm/name", name, sizeof(name)) == 0 ||
+	       access("/sys/dev/block", F_OK);
+}
+
+/* Without the module there are no snapshots. */
+static bool has_module(void)
+{
+	return !access("/sys/module/dm_fleece", F_OK) || access("/sys/module", F_OK);
 }
 
 /*
  * A descriptor for the control device, or a reason not to need one: -ENODEV.
  * Where the module cannot be asked about a device-mapper device, that device
- * might be a snapshot, and is not served as if it were plain data.
+ * might be a snapshot, and is not served as if it were plain data: in a container
+ * or a chroot the node may be missing.
  */
 static int open_control(const char *path, uint64_t device)
 {
@@ -55,9 +64,7 @@ static int open_control(const char *path, uint64_t device)
 
 	if (control >= 0)
 		return control;
-	if (control == -ENOENT || control == -ENODEV || control == -ENXIO)
-		return -ENODEV;
-	if (!is_device_mapper(device))
+	if (!is_device_mapper(device) || !has_module())
 		return -ENODEV;
 	if (control == -EPROTO)
 		log_error("%s: the module's interface version is not that of this fleeced", path);

@@ -20,7 +20,7 @@ static const struct verb verbs[] = {
 	  "  --wait S            with --all: for S seconds until their devices are there\n"
 	  "  --freeze-timeout S  give up when I/O cannot be held within S seconds (default 10)\n" },
 	{ "detach", verb_detach, "NAME | --all",
-	  "Undoes attach. Without a metadata device, or in use meanwhile, checkpoints are lost.\n"
+	  "Undoes attach. Checkpoints are lost, but of a plain device with a metadata device.\n"
 	  "  --all[=FILE]        all that /etc/fleece/fleecetab, or FILE, lists\n"
 	  "  --freeze-timeout S  give up when I/O cannot be held within S seconds (default 10)\n" },
 	{ "checkpoint", verb_checkpoint,

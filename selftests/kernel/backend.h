@@ -41,7 +41,8 @@ struct snapshot_options {
  * @snapshot_release: release sectors of it, by a discard or by the message.
  * @snapshot_pause: suspend and resume it.
  * @snapshot_grow: let its COW device have room for more slots of a size in sectors.
- * @snapshot_lost: number of clusters that it has lost.
+ * @snapshot_has_lost: 1 when it has lost clusters, and one that it cannot serve is among
+ *	these sectors; else 0.
  * @snapshot_state: 0 while it is good, else the (negative) errno that broke it.
  * @snapshot_is_idle: 1 when no copy is under way, 0 when one is.
  * @snapshot_read: read sectors.
@@ -63,7 +64,7 @@ struct backend {
 				bool discard);
 	int (*snapshot_pause)(unsigned int device);
 	int (*snapshot_grow)(unsigned int device, uint64_t cluster, uint64_t slots);
-	int (*snapshot_lost)(unsigned int device);
+	int (*snapshot_has_lost)(unsigned int device, uint64_t sector, uint64_t count);
 	int (*snapshot_state)(unsigned int device);
 	int (*snapshot_is_idle)(unsigned int device);
 	int (*snapshot_read)(unsigned int device, uint64_t sector, uint64_t count, void *data);
@@ -100,6 +101,7 @@ const struct backend *backend_dm_open(char *const *origins, unsigned int devices
  * @FAULT_GHOST: released clusters can still be read.
  * @FAULT_DENIED: readable clusters are refused.
  * @FAULT_EIO: a read fails without a broken snapshot.
+ * @FAULT_EIO_ELSEWHERE: a read of other clusters than the lost one fails.
  * @FAULT_ZERO: zeroes are served.
  * @FAULT_LIVE_ERROR: a live write fails.
  * @FAULT_LIVE_LOST: a live write does not arrive.
@@ -119,6 +121,7 @@ enum fault {
 	FAULT_GHOST,
 	FAULT_DENIED,
 	FAULT_EIO,
+	FAULT_EIO_ELSEWHERE,
 	FAULT_ZERO,
 	FAULT_LIVE_ERROR,
 	FAULT_LIVE_LOST,

@@ -174,18 +174,6 @@ static int real_snapshot_grow(unsigned int device, uint64_t cluster, uint64_t sl
 	return ret ? ret : dm_message(dev->snapshot_name, "cow_resize");
 }
 
-static int real_snapshot_lost(unsigned int device)
-{
-	char text[256];
-	int lost;
-	int ret;
-
-	ret = dm_status(devices[device].snapshot_name, text, sizeof(text));
-	if (ret)
-		return ret;
-	return sscanf(text, "%*s %*u/%*u %*u %*u/%*u %*u %*u %d", &lost) == 1 ? lost : -EPROTO;
-}
-
 static int real_snapshot_state(unsigned int device)
 {
 	struct fleece_info info;
@@ -227,11 +215,13 @@ static int real_snapshot_read(unsigned int device, uint64_t sector, uint64_t cou
 	return read_all(devices[device].snapshot, sector, count, data);
 }
 
-/* Also checks the form of the extents: gapless, in the range, no empty one. */
+/*
+ * Also checks the form of the extents: gapless, up to the end @bytes, no empty one. The
+ * @values are of the sectors from the first one of the device on.
+ */
 static int read_extents(int fd, uint32_t map, const char *checkpoint, uint64_t offset,
-			uint8_t *values, uint64_t *covered)
+			uint64_t bytes, uint8_t *values, uint64_t *covered)
 {
-	uint64_t bytes = device_sectors * SECTOR_BYTES;
 	struct fleece_extent extents[MAP_EXTENTS];
 	uint64_t at = offset;
 	int count, i;
@@ -253,21 +243,55 @@ static int read_extents(int fd, uint32_t map, const char *checkpoint, uint64_t o
 	return count && at == offset + *covered ? 0 : -EPROTO;
 }
 
-static int real_snapshot_map(unsigned int device, uint32_t map, const char *checkpoint,
-			     uint8_t *values)
+static int read_map(unsigned int device, uint32_t map, const char *checkpoint, uint64_t offset,
+		    uint64_t end, uint8_t *values)
 {
-	uint64_t offset = 0;
 	uint64_t covered;
 	int ret;
 
-	while (offset < device_sectors * SECTOR_BYTES) {
-		ret = read_extents(devices[device].snapshot, map, checkpoint, offset, values,
+	for (; offset < end; offset += covered) {
+		ret = read_extents(devices[device].snapshot, map, checkpoint, offset, end, values,
 				   &covered);
 		if (ret)
 			return ret;
-		offset += covered;
 	}
 	return 0;
+}
+
+static int real_snapshot_map(unsigned int device, uint32_t map, const char *checkpoint,
+			     uint8_t *values)
+{
+	return read_map(device, map, checkpoint, 0, device_sectors * SECTOR_BYTES, values);
+}
+
+static int count_lost(unsigned int device)
+{
+	char text[256];
+	int lost;
+	int ret;
+
+	ret = dm_status(devices[device].snapshot_name, text, sizeof(text));
+	if (ret)
+		return ret;
+	return sscanf(text, "%*s %*u/%*u %*u %*u/%*u %*u %*u %d", &lost) == 1 ? lost : -EPROTO;
+}
+
+static int real_snapshot_has_lost(unsigned int device, uint64_t sector, uint64_t count)
+{
+	int ret = count_lost(device);
+	uint8_t *values;
+
+	if (ret <= 0)
+		return ret;
+	values = malloc(device_sectors);
+	if (!values)
+		return -ENOMEM;
+	ret = read_map(device, FLEECE_MAP_ACCESSIBLE, NULL, sector * SECTOR_BYTES,
+		       (sector + count) * SECTOR_BYTES, values);
+	if (!ret)
+		ret = !!memchr(values + sector, 0, count);
+	free(values);
+	return ret;
 }
 
 static int real_origin_read(unsigned int device, uint64_t sector, uint64_t count, void *data)
@@ -306,7 +330,7 @@ static const struct backend real_backend = {
 	.snapshot_release = real_snapshot_release,
 	.snapshot_pause = real_snapshot_pause,
 	.snapshot_grow = real_snapshot_grow,
-	.snapshot_lost = real_snapshot_lost,
+	.snapshot_has_lost = real_snapshot_has_lost,
 	.snapshot_state = real_snapshot_state,
 	.snapshot_is_idle = real_snapshot_is_idle,
 	.snapshot_read = real_snapshot_read,

@@ -28,6 +28,7 @@ struct device {
 	char *older;		/* of each sector, what was there before live */
 	uint8_t *released;
 	uint64_t cluster;
+	uint64_t lost;		/* so many sectors from the first one on */
 };
 
 static struct device fakes[MAX_DEVICES];
@@ -97,6 +98,9 @@ static int fake_snapshot_create(unsigned int device, const struct snapshot_optio
 		lose_writes(fake);
 	memset(fake->released, 0, fake_sectors);
 	fake->cluster = options->cluster;
+	fake->lost = 0;
+	if (fake_fault == FAULT_EIO_ELSEWHERE && options->slots * options->cluster < fake_sectors)
+		fake->lost = options->cluster;
 	if (!was_held)
 		fake_let_go(device);
 	return 0;
@@ -137,10 +141,10 @@ static int fake_snapshot_grow(unsigned int device, uint64_t cluster, uint64_t sl
 	return 0;
 }
 
-static int fake_snapshot_lost(unsigned int device)
+static int fake_snapshot_has_lost(unsigned int device, uint64_t sector, uint64_t count)
 {
-	(void)device;
-	return 0;
+	(void)count;
+	return sector < fakes[device].lost;
 }
 
 static int fake_snapshot_state(unsigned int device)
@@ -188,7 +192,8 @@ static int fake_snapshot_read(unsigned int device, uint64_t sector, uint64_t cou
 
 	if (fault_strikes(FAULT_DENIED))
 		return -ENODATA;
-	if (fault_strikes(FAULT_EIO))
+	if (fault_strikes(FAULT_EIO) || sector < fake->lost ||
+	    (fake->lost && fault_strikes(FAULT_EIO_ELSEWHERE)))
 		return -EIO;
 	for (i = 0; i < count; i++) {
 		const char *source = fake->image + (sector + i) * SECTOR_BYTES;
@@ -273,7 +278,7 @@ static const struct backend fake_backend = {
 	.snapshot_release = fake_snapshot_release,
 	.snapshot_pause = fake_snapshot_pause,
 	.snapshot_grow = fake_snapshot_grow,
-	.snapshot_lost = fake_snapshot_lost,
+	.snapshot_has_lost = fake_snapshot_has_lost,
 	.snapshot_state = fake_snapshot_state,
 	.snapshot_is_idle = fake_snapshot_is_idle,
 	.snapshot_read = fake_snapshot_read,

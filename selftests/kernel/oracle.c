@@ -146,6 +146,7 @@ static struct {
 	uint64_t granularity;
 	unsigned int round;
 	unsigned int pace;		/* percent of the normal length of a round */
+	bool is_lossy;			/* the snapshots of all rounds lose clusters */
 	unsigned int checkpoints;	/* made so far, for their names */
 	atomic_bool writers_stop;
 	atomic_bool readers_stop;
@@ -244,6 +245,15 @@ static int submit(const struct live_write *write, const char *data)
 	}
 }
 
+static enum write_kind kind_of(enum operation operation)
+{
+	if (operation == OPERATION_WRITE)
+		return WRITE_DATA;
+	if (operation == OPERATION_DISCARD && oracle.discards == DISCARDS_ADVISORY)
+		return WRITE_ADVICE;
+	return WRITE_ZEROES;
+}
+
 /* Returns false if it fails in a way that the snapshots' policy allows. */
 static bool try_write(const struct live_write *write, const char *data)
 {
@@ -258,8 +268,9 @@ static bool try_write(const struct live_write *write, const char *data)
 			  write->sector, took_ms);
 	if (took_ms > atomic_load(&oracle.slowest_ms))
 		atomic_store(&oracle.slowest_ms, took_ms);
-	if (ret == -ENOSPC && oracle.choices.is_small &&
-	    oracle.choices.policy == POLICY_BREAK_WRITE) {
+	/* Advice is not worth a slot, so it can lack none. */
+	if (ret == -ENOSPC && kind_of(write->operation) != WRITE_ADVICE &&
+	    oracle.choices.is_small && oracle.choices.policy == POLICY_BREAK_WRITE) {
 		atomic_fetch_add(&oracle.failed_writes, 1);
 		return false;
 	}
@@ -275,15 +286,6 @@ static void end_write(unsigned int writer, const struct live_write *write)
 	history_end(&oracle.history, writer);
 	atomic_fetch_add(&oracle.operations[write->operation], 1);
 	atomic_fetch_add(&oracle.written_sectors, write->count);
-}
-
-static enum write_kind kind_of(enum operation operation)
-{
-	if (operation == OPERATION_WRITE)
-		return WRITE_DATA;
-	if (operation == OPERATION_DISCARD && oracle.discards == DISCARDS_ADVISORY)
-		return WRITE_ADVICE;
-	return WRITE_ZEROES;
 }
 
 /* Fills the writer's buffer for its next write. */
@@ -425,11 +427,11 @@ static void judge_data(struct cut *cut, const char *what, unsigned int device, u
 	atomic_fetch_add(&oracle.judged_sectors, count);
 }
 
-/* Has the snapshot lost clusters, as its policy allows when the COW device is full? */
-static bool has_lost(unsigned int device)
+/* Has it lost clusters of the range, as its policy allows when the COW device is full? */
+static bool has_lost(unsigned int device, uint64_t sector, uint64_t count)
 {
 	return oracle.choices.is_small && oracle.choices.policy == POLICY_BREAK_CLUSTER &&
-	       oracle.backend->snapshot_lost(device) > 0;
+	       oracle.backend->snapshot_has_lost(device, sector, count) > 0;
 }
 
 static bool may_break(int state)
@@ -444,7 +446,7 @@ static void judge_eio(unsigned int device, uint64_t sector, uint64_t count)
 {
 	int state = oracle.backend->snapshot_state(device);
 
-	if (!state && has_lost(device)) {
+	if (!state && has_lost(device, sector, count)) {
 		atomic_fetch_add(&oracle.failed_reads, 1);
 		return;
 	}
@@ -724,7 +726,7 @@ static void judge_since(unsigned int device)
 static void judge_access_map(unsigned int device, uint8_t *values)
 {
 	const struct access *access = &oracle.snapshots[device].access;
-	bool is_lossy = has_lost(device);
+	bool is_lossy = has_lost(device, 0, oracle.history.sectors);
 	uint64_t sector;
 
 	read_map(device, FLEECE_MAP_ACCESSIBLE, NULL, values);
@@ -770,6 +772,10 @@ static void choose(struct choices *choices, uint64_t *random)
 	choices->is_small = random_below(random, 3) == 0;
 	choices->has_pauses = random_below(random, 3) == 0;
 	choices->policy = (enum policy)random_below(random, POLICIES);
+	if (oracle.is_lossy) {
+		choices->is_small = true;
+		choices->policy = POLICY_BREAK_CLUSTER;
+	}
 	choices->has_small_writes = random_below(random, 3) == 0;
 	choices->release = (enum release_way)random_below(random, RELEASE_WAYS);
 	choices->cluster = clusters[random_below(random, 5)];
@@ -1109,6 +1115,8 @@ static const struct trial trials[] = {
 	  { "refused although all of it is accessible" } },
 	{ "unfounded error", FAULT_EIO, DISCARDS_REFUSED,
 	  { "I/O error although it is not broken" } },
+	{ "unfounded error beside a lost cluster", FAULT_EIO_ELSEWHERE, DISCARDS_REFUSED,
+	  { "I/O error although it is not broken" } },
 	{ "zeroes", FAULT_ZERO, DISCARDS_REFUSED,
 	  { "found zeroes" } },
 	{ "failed live write", FAULT_LIVE_ERROR, DISCARDS_REFUSED,
@@ -1139,6 +1147,7 @@ static void run_trial(const struct trial *trial, int output)
 	oracle.pace = 20;
 	oracle.granularity = 128;
 	oracle.discards = trial->discards;
+	oracle.is_lossy = trial->fault == FAULT_EIO_ELSEWHERE;
 	oracle.backend = backend_fake_open(MAX_DEVICES, FAKE_SECTORS, trial->fault,
 					   trial->discards == DISCARDS_ADVISORY);
 	if (!oracle.backend)

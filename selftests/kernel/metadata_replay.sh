@@ -21,7 +21,9 @@ SECTORS=524288
 META_SECTORS=6144
 GRANULARITY=8
 WRITERS=4
+# At most at a time, and at least in all.
 CHECKPOINTS=6
+MADE=10
 SAMPLES=8
 seconds=${FLEECE_REPLAY_SECONDS:-25}
 points=${FLEECE_REPLAY_POINTS:-6000}
@@ -212,7 +214,8 @@ record_all()
 	defer dm_remove_deferred meta
 	make_durable_origin origin disk meta $GRANULARITY
 	defer stop_writers
-	while [ "$(now_ms)" -lt $end ] && has_room; do
+	# However slow the machine is, something shall have happened.
+	while { [ "$(now_ms)" -lt $end ] || [ $number -lt $MADE ]; } && has_room; do
 		step
 	done
 	stop_writers

@@ -396,17 +396,14 @@ static bool read_head(struct block_device *lower, u64 nr_sectors, u32 *crc)
 	return !ret;
 }
 
-/*
- * What is noted of the origin's start shall be there after a power cut. If it cannot be
- * flushed, it is taken for written by somebody else then.
- */
-static void flush_lower(struct block_device *lower)
+int fleece_metadata_dev_flush_lower(struct block_device *lower)
 {
 	struct bio *bio = fleece_bio_alloc(lower, 0, REQ_OP_WRITE | REQ_SYNC | REQ_PREFLUSH,
 					   GFP_KERNEL, &fs_bio_set);
+	int ret = submit_bio_wait(bio);
 
-	submit_bio_wait(bio);
 	bio_put(bio);
+	return ret;
 }
 
 static int alloc_buffers(struct fleece_metadata_dev *dev)
@@ -529,7 +526,11 @@ void fleece_metadata_dev_close(struct fleece_metadata_dev *dev, struct block_dev
 	if (!dev->is_started)
 		return;
 	stop_works(dev);
-	flush_lower(lower);
+	/*
+	 * What is noted of the origin's start shall be there after a power cut. If it cannot
+	 * be flushed, it is taken for written by somebody else then.
+	 */
+	fleece_metadata_dev_flush_lower(lower);
 	has_head = read_head(lower, dev->md->root.origin_sectors, &head);
 	noio = fleece_metadata_dev_lock(dev);
 	/* One that is late, not lost, can yet be told that it failed. */

@@ -186,6 +186,15 @@ void fleece_metadata_dev_start(struct fleece_metadata_dev *dev);
 void fleece_metadata_dev_close(struct fleece_metadata_dev *dev, struct block_device *lower);
 
 /**
+ * fleece_metadata_dev_flush_lower() - flush the cache of the device under the origin
+ * @lower: the device.
+ *
+ * Context: Process, without dev->lock: it may take as long as the device likes.
+ * Return: 0, or a negative errno of the device.
+ */
+int fleece_metadata_dev_flush_lower(struct block_device *lower);
+
+/**
  * fleece_metadata_dev_free() - give everything back
  * @dev: may be NULL. No live write uses it any more.
  *

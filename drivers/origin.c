@@ -951,10 +951,18 @@ int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name,
 	lockdep_assert_held(&origin->change_lock);
 	if (!dev)
 		return error;
+	/*
+	 * A write before the moment that is lost in a power cut after the commit would be a
+	 * change since the checkpoint that nothing tells of.
+	 */
+	if (!error)
+		error = fleece_metadata_dev_flush_lower(origin->lower);
 	noio = fleece_metadata_dev_lock(dev);
 	if (!error)
 		error = describe_checkpoint(origin, name, &checkpoint);
 	if (error) {
+		/* It is there if the flush has failed. */
+		forget_checkpoint(origin, name);
 		fleece_metadata_abort_create(dev->md);
 	} else {
 		error = fleece_metadata_create(dev->md, &checkpoint);

@@ -152,6 +152,14 @@ static void mark_failure(struct fleece_metadata *md)
 		md->nr_marks += !commit(md);
 }
 
+/* The device may have come back since. Returns the failure. */
+static int retry_mark(struct fleece_metadata *md)
+{
+	if (md->nr_marks < FLEECE_METADATA_MARKS)
+		mark_failure(md);
+	return md->error;
+}
+
 static void resume_all(struct fleece_metadata *md)
 {
 	struct list_head waiters;
@@ -491,8 +499,10 @@ int fleece_metadata_settle(struct fleece_metadata *md)
 	struct fleece_view view;
 	int ret = 0;
 
-	if (md->error || md->is_creating)
-		return md->error;
+	if (md->error)
+		return retry_mark(md);
+	if (md->is_creating)
+		return 0;
 	select_dirty(md, true);
 	if (md->root.nr_checkpoints) {
 		ret = since(md, newest, &view);
@@ -1042,11 +1052,8 @@ int fleece_metadata_close(struct fleece_metadata *md, bool has_head_crc, u32 hea
 {
 	int ret;
 
-	if (md->error) {
-		if (md->nr_marks < FLEECE_METADATA_MARKS)
-			mark_failure(md);
-		return md->error;
-	}
+	if (md->error)
+		return retry_mark(md);
 	/* Without memory for it, it stays as after a crash. */
 	ret = write_dirty(md);
 	if (ret)

@@ -272,7 +272,9 @@ void fleece_metadata_grant(struct fleece_metadata *md);
  * @md: started.
  *
  * To be called every few seconds while md->dirty or md->granted have bits: an intent is
- * taken back by the second call after its region has got its last new bit.
+ * taken back by the second call after its region has got its last new bit. After a
+ * failure, while md->nr_marks is below FLEECE_METADATA_MARKS: each call tries the mark
+ * of failure again.
  *
  * Context: Worker.
  * Return: 0; an error of io->since(): nothing was done; or the negative errno of the

@@ -309,6 +309,11 @@ static const struct fleece_metadata_io dev_io = {
 
 /* ------------------------- The worker ------------------------- */
 
+static void arm_settle(struct fleece_metadata_dev *dev)
+{
+	queue_delayed_work(dev->wq, &dev->settle, msecs_to_jiffies(READ_ONCE(metadata_settle_ms)));
+}
+
 unsigned int fleece_metadata_dev_lock(struct fleece_metadata_dev *dev)
 {
 	unsigned int noio = memalloc_noio_save();
@@ -325,16 +330,13 @@ void fleece_metadata_dev_unlock(struct fleece_metadata_dev *dev, unsigned int no
 	if (is_news) {
 		dev->is_reported = true;
 		note_failure(dev);
+		/* Until the device has the mark of failure. */
+		arm_settle(dev);
 	}
 	mutex_unlock(&dev->lock);
 	memalloc_noio_restore(noio);
 	if (is_news)
 		dev->methods->failed(dev->owner, error);
-}
-
-static void arm_settle(struct fleece_metadata_dev *dev)
-{
-	queue_delayed_work(dev->wq, &dev->settle, msecs_to_jiffies(READ_ONCE(metadata_settle_ms)));
 }
 
 static void grant_intents(struct work_struct *work)
@@ -361,7 +363,8 @@ static void settle_intents(struct work_struct *work)
 	fleece_metadata_settle(dev->md);
 	dev->is_trying = false;
 	/* Without intents there is nothing to be done before the next grant. */
-	if (!dev->md->error && READ_ONCE(dev->md->nr_granted))
+	if (dev->md->error ? dev->md->nr_marks < FLEECE_METADATA_MARKS :
+			     READ_ONCE(dev->md->nr_granted))
 		arm_settle(dev);
 	fleece_metadata_dev_unlock(dev, noio);
 }

@@ -41,6 +41,7 @@ struct pending {
 /*
  * is_dead: power is cut, or the machine killed: nothing arrives any more.
  * crash_at, fail_at: the I/O that this happens at, or that fails; 0: none.
+ * is_out: no write and no flush succeeds, for now.
  * unreadable: sector that cannot be read for the rest of a life; 0: none.
  */
 static struct {
@@ -48,6 +49,7 @@ static struct {
 	struct pending pending[PENDING_MAX];
 	unsigned int nr_pending;
 	bool is_dead;
+	bool is_out;
 	bool has_failed;
 	unsigned long count;
 	unsigned long crash_at;
@@ -211,7 +213,9 @@ static bool io_ends(void)
 		device.has_failed = true;
 		return true;
 	}
-	return device.is_dead;
+	if (device.is_out)
+		device.has_failed = true;
+	return device.is_dead || device.is_out;
 }
 
 static int device_read(void *context, u64 sector, void *data, unsigned int count)
@@ -959,6 +963,26 @@ static void test_hot(void)
 	end_life();
 }
 
+/* An outage longer than the failure, and no clean end afterwards. */
+static void test_outage(void)
+{
+	begin_quietly();
+	create_named("one");
+	device.is_out = true;
+	require(!fleece_metadata_mark(md, tracker.live->bits, 100, 100), "no intent is needed");
+	fleece_metadata_grant(md);
+	require(md->error && !md->nr_marks, "no failure");
+	require(fleece_metadata_settle(md) == md->error && !md->nr_marks, "settle in the outage");
+	device.is_out = false;
+	require(fleece_metadata_settle(md) == md->error, "settle");
+	require(md->nr_marks == FLEECE_METADATA_MARKS, "%u marks", md->nr_marks);
+	device.is_dead = true;
+	lose_cache();
+	end_life();
+	require(!open_device() && md->root.checkpoints[0].is_invalid, "valid after an outage");
+	end_life();
+}
+
 static void test_limits(void)
 {
 	char name[16];
@@ -1050,6 +1074,7 @@ static const struct unit_case cases[] = {
 	{ "metadata: power cuts, kills and clean ends in random lives", test_crashes },
 	{ "metadata: a crash at every single I/O", test_every_crash },
 	{ "metadata: a write or a flush fails", test_failures },
+	{ "metadata: the mark of failure is made when an outage ends", test_outage },
 	{ "metadata: writes to hot granules cost nothing, cold ones share a grant", test_hot },
 	{ "metadata: slots, capacity and generations come to an end", test_limits },
 	{ "metadata: another origin, or one that was written to", test_other_origins },

@@ -502,10 +502,14 @@ struct fleece_metadata_dev *fleece_metadata_dev_open(const struct fleece_metadat
 
 void fleece_metadata_dev_start(struct fleece_metadata_dev *dev)
 {
-	unsigned int noio = fleece_metadata_dev_lock(dev);
+	unsigned int noio;
 
+	/* The origin is suspended: do not wait for a settle only to see that. */
+	if (READ_ONCE(dev->is_started))
+		return;
+	noio = fleece_metadata_dev_lock(dev);
 	if (!dev->is_started) {
-		dev->is_started = true;
+		WRITE_ONCE(dev->is_started, true);
 		if (!fleece_metadata_start(dev->md))
 			forget_failure(dev);
 		/* Intents that a crash has left are taken back. */

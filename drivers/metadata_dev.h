@@ -86,7 +86,8 @@ struct fleece_metadata_buffer {
  * @lock: the right to be the worker.
  *
  * Protected by @lock:
- * @is_started: fleece_metadata_start() was called.
+ * @is_started: fleece_metadata_start() was called; once set it stays, and is read
+ *	without the lock.
  * @is_reported: @failed was called.
  * @is_trying: @since must not wait.
  * @has_timed_out: the device did not get on.

@@ -10,6 +10,7 @@
 #ifndef FLEECE_BITS_H
 #define FLEECE_BITS_H
 
+#include <linux/bitops.h>
 #include <linux/types.h>
 
 /**
@@ -62,5 +63,19 @@ bool fleece_bits_any(const struct fleece_view *view, u64 first, u64 last);
  * Return: the number of bits from @from on, at least 1, that have @value.
  */
 u64 fleece_bits_run(const struct fleece_view *view, u64 from, u64 end, bool *value);
+
+/**
+ * fleece_bits_set() - set a bit atomically
+ * @bits: the bitmap.
+ * @nr: number of the bit.
+ *
+ * set_bit() takes numbers of 32 bits only on some architectures.
+ *
+ * Context: Any.
+ */
+static inline void fleece_bits_set(unsigned long *bits, u64 nr)
+{
+	set_bit(nr % BITS_PER_LONG, bits + nr / BITS_PER_LONG);
+}
 
 #endif

@@ -214,7 +214,7 @@ static bool mark_region(struct fleece_metadata *md, unsigned long *live, u64 reg
 	may_go = md->error || test_bit(region, md->granted);
 	if (may_go) {
 		for (g = first; g <= last; g++)
-			set_bit(g, live);
+			fleece_bits_set(live, g);
 		__set_bit(region, md->dirty);
 		__set_bit(region, md->recent);
 	} else {

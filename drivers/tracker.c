@@ -171,7 +171,7 @@ static void join_bits(struct fleece_tracker *tracker, struct fleece_segment *to,
 	for (i = 0; i < words; i++) {
 		word = from->bits[i] & ~READ_ONCE(to->bits[i]);
 		while (word) {
-			set_bit(i * BITS_PER_LONG + __ffs(word), to->bits);
+			fleece_bits_set(to->bits, i * BITS_PER_LONG + __ffs(word));
 			word &= word - 1;
 		}
 		if (i % WORDS_PER_TURN == WORDS_PER_TURN - 1)

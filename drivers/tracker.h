@@ -167,7 +167,7 @@ static inline void fleece_tracker_mark(struct fleece_tracker *tracker, sector_t 
 	for (g = sector >> tracker->granule_shift; g <= last; g++) {
 		/* Most writes hit a granule that is marked: do not dirty its line. */
 		if (!test_bit(g, live->bits))
-			set_bit(g, live->bits);
+			fleece_bits_set(live->bits, g);
 	}
 }
 

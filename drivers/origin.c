@@ -973,6 +973,18 @@ int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name,
 	return error;
 }
 
+static void fail_metadata(struct fleece_origin *origin, int error)
+{
+	struct fleece_metadata_dev *dev = origin->durable;
+	unsigned int noio;
+
+	if (!dev)
+		return;
+	noio = fleece_metadata_dev_lock(dev);
+	fleece_metadata_fail(dev->md, error);
+	fleece_metadata_dev_unlock(dev, noio);
+}
+
 static void resize_metadata(struct fleece_origin *origin, sector_t nr_sectors)
 {
 	struct fleece_metadata_dev *dev = origin->durable;
@@ -1022,7 +1034,7 @@ static void end_shrinking(struct fleece_table *table)
 /*
  * The device is suspended, and the writes under way have been waited for. The metadata
  * is told before it shrinks, and after it has grown: what it says is never of less. If
- * the tracker has lost all checkpoints, it finds out, and fails.
+ * the tracker has lost all checkpoints, it fails.
  */
 static void adopt_size(struct fleece_table *table, sector_t nr_sectors)
 {
@@ -1030,6 +1042,7 @@ static void adopt_size(struct fleece_table *table, sector_t nr_sectors)
 	sector_t old_sectors = origin->nr_sectors;
 	unsigned int change;
 	unsigned int noio;
+	int ret = 0;
 
 	/* Do not wait, with the device suspended, for a pass over the maps that holds the lock. */
 	if (!table->shrinks && nr_sectors == old_sectors)
@@ -1040,13 +1053,16 @@ static void adopt_size(struct fleece_table *table, sector_t nr_sectors)
 	noio = fleece_origin_lock(origin);
 	end_shrinking(table);
 	if (nr_sectors != old_sectors) {
-		if (fleece_tracker_resize(&origin->tracker, nr_sectors))
+		ret = fleece_tracker_resize(&origin->tracker, nr_sectors);
+		if (ret)
 			DMERR("%s: out of memory for the new size: all checkpoints are dropped",
 			      dm_device_name(origin->md));
 		WRITE_ONCE(origin->nr_sectors, nr_sectors);
 	}
 	fleece_origin_unlock(origin, noio);
-	if (nr_sectors > old_sectors)
+	if (ret)
+		fail_metadata(origin, ret);
+	else if (nr_sectors > old_sectors)
 		resize_metadata(origin, nr_sectors);
 	fleece_origin_end_change(origin, change);
 }

@@ -743,8 +743,9 @@ static void invalidate_checkpoints(struct fleece_metadata *md,
 				   const struct fleece_metadata_origin *origin)
 {
 	struct fleece_md_root *root = &md->root;
+	/* A start that cannot be read any more is not the same. */
 	bool was_written = root->state == FLEECE_MD_CLEAN && root->has_head_crc &&
-			   origin->has_head_crc && root->head_crc != origin->head_crc;
+			   !(origin->has_head_crc && root->head_crc == origin->head_crc);
 	u32 i;
 
 	if (root->state != FLEECE_MD_INVALID && !was_written)

@@ -402,7 +402,7 @@ static bool read_head(struct block_device *lower, u64 nr_sectors, u32 *crc)
 int fleece_metadata_dev_flush_lower(struct block_device *lower)
 {
 	struct bio *bio = fleece_bio_alloc(lower, 0, REQ_OP_WRITE | REQ_SYNC | REQ_PREFLUSH,
-					   GFP_KERNEL, &fs_bio_set);
+					   GFP_NOIO, &fs_bio_set);
 	int ret = submit_bio_wait(bio);
 
 	bio_put(bio);

@@ -98,6 +98,13 @@ test_restart()
 		"$FLEECE" snapshot "$name" --cow "/dev/$GROUP/meta-other" --since one
 	succeeds "and its end" "$FLEECE" remove "$name-snap"
 	or_bail "$FLEECE" detach "$name"
+	truncate -s 12M "$SCRATCH/spare"
+	or_bail losetup --set-capacity "$spare"
+	says "attach of a device that has grown says what it costs" "grown.*1 checkpoint was dropped" \
+		"$FLEECE" attach "$spare" --name "$name" --metadata "/dev/$GROUP/small"
+	is "all of it is there" "$(blockdev --getsize64 "$path")" $((12 << 20))
+	is "and in order" "$(metadata_state "$name") $(checkpoints "$name")" "clean "
+	or_bail "$FLEECE" detach "$name"
 }
 
 # Nobody knows whether a volume is used between a live detach and the next attach.
@@ -122,7 +129,8 @@ test_unseen()
 	or_bail mount "/dev/mapper/$data" "$SCRATCH/data"
 	defer unmount_volume data
 	or_bail "$FLEECE" checkpoint create "$data" two
-	succeeds "detach of a mounted one" "$FLEECE" detach "$data"
+	says "detach of a mounted one says what it costs" "1 checkpoint was deleted" \
+		"$FLEECE" detach "$data"
 	echo unseen > "$SCRATCH/data/file"
 	or_bail umount "$SCRATCH/data"
 	or_bail "$FLEECE" attach "$data" --metadata "$meta"

@@ -503,7 +503,13 @@ static enum status drop_checkpoints(const struct origin *origin)
 		ret = fleece_dm_message(origin->dm.name, message, NULL);
 	}
 	free(list);
-	return ret ? report_dm(ret, origin->dm.name, "cannot delete its checkpoints") : DONE;
+	if (ret)
+		return report_dm(ret, origin->dm.name, "cannot delete its checkpoints");
+	if (count)
+		report_note(origin->dm.name,
+			    "note: goes on being used, unseen: %zu checkpoint%s deleted, the next backup is a full one",
+			    count, count == 1 ? " was" : "s were");
+	return DONE;
 }
 
 /* After a failure of its metadata device no checkpoint is valid later anyway. */

@@ -140,6 +140,9 @@ static enum status check_origin(const struct request *request, const struct imag
 	status = metadata_read_origin(request->origin, &bytes, identity);
 	if (status != DONE)
 		return status;
+	if (bytes / SECTOR > image->root.origin_sectors)
+		report_note(path, "note: %s is larger than recorded: attach drops the checkpoints then",
+			    request->origin);
 	return metadata_check_origin(image, path, request->origin, bytes, identity);
 }
 

@@ -265,9 +265,6 @@ enum status metadata_check_origin(const struct image *image, const char *path, c
 		return report(NO_CHECKPOINT, path,
 			      "belongs to a larger origin than %s: it is refused; another device, or it was shrunk",
 			      origin);
-	if (bytes / SECTOR > image->root.origin_sectors)
-		report_note(path, "note: %s is larger than recorded: what it has gained counts as changed, if it is the same device",
-			    origin);
 	if (identity[0] && image->root.identity[0] && strcmp(identity, image->root.identity))
 		return report(NO_CHECKPOINT, path, "belongs to origin '%s', but %s is '%s'",
 			      image->root.identity, origin, identity);
@@ -329,14 +326,17 @@ static enum status prepare_new(const char *path, const struct metadata_origin *o
 	return DONE;
 }
 
-/* As it was, without checkpoints. */
+/* As it was, without checkpoints. @why: what has been missed. */
 static enum status drop_checkpoints(const char *path, const struct metadata_origin *origin,
-				    const struct image_io *io, const struct image *image)
+				    const struct image_io *io, const struct image *image,
+				    const char *why)
 {
 	const struct fleece_md_root *old = &image->root;
+	uint64_t capacity = (uint64_t)old->capacity_sectors * SECTOR;
 	struct metadata_plan plan = {
-		.origin_size = (uint64_t)old->origin_sectors * SECTOR,
-		.capacity = (uint64_t)old->capacity_sectors * SECTOR,
+		.origin_size = origin->size,
+		/* If it has outgrown that: anew. */
+		.capacity = capacity < origin->size ? 0 : capacity,
 		.granularity = (uint64_t)old->granule_sectors * SECTOR,
 		.region = (uint64_t)old->region_sectors * SECTOR,
 		.checkpoints = old->nr_slots,
@@ -348,10 +348,9 @@ static enum status drop_checkpoints(const char *path, const struct metadata_orig
 	memset(&root, 0, sizeof(root));
 	memcpy(root.identity, old->identity, sizeof(root.identity));
 	status = metadata_make(&plan, path, io, &root);
-	if (status == DONE)
-		report_note(origin->path,
-			    "note: has been in use without the target, which knows nothing of what was written then: %u checkpoint%s dropped, the next backup is a full one",
-			    old->nr_checkpoints, old->nr_checkpoints == 1 ? " was" : "s were");
+	if (status == DONE && old->nr_checkpoints)
+		report_note(origin->path, "note: %s: %u checkpoint%s dropped, the next backup is a full one",
+			    why, old->nr_checkpoints, old->nr_checkpoints == 1 ? " was" : "s were");
 	return status;
 }
 
@@ -370,8 +369,12 @@ static enum status prepare_found(const char *path, const struct metadata_origin 
 			      "is for a granularity of %" PRIu64 ", not %" PRIu64 "; leave --granularity out, or begin anew with 'fleece metadata create'",
 			      found, *granularity);
 	*granularity = found;
+	if (origin->size / SECTOR > image->root.origin_sectors)
+		return drop_checkpoints(path, origin, io, image,
+					"has grown without the target, which cannot tell what else was written");
 	if (origin->is_used && image->root.nr_checkpoints)
-		return drop_checkpoints(path, origin, io, image);
+		return drop_checkpoints(path, origin, io, image,
+					"has been in use without the target, which knows nothing of what was written then");
 	return DONE;
 }
 

@@ -119,8 +119,9 @@ enum status metadata_report_short(const struct image *image, const char *path);
  * @devno: set to the number of the metadata device.
  *
  * On an empty device metadata is made. One that holds anything else than metadata of just
- * this origin is refused, and stays as it is. If the origin is in use, what was written to
- * it since it was attached the last time is not known: its checkpoints are dropped.
+ * this origin is refused, and stays as it is. If the origin is in use, or has grown, what
+ * was written to it since it was attached the last time is not known: its checkpoints are
+ * dropped.
  */
 enum status metadata_prepare(const char *path, const struct metadata_origin *origin,
 			     uint64_t *granularity, dev_t *devno);

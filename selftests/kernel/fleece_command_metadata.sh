@@ -147,6 +147,28 @@ test_unseen()
 	or_bail "$FLEECE" detach "$data"
 }
 
+# A device that cannot be attached is used all the same.
+test_missed()
+{
+	local name=$PREFIX-plain
+
+	echo "$name $spare /dev/$GROUP/small" > "$tab"
+	or_bail "$FLEECE" attach --all="$tab"
+	or_bail "$FLEECE" checkpoint create "$name" one
+	or_bail "$FLEECE" detach "$name"
+	or_bail mkfs.ext4 -q -F "$spare"
+	mkdir -p "$SCRATCH/missed"
+	or_bail mount "$spare" "$SCRATCH/missed"
+	defer eval "! mountpoint -q $SCRATCH/missed || umount $SCRATCH/missed"
+	exits "attach of all, of a mounted device" 1 "$FLEECE" attach --all="$tab"
+	is "no checkpoint is left to be believed" \
+		"$("$FLEECE" metadata dump "/dev/$GROUP/small" --json | jq '.checkpoints | length')" 0
+	or_bail umount "$SCRATCH/missed"
+	succeeds "later it can be attached" "$FLEECE" attach --all="$tab"
+	is "without checkpoints" "$(checkpoints "$name")" ""
+	or_bail "$FLEECE" detach --all="$tab"
+}
+
 test_tab()
 {
 	local lower
@@ -193,5 +215,6 @@ test_refusals
 test_restart
 test_live
 test_unseen
+test_missed
 test_tab
 finish

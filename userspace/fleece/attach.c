@@ -393,6 +393,19 @@ static enum status attach_entry(const struct fleecetab_entry *entry, unsigned in
 	return attach_device(&attach);
 }
 
+/* It is there, and will be used as it is: what is written then must not look unchanged. */
+static void miss_entry(const struct fleecetab_entry *entry)
+{
+	struct metadata_origin origin = { .path = entry->device };
+	struct stat st;
+
+	if (!entry->metadata[0] || stat(entry->device, &st) || !S_ISBLK(st.st_mode))
+		return;
+	origin.devno = st.st_rdev;
+	if (!device_size(st.st_rdev, &origin.size))
+		metadata_miss(entry->metadata, &origin);
+}
+
 static enum status attach_all(const struct attach *attach)
 {
 	struct fleecetab tab;
@@ -401,11 +414,13 @@ static enum status attach_all(const struct attach *attach)
 
 	fleecetab_wait(&tab, attach->wait_ms / 1000);
 	ret = start_change();
-	for (i = 0; i < tab.count && ret == DONE; i++) {
+	for (i = 0; i < tab.count; i++) {
 		if (tab.entries[i].is_manual)
 			continue;
-		if (attach_entry(&tab.entries[i], attach->limit_ms) != DONE)
-			status = FAILED;
+		if (ret == DONE && attach_entry(&tab.entries[i], attach->limit_ms) == DONE)
+			continue;
+		miss_entry(&tab.entries[i]);
+		status = FAILED;
 	}
 	fleecetab_free(&tab);
 	return ret == DONE ? status : ret;

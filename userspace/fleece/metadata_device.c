@@ -413,3 +413,24 @@ enum status metadata_prepare(const char *path, const struct metadata_origin *ori
 		status = report_errno(errno, path, "cannot write it");
 	return status;
 }
+
+void metadata_miss(const char *path, const struct metadata_origin *origin)
+{
+	char identity[FLEECE_MD_IDENTITY_BYTES];
+	static struct image image;
+	struct image_io io;
+	dev_t devno;
+	int fd;
+
+	if (check_place(path, origin, &devno) != DONE ||
+	    metadata_open(path, O_RDWR | O_EXCL, &fd, &io) != DONE)
+		return;
+	identify(origin->devno, identity);
+	image_read_root(&io, &image);
+	if (image.chosen >= 0 && !image.copies[image.chosen].result && !image.is_short &&
+	    image.root.nr_checkpoints &&
+	    metadata_check_origin(&image, path, origin->path, origin->size, identity) == DONE)
+		drop_checkpoints(path, origin, &io, &image,
+				 "is used without the target, which could not be attached");
+	close(fd);
+}

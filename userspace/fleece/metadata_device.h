@@ -126,4 +126,14 @@ enum status metadata_report_short(const struct image *image, const char *path);
 enum status metadata_prepare(const char *path, const struct metadata_origin *origin,
 			     uint64_t *granularity, dev_t *devno);
 
+/**
+ * metadata_miss() - drop the checkpoints of an origin that could not be attached
+ * @path: of its metadata device.
+ * @origin: the origin. It may be written to from now on.
+ *
+ * Needs no module. Metadata that cannot be found, is of another origin, or is in use stays
+ * as it is.
+ */
+void metadata_miss(const char *path, const struct metadata_origin *origin);
+
 #endif

@@ -504,7 +504,10 @@ void fleece_metadata_dev_start(struct fleece_metadata_dev *dev)
 {
 	unsigned int noio;
 
-	/* The origin is suspended: do not wait for a settle only to see that. */
+	/*
+	 * The origin is suspended: do not wait for a settle only to see that. The resumes
+	 * of a device come one after the other, so who sees this sees what the start did.
+	 */
 	if (READ_ONCE(dev->is_started))
 		return;
 	noio = fleece_metadata_dev_lock(dev);

@@ -854,27 +854,35 @@ static int open_metadata(struct dm_target *ti, struct fleece_table *table)
 	return ret;
 }
 
+static void fail_metadata(struct fleece_origin *origin, int error)
+{
+	struct fleece_metadata_dev *dev = origin->durable;
+	unsigned int noio;
+
+	if (!dev)
+		return;
+	noio = fleece_metadata_dev_lock(dev);
+	fleece_metadata_fail(dev->md, error);
+	fleece_metadata_dev_unlock(dev, noio);
+}
+
 /*
  * The live table has gone. If the device goes as well, nobody writes to it any more. If
  * it stays, it has another target now, and what is written through that is not seen.
  */
 static void close_metadata(struct fleece_origin *origin)
 {
-	struct fleece_metadata_dev *dev = origin->durable;
 	struct mapped_device *md;
-	unsigned int noio;
 
-	if (!dev)
+	if (!origin->durable)
 		return;
 	md = dm_get_md(origin->md_devt);
 	if (md) {
 		dm_put(md);
 		DMWARN("%s: the table was replaced by another target", dm_device_name(origin->md));
-		noio = fleece_metadata_dev_lock(dev);
-		fleece_metadata_fail(dev->md, -ENODEV);
-		fleece_metadata_dev_unlock(dev, noio);
+		fail_metadata(origin, -ENODEV);
 	}
-	fleece_metadata_dev_close(dev, origin->lower);
+	fleece_metadata_dev_close(origin->durable, origin->lower);
 }
 
 /* The last table has gone, and with it what keeps the metadata device open. */
@@ -960,29 +968,15 @@ int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name,
 	noio = fleece_metadata_dev_lock(dev);
 	if (!error)
 		error = describe_checkpoint(origin, name, &checkpoint);
-	if (error) {
-		/* It is there if the flush has failed. */
-		forget_checkpoint(origin, name);
+	if (error)
 		fleece_metadata_abort_create(dev->md);
-	} else {
+	else
 		error = fleece_metadata_create(dev->md, &checkpoint);
-		if (error)
-			forget_checkpoint(origin, name);
-	}
+	/* If it is there: there was none of this name before. */
+	if (error)
+		forget_checkpoint(origin, name);
 	fleece_metadata_dev_unlock(dev, noio);
 	return error;
-}
-
-static void fail_metadata(struct fleece_origin *origin, int error)
-{
-	struct fleece_metadata_dev *dev = origin->durable;
-	unsigned int noio;
-
-	if (!dev)
-		return;
-	noio = fleece_metadata_dev_lock(dev);
-	fleece_metadata_fail(dev->md, error);
-	fleece_metadata_dev_unlock(dev, noio);
 }
 
 static void resize_metadata(struct fleece_origin *origin, sector_t nr_sectors)

@@ -34,7 +34,6 @@
 #include "verbs.h"
 #include "window.h"
 
-#define DEFAULT_GRANULARITY	(64ULL << 10)
 /* "LVM-", and the ids of group and volume; internal devices have more. */
 #define LVM_UUID_LENGTH		(4 + 32 + 32)
 
@@ -506,18 +505,9 @@ static enum status detach_plain(const struct origin *origin)
 /* What is written from now on is not seen: nothing that lasts may say it was not. */
 static enum status drop_checkpoints(const struct origin *origin)
 {
-	struct fleece_checkpoint_line *list;
-	char message[sizeof("checkpoint_delete ") + FLEECE_NAME_SIZE];
-	size_t count, i;
-	int ret = checkpoint_list(origin, &list, &count);
+	size_t count;
+	int ret = checkpoint_delete_all(origin, &count);
 
-	if (ret)
-		return report_dm(ret, origin->dm.name, "cannot list its checkpoints");
-	for (i = 0; i < count && !ret; i++) {
-		snprintf(message, sizeof(message), "checkpoint_delete %s", list[i].name);
-		ret = fleece_dm_message(origin->dm.name, message, NULL);
-	}
-	free(list);
 	if (ret)
 		return report_dm(ret, origin->dm.name, "cannot delete its checkpoints");
 	if (count)

@@ -143,14 +143,33 @@ static enum status list_checkpoints(const struct origin *origin, bool is_json)
 	return DONE;
 }
 
-static enum status send_message(const struct origin *origin, const char *action,
-				const char *checkpoint)
+static int send_message(const struct origin *origin, const char *action, const char *checkpoint)
 {
 	char message[64 + FLEECE_NAME_SIZE];
-	int ret;
 
 	snprintf(message, sizeof(message), "checkpoint_%s %s", action, checkpoint);
-	ret = fleece_dm_message(origin->dm.name, message, NULL);
+	return fleece_dm_message(origin->dm.name, message, NULL);
+}
+
+int checkpoint_delete_all(const struct origin *origin, size_t *count)
+{
+	struct fleece_checkpoint_line *list;
+	size_t i;
+	int ret = checkpoint_list(origin, &list, count);
+
+	if (ret)
+		return ret;
+	for (i = 0; i < *count && !ret; i++)
+		ret = send_message(origin, "delete", list[i].name);
+	free(list);
+	return ret;
+}
+
+static enum status change_checkpoint(const struct origin *origin, const char *action,
+				     const char *checkpoint)
+{
+	int ret = send_message(origin, action, checkpoint);
+
 	return ret ? checkpoint_report(ret, origin->dm.name, checkpoint) : DONE;
 }
 
@@ -189,5 +208,5 @@ enum status verb_checkpoint(int argc, char **argv)
 	if (status != DONE)
 		return status;
 	return is_list ? list_checkpoints(&origin, is_json) :
-			 send_message(&origin, words[0], words[2]);
+			 change_checkpoint(&origin, words[0], words[2]);
 }

@@ -40,6 +40,15 @@ enum status checkpoint_find(const struct origin *origin, const char *checkpoint,
 bool checkpoint_exists(const struct origin *origin, const char *checkpoint);
 
 /**
+ * checkpoint_delete_all() - delete all checkpoints of an origin
+ * @origin: the origin.
+ * @count: set to how many there were.
+ *
+ * Return: 0 or -errno; then some may be left.
+ */
+int checkpoint_delete_all(const struct origin *origin, size_t *count);
+
+/**
  * checkpoint_report() - report the errno of something about a checkpoint
  * @error: -errno.
  * @name: the device.

@@ -160,7 +160,7 @@ static void read_fine(const struct image_io *io, struct image *image, const stru
 	}
 }
 
-static bool has_root(const struct image *image)
+bool image_has_root(const struct image *image)
 {
 	return image->chosen >= 0 && !image->copies[image->chosen].result;
 }
@@ -169,7 +169,7 @@ void image_read_root(const struct image_io *io, struct image *image)
 {
 	memset(image, 0, sizeof(*image));
 	choose_copy(io, image);
-	if (!has_root(image))
+	if (!image_has_root(image))
 		return;
 	fleece_md_layout(&image->root, &image->layout);
 	image->nr_granules = (image->root.origin_sectors + image->root.granule_sectors - 1) /
@@ -182,7 +182,7 @@ int image_inspect(const struct image_io *io, struct image *image)
 	struct block *intents;
 
 	image_read_root(io, image);
-	if (!has_root(image) || image->is_short)
+	if (!image_has_root(image) || image->is_short)
 		return 0;
 	intents = calloc(image->layout.intent_sectors / BLOCK_SECTORS, sizeof(*intents));
 	if (!intents)

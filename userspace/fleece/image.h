@@ -78,6 +78,12 @@ struct image {
 void image_read_root(const struct image_io *io, struct image *image);
 
 /**
+ * image_has_root() - was a root found that could be decoded?
+ * @image: from image_read_root() or image_inspect().
+ */
+bool image_has_root(const struct image *image);
+
+/**
  * image_inspect() - read everything
  * @io: the device.
  * @image: filled in.

@@ -45,7 +45,7 @@ static bool is_same(const char *one, const char *other)
 
 static enum status create(struct request *request, const char *path)
 {
-	static struct fleece_md_root root;
+	char identity[FLEECE_MD_IDENTITY_BYTES] = "";
 	enum status status = DONE;
 	struct image_io io;
 	int fd;
@@ -56,13 +56,13 @@ static enum status create(struct request *request, const char *path)
 		return report(USAGE, path, "is the origin itself, which would be overwritten");
 	if (request->origin)
 		status = metadata_read_origin(request->origin, &request->plan.origin_size,
-					      root.identity);
+					      identity);
 	if (status == DONE)
 		/* For a block device: not while anybody uses it. */
 		status = metadata_open(path, O_RDWR | O_EXCL, &fd, &io);
 	if (status != DONE)
 		return status;
-	status = metadata_make(&request->plan, path, &io, &root);
+	status = metadata_make(&request->plan, path, &io, identity);
 	if (close(fd) && status == DONE)
 		status = report_errno(errno, path, "cannot write it");
 	return status;

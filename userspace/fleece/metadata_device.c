@@ -221,11 +221,15 @@ static int new_uuid(__u8 *uuid)
 }
 
 enum status metadata_make(const struct metadata_plan *plan, const char *path,
-			  const struct image_io *io, struct fleece_md_root *root)
+			  const struct image_io *io, const char *identity)
 {
-	enum status status = make_root(plan, path, io, root);
+	static struct fleece_md_root root;
+	enum status status;
 	int ret;
 
+	memset(&root, 0, sizeof(root));
+	snprintf(root.identity, sizeof(root.identity), "%s", identity);
+	status = make_root(plan, path, io, &root);
 	if (status != DONE)
 		return status;
 	ret = plan->is_forced ? 1 : image_is_empty(io);
@@ -233,11 +237,11 @@ enum status metadata_make(const struct metadata_plan *plan, const char *path,
 		return report(BUSY, path,
 			      "holds something; --force destroys it, checkpoints included if it is metadata");
 	if (ret > 0) {
-		root->written = time(NULL);
-		ret = new_uuid(root->uuid);
+		root.written = time(NULL);
+		ret = new_uuid(root.uuid);
 	}
 	if (!ret)
-		ret = image_create(io, root);
+		ret = image_create(io, &root);
 	return ret ? report_errno(ret, path, "cannot write it") : DONE;
 }
 
@@ -303,7 +307,6 @@ static enum status prepare_new(const char *path, const struct metadata_origin *o
 			       uint64_t *granularity)
 {
 	struct metadata_plan plan = METADATA_PLAN_DEFAULT;
-	static struct fleece_md_root root;
 	enum status status;
 	int ret = image_is_empty(io);
 
@@ -314,11 +317,11 @@ static enum status prepare_new(const char *path, const struct metadata_origin *o
 			      "holds something else than metadata; 'fleece metadata create %s --origin %s --force' destroys it and begins anew",
 			      path, origin->path);
 	plan.origin_size = origin->size;
+	/* It is empty, as was just seen. */
+	plan.is_forced = true;
 	if (*granularity)
 		plan.granularity = *granularity;
-	memset(&root, 0, sizeof(root));
-	memcpy(root.identity, identity, sizeof(root.identity));
-	status = metadata_make(&plan, path, io, &root);
+	status = metadata_make(&plan, path, io, identity);
 	if (status != DONE)
 		return status;
 	*granularity = plan.granularity;
@@ -342,12 +345,8 @@ static enum status drop_checkpoints(const char *path, const struct metadata_orig
 		.checkpoints = old->nr_slots,
 		.is_forced = true,
 	};
-	static struct fleece_md_root root;
-	enum status status;
+	enum status status = metadata_make(&plan, path, io, old->identity);
 
-	memset(&root, 0, sizeof(root));
-	memcpy(root.identity, old->identity, sizeof(root.identity));
-	status = metadata_make(&plan, path, io, &root);
 	if (status == DONE && old->nr_checkpoints)
 		report_note(origin->path, "note: %s: %u checkpoint%s dropped, the next backup is a full one",
 			    why, old->nr_checkpoints, old->nr_checkpoints == 1 ? " was" : "s were");
@@ -427,8 +426,7 @@ void metadata_miss(const char *path, const struct metadata_origin *origin)
 		return;
 	identify(origin->devno, identity);
 	image_read_root(&io, &image);
-	if (image.chosen >= 0 && !image.copies[image.chosen].result && !image.is_short &&
-	    image.root.nr_checkpoints &&
+	if (image_has_root(&image) && !image.is_short && image.root.nr_checkpoints &&
 	    metadata_check_origin(&image, path, origin->path, origin->size, identity) == DONE)
 		drop_checkpoints(path, origin, &io, &image,
 				 "is used without the target, which could not be attached");

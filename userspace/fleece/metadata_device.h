@@ -33,8 +33,11 @@ struct metadata_plan {
 	bool is_forced;
 };
 
+/* Of an origin, with metadata and without. */
+#define DEFAULT_GRANULARITY	(64ULL << 10)
+
 /* What is made when nothing is asked for. */
-#define METADATA_PLAN_DEFAULT	{ .granularity = 65536, .checkpoints = 64 }
+#define METADATA_PLAN_DEFAULT	{ .granularity = DEFAULT_GRANULARITY, .checkpoints = 64 }
 
 /**
  * struct metadata_origin - the origin that metadata is wanted for
@@ -75,10 +78,10 @@ enum status metadata_read_origin(const char *path, uint64_t *bytes, char *identi
  * @plan: what it is to be like.
  * @path: of the device.
  * @io: the device.
- * @root: its identity is what it has to be, the rest is zeroes.
+ * @identity: of the origin, see metadata_read_origin(); "": nothing is known.
  */
 enum status metadata_make(const struct metadata_plan *plan, const char *path,
-			  const struct image_io *io, struct fleece_md_root *root);
+			  const struct image_io *io, const char *identity);
 
 /**
  * metadata_check_copies() - is there metadata that this version knows?

@@ -371,7 +371,7 @@ static void settle_intents(struct work_struct *work)
 
 /* ------------------------- Beginning and end ------------------------- */
 
-/* Where file systems and volume managers count how often they were used. */
+/* Where many file systems count how often they were used. */
 static bool read_head(struct block_device *lower, u64 nr_sectors, u32 *crc)
 {
 	struct page *page;

@@ -5,10 +5,10 @@
 # real program: `command_line.sh PROGRAM`. Checked are the exit status, that
 # errors go to standard error and begin with "fleece: ", and nothing hangs.
 set -u
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../tap.sh"
 
 program=$1
-count=0
-failures=0
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
 
@@ -18,17 +18,15 @@ expect()
 	wanted=$1
 	text=$2
 	shift 2
-	count=$((count + 1))
 	timeout 20 "$program" "$@" > "$scratch/out" 2> "$scratch/err" < /dev/null
 	got=$?
 	if [ "$wanted" -ne 0 ] && ! grep -q '^fleece: ' "$scratch/err"; then
 		got="$got without a message"
 	fi
 	if [ "$wanted" = "$got" ]; then
-		echo "ok $count - $text: exit status $wanted"
+		result ok "$text: exit status $wanted"
 	else
-		failures=$((failures + 1))
-		echo "not ok $count - $text: exit status $got, not $wanted"
+		result "not ok" "$text: exit status $got, not $wanted"
 		sed 's/^/# /' "$scratch/out" "$scratch/err"
 	fi
 }
@@ -36,8 +34,7 @@ expect()
 # skip TEXT REASON: a case that cannot be tried here
 skip()
 {
-	count=$((count + 1))
-	echo "ok $count - $1 # SKIP $2"
+	result ok "$1 # SKIP $2"
 }
 
 expect 0 'help' --help
@@ -143,13 +140,10 @@ serve a
 check
 LINES
 
-count=$((count + 1))
 if "$program" --help > /dev/full 2> "$scratch/err"; then
-	failures=$((failures + 1))
-	echo "not ok $count - output that cannot be written is a failure"
+	result "not ok" "output that cannot be written is a failure"
 else
-	echo "ok $count - output that cannot be written is a failure"
+	result ok "output that cannot be written is a failure"
 fi
 
-echo "1..$count"
-[ "$failures" -eq 0 ]
+end_tap

@@ -4,10 +4,10 @@
 # This test will have files with all kinds of mistakes read as fleecetab, by the real
 # functions: `fleecetab.sh PROGRAM`. PROGRAM prints what it has read, see fleecetab_dump.c.
 set -u
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../tap.sh"
 
-program=$1
-count=0
-failures=0
+program=$(realpath "$1")
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
 
@@ -21,18 +21,15 @@ gets()
 	(cd "$scratch" && "$program" tab) > "$scratch/out" 2> "$scratch/err" || status=$?
 	out=$(paste -sd';' "$scratch/out")
 	err=$(cat "$scratch/err")
-	count=$((count + 1))
 	if [ $status -eq "$2" ] && [ "$out" = "$3" ] && [[ $err =~ $4 ]] &&
 		{ [ -n "$4" ] || [ -z "$err" ]; }; then
-		echo "ok $count - fleecetab: $1"
+		result ok "fleecetab: $1"
 	else
-		failures=$((failures + 1))
-		echo "not ok $count - fleecetab: $1"
+		result "not ok" "fleecetab: $1"
 		printf '# %s\n' "status $status" "$out" "$err"
 	fi
 }
 
-program=$(realpath "$program")
 gets "an empty file" 0 "" "" ""
 gets "comments and empty lines" 0 "" "" "# a\n\n \t \n  # b c d\n"
 gets "three fields" 0 "a /dev/sdb - 0 auto" "" "a /dev/sdb -\n"
@@ -63,10 +60,8 @@ gets "no granularity" 1 "" "tab:1: .*'granularity='" "a /dev/sda - granularity=\
 rm "$scratch/tab"
 mkdir "$scratch/tab"
 if ! (cd "$scratch" && "$program" tab) 2> "$scratch/err" && grep -q "tab: cannot read" "$scratch/err"; then
-	echo "ok $((count + 1)) - fleecetab: a directory"
+	result ok "fleecetab: a directory"
 else
-	failures=$((failures + 1))
-	echo "not ok $((count + 1)) - fleecetab: a directory"
+	result "not ok" "fleecetab: a directory"
 fi
-echo "1..$((count + 1))"
-[ $failures -eq 0 ]
+end_tap

@@ -5,11 +5,11 @@
 # and without the module: `metadata.sh PROGRAM MAKER`. MAKER writes metadata with three
 # checkpoints into a file.
 set -u
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../tap.sh"
 
 program=$1
 maker=$2
-count=0
-failures=0
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
 file=$scratch/md
@@ -20,12 +20,10 @@ verdict()
 	local text=$1
 
 	shift
-	count=$((count + 1))
 	if "$@"; then
-		echo "ok $count - metadata: $text"
+		result ok "metadata: $text"
 	else
-		failures=$((failures + 1))
-		echo "not ok $count - metadata: $text"
+		result "not ok" "metadata: $text"
 		sed 's/^/# /' "$scratch/out" "$scratch/err"
 	fi
 }
@@ -148,5 +146,4 @@ verdict 'capacity below the size' run 2 create "$file" --origin-size 1G --capaci
 verdict 'size not in sectors' run 2 create "$file" --origin-size 1000
 verdict 'above 64 TiB' run 2 create "$file" --origin-size 65T
 
-echo "1..$count"
-[ "$failures" -eq 0 ]
+end_tap

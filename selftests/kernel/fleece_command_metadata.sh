@@ -110,10 +110,14 @@ test_restart()
 # Nobody knows whether a volume is used between a live detach and the next attach.
 test_live()
 {
+	local before
+
 	or_bail "$FLEECE" attach "$data" --metadata "$meta"
 	or_bail "$FLEECE" checkpoint create "$data" one
 	or_bail "$FLEECE" detach "$data"
+	before=$(sha256sum < "$meta")
 	exits "attach of another device" 7 "$FLEECE" attach "$(dm_name other)" --metadata "$meta"
+	is "whose metadata stays as it is" "$(sha256sum < "$meta")" "$before"
 	or_bail "$FLEECE" attach "$data" --metadata "$meta"
 	exits "after a live detach the checkpoint is invalid" 7 "$FLEECE" map "$data" --since one
 	or_bail "$FLEECE" checkpoint delete "$data" one
@@ -171,9 +175,9 @@ test_missed()
 
 test_tab()
 {
-	local lower
+	local node
 
-	lower=$(readlink -f "$meta")
+	node=$(readlink -f "$meta")
 	cat > "$tab" <<-END
 		# the first one
 		$data	/dev/$GROUP/data	$meta
@@ -196,7 +200,7 @@ test_tab()
 	is "all of them" "$(dmsetup table "$data" | cut -d' ' -f3)" linear
 	# Appears while it is waited for.
 	echo "$data /dev/$GROUP/data $SCRATCH/later" > "$tab"
-	(sleep 2 && ln -s "$lower" "$SCRATCH/later") &
+	(sleep 2 && ln -s "$node" "$SCRATCH/later") &
 	succeeds "attach waits for devices" "$FLEECE" attach --all="$tab" --wait 60
 	wait
 	or_bail "$FLEECE" detach --all="$tab"

@@ -79,16 +79,20 @@ in_namespace()
 		--propagation $propagation -- "$@"
 }
 
-# mount_root: the beginning of a shell script for in_namespace, with the arguments ROOT
-# MOUNTPOINT: ROOT, read-only, with a /proc and its own few devices: unmounting a copy
-# of /dev could reach the original. The mounts are seen by that shell alone.
+# mount_root ro|rw: the beginning of a shell script for in_namespace, with the arguments
+# ROOT MOUNTPOINT: ROOT, read-only if others use it as well, with a /proc and its own few
+# devices: unmounting a copy of /dev could reach the original. The mounts are seen by that
+# shell alone.
 mount_root()
 {
 	cat <<'END'
 set -eu
 root=$1 mnt=$2
 mount --bind "$root" "$mnt"
-mount -o remount,bind,ro "$mnt"
+END
+	# shellcheck disable=SC2016 # for that shell
+	[ "$1" = rw ] || echo 'mount -o remount,bind,ro "$mnt"'
+	cat <<'END'
 mount -t proc proc "$mnt/proc"
 mount -t tmpfs -o mode=755 tmpfs "$mnt/dev"
 for device in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 fuse:10:229; do
@@ -99,11 +103,11 @@ ln -s /proc/self/fd "$mnt/dev/fd"
 END
 }
 
-# enter_root: a shell script for in_namespace, with the arguments ROOT MOUNTPOINT WORK
-# WORD. It runs WORK/steps in ROOT as `sh /fleece/steps WORD`; /fleece is WORK.
+# enter_root ro|rw: a shell script for in_namespace, with the arguments ROOT MOUNTPOINT
+# WORK WORD. It runs WORK/steps in ROOT as `sh /fleece/steps WORD`; /fleece is WORK.
 enter_root()
 {
-	mount_root
+	mount_root "$1"
 	cat <<'END'
 work=$3 word=$4
 mount -t tmpfs tmpfs "$mnt/tmp"

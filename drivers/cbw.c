@@ -157,7 +157,10 @@ static sector_t slot_to_sector(const struct fleece_cbw *cbw, u32 slot)
 
 static struct fleece_view *late_view(struct fleece_cbw *cbw)
 {
-	/* Pairs with the release in merge_late(): who sees late gone sees the bits. */
+	/*
+	 * Pairs with the release in merge_late(): who sees late gone sees the bits. And with
+	 * that in fleece_cbw_activate(): who sees it sees what it is.
+	 */
 	return smp_load_acquire(&cbw->late);
 }
 
@@ -254,8 +257,8 @@ bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 
 static void merge_late(struct fleece_cbw *cbw)
 {
-	struct fleece_view *late = cbw->late;
-	unsigned int shift = cbw->late_granule_shift;
+	struct fleece_view *late = late_view(cbw);
+	unsigned int shift;
 	u64 granule;
 	u64 length;
 	cluster_t c;
@@ -265,6 +268,7 @@ static void merge_late(struct fleece_cbw *cbw)
 
 	if (!late)
 		return;
+	shift = cbw->late_granule_shift;
 	for (granule = 0; granule < late->nr_bits; granule += length) {
 		/* In pieces, so that the CPU is offered in between. */
 		length = fleece_bits_run(late, granule, min(granule + (1 << 20), late->nr_bits),
@@ -2070,9 +2074,12 @@ void fleece_cbw_activate(struct fleece_cbw *cbw, struct fleece_view *changed,
 {
 	if (changed) {
 		cbw->late_granule_shift = ilog2(granule_sectors);
-		cbw->late = changed;
+		/* Pairs with late_view(): whoever asks for the status may look already. */
+		smp_store_release(&cbw->late, changed);
 	}
+	spin_lock(&cbw->lock);
 	WRITE_ONCE(cbw->state, FLEECE_CBW_ACTIVE);
+	spin_unlock(&cbw->lock);
 	if (changed)
 		queue_work(cbw->any_cpu_wq, &cbw->merge);
 }

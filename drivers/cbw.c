@@ -460,7 +460,8 @@ static void put_copy(struct fleece_copy *copy)
 	if (!list_empty(&cbw->unserved))
 		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
 	/* Under the lock: whoever waits for idle takes it before it frees the engine. */
-	if (!--cbw->nr_copies)
+	WRITE_ONCE(cbw->nr_copies, cbw->nr_copies - 1);
+	if (!cbw->nr_copies)
 		wake_up(&cbw->idle);
 	spin_unlock(&cbw->lock);
 }
@@ -1252,7 +1253,7 @@ static int claim_run(struct fleece_cbw *cbw, struct fleece_copy *copy, cluster_t
 	copy->run.last = first + got - 1;
 	fleece_inflight_add(&cbw->inflight, &copy->run);
 	cbw->buffered_bytes += copy_bytes(copy);
-	cbw->nr_copies++;
+	WRITE_ONCE(cbw->nr_copies, cbw->nr_copies + 1);
 	return 1;
 }
 
@@ -1383,7 +1384,11 @@ static struct list_head *list_to_wait_on(struct fleece_cbw *cbw,
 static void start_in_turn(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
 			  struct fleece_cbw *leader, struct bio_list *reads)
 {
-	if (list_empty_careful(&cbw->unserved))
+	/*
+	 * data_race(): a glance without the lock. Who sees a change a moment too late
+	 * overtakes a write, or leaves its copies to serve.
+	 */
+	if (data_race(list_empty_careful(&cbw->unserved)))
 		start_missing(cbw, first, last, leader, false, reads);
 }
 

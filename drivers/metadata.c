@@ -178,7 +178,7 @@ void fleece_metadata_fail(struct fleece_metadata *md, int error)
 		/* While they wait, everything on the device is true: so at first the mark. */
 		mark_failure(md);
 		spin_lock(&md->lock);
-		md->error = error;
+		WRITE_ONCE(md->error, error);
 		spin_unlock(&md->lock);
 	}
 	resume_all(md);
@@ -291,17 +291,19 @@ static bool take_wanted(struct fleece_metadata *md, u64 block)
 static void give_granted(struct fleece_metadata *md, u64 block)
 {
 	u64 end = block_end(block, region_words(md));
+	unsigned int count = 0;
 	unsigned long word;
 	u64 i;
 
 	spin_lock(&md->lock);
 	for (i = block * BLOCK_WORDS; i < end; i++) {
 		word = md->wanted[i] & md->written[i];
-		md->nr_granted += hweight_long(word & ~md->granted[i]);
+		count += hweight_long(word & ~md->granted[i]);
 		md->granted[i] |= word;
 		md->recent[i] |= word;
 		md->wanted[i] &= ~word;
 	}
+	WRITE_ONCE(md->nr_granted, md->nr_granted + count);
 	spin_unlock(&md->lock);
 }
 
@@ -442,6 +444,7 @@ static int write_selected(struct fleece_metadata *md, u32 index, const struct fl
 static bool take_back(struct fleece_metadata *md, u64 block)
 {
 	u64 end = block_end(block, region_words(md));
+	unsigned int count = 0;
 	unsigned long any = 0;
 	unsigned long idle;
 	u64 i;
@@ -451,11 +454,12 @@ static bool take_back(struct fleece_metadata *md, u64 block)
 		/* Wanted or not: without its bit in granted a write waits for the next grant. */
 		idle = md->written[i] & ~md->recent[i] & ~md->dirty[i];
 		md->recent[i] = 0;
-		md->nr_granted -= hweight_long(idle & md->granted[i]);
+		count += hweight_long(idle & md->granted[i]);
 		md->granted[i] &= ~idle;
 		md->written[i] &= ~idle;
 		any |= idle;
 	}
+	WRITE_ONCE(md->nr_granted, md->nr_granted - count);
 	spin_unlock(&md->lock);
 	return any;
 }

@@ -102,7 +102,8 @@ struct fleece_metadata_io {
  * @recent: regions with fine bits that were set, or intents granted, since the
  *	settle before.
  * @is_wanting: @kick was called, and no grant has begun since.
- * @error: negative errno of the failure, or 0; once set it stays.
+ * @error: negative errno of the failure, or 0; once set it stays. For the status it is
+ *	read without @lock, as is @nr_granted.
  * @waiting: writes that wait for a grant.
  * @nr_granted: how many bits of @granted are set.
  */

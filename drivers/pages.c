@@ -51,10 +51,13 @@ static unsigned int add_kept(struct fleece_pages *pool, struct bio *bio, unsigne
 			     unsigned int reserve)
 {
 	unsigned int done = 0;
+	unsigned int nr;
 
 	spin_lock(&pool->lock);
-	while (done < bytes && pool->nr > reserve)
-		done += add_page(bio, pool->pages[--pool->nr], bytes - done);
+	nr = pool->nr;
+	while (done < bytes && nr > reserve)
+		done += add_page(bio, pool->pages[--nr], bytes - done);
+	WRITE_ONCE(pool->nr, nr);
 	spin_unlock(&pool->lock);
 	return done;
 }
@@ -86,15 +89,19 @@ void fleece_pages_remove(struct fleece_pages *pool, struct bio *bio)
 {
 	unsigned int count = bio->bi_vcnt;
 	unsigned int i = 0;
+	unsigned int nr;
 
 	spin_lock(&pool->lock);
-	for (; i < count && pool->nr < pool->limit; i++)
-		pool->pages[pool->nr++] = bio->bi_io_vec[i].bv_page;
+	nr = pool->nr;
+	while (i < count && nr < pool->limit)
+		pool->pages[nr++] = bio->bi_io_vec[i++].bv_page;
+	WRITE_ONCE(pool->nr, nr);
 	spin_unlock(&pool->lock);
 
 	for (; i < count; i++)
 		__free_page(bio->bi_io_vec[i].bv_page);
 	bio->bi_vcnt = 0;
+	/* Its barrier, after the unlock, pairs with that of wait_event(). */
 	if (wq_has_sleeper(&pool->returned))
 		wake_up(&pool->returned);
 }

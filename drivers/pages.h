@@ -20,7 +20,7 @@
  * @reserve: how many are left to those who may sleep.
  * @limit: how many are kept.
  * @lock: protects @nr and what @pages points to.
- * @nr: how many there are.
+ * @nr: how many there are; read without @lock by who waits for them.
  * @pages: array of @limit.
  * @returned: who waits for @nr to be more than 0.
  */

@@ -187,10 +187,14 @@ void *fleece_store_refill(struct fleece_store *store, gfp_t gfp)
 
 void fleece_store_add_spare(struct fleece_store *store, void *page)
 {
-	if (store->nr_spares >= FLEECE_STORE_SPARES)
+	if (store->nr_spares >= FLEECE_STORE_SPARES) {
 		free_page((unsigned long)page);
-	else if (page)
-		store->spares[store->nr_spares++] = page;
+		return;
+	}
+	if (!page)
+		return;
+	store->spares[store->nr_spares] = page;
+	WRITE_ONCE(store->nr_spares, store->nr_spares + 1);
 }
 
 /* Have entries for @slot, if need be by using a spare page. */
@@ -198,8 +202,10 @@ static bool have_entries(struct fleece_store *store, u32 slot)
 {
 	struct fleece_slot_entry **page = &store->pages[slot / ENTRIES_PER_PAGE];
 
-	if (!*page && store->nr_spares)
-		*page = store->spares[--store->nr_spares];
+	if (!*page && store->nr_spares) {
+		WRITE_ONCE(store->nr_spares, store->nr_spares - 1);
+		*page = store->spares[store->nr_spares];
+	}
 	return *page;
 }
 

@@ -41,7 +41,7 @@ struct fleece_slot_entry;
  * @nr_pages: length of @pages.
  * @pages: entries of the slots, a page at a time, made when first needed.
  * @spares: pages for the next ones that are needed, see fleece_store_refill().
- * @nr_spares: how many there are.
+ * @nr_spares: how many there are; read by fleece_store_refill() meanwhile.
  */
 struct fleece_store {
 	u32 nr_slots;

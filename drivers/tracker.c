@@ -24,7 +24,8 @@ static void set_size(struct fleece_tracker *tracker, sector_t nr_sectors)
 	sector_t granule_sectors = 1ULL << tracker->granule_shift;
 
 	tracker->nr_sectors = nr_sectors;
-	tracker->nr_granules = (nr_sectors + granule_sectors - 1) >> tracker->granule_shift;
+	WRITE_ONCE(tracker->nr_granules,
+		   (nr_sectors + granule_sectors - 1) >> tracker->granule_shift);
 }
 
 void fleece_tracker_init(struct fleece_tracker *tracker, sector_t nr_sectors,

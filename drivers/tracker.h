@@ -69,7 +69,7 @@ struct fleece_segment {
  * @granule_shift: log2 of the sectors of a granule; constant.
  * @nr_sectors: size of the origin.
  * @nr_granules: granules of the origin. Like @nr_sectors changed by
- *	fleece_tracker_resize() only.
+ *	fleece_tracker_resize() only; read without the lock by who allocates a segment.
  * @segments: chain, oldest first; the last one is @live.
  * @live: written to by fleece_tracker_mark(); NULL while nothing is tracked.
  *	Changed only while no write of the origin is under way.

@@ -249,9 +249,69 @@ int image_create(const struct image_io *io, struct fleece_md_root *root)
 	return ret;
 }
 
-static int is_zero_at(const struct image_io *io, __u64 sector, __u64 end, __u8 *chunk)
+/* ------------------------- Without checkpoints ------------------------- */
+
+/* Once for each copy: otherwise the old state would be back if the new one went bad. */
+static int commit_both(const struct image_io *io, struct fleece_md_root *root)
+{
+	static __u8 copy[FLEECE_MD_COPY_BYTES];
+	unsigned int i, count;
+	int ret = io->flush(io->context);
+
+	for (i = 0; i < 2 && !ret; i++) {
+		if (root->generation == FLEECE_MD_NUMBER_MAX)
+			return -EOVERFLOW;
+		root->generation++;
+		root->base = root->generation;
+		count = fleece_md_encode(root, copy);
+		ret = io->write(io->context, fleece_md_copy_start(root->generation), copy, count);
+		if (!ret)
+			ret = io->flush(io->context);
+	}
+	return ret;
+}
+
+int image_drop_checkpoints(const struct image_io *io, struct fleece_md_root *root)
+{
+	root->state = FLEECE_MD_CLEAN;
+	root->nr_checkpoints = 0;
+	root->has_head_crc = false;
+	root->head_crc = 0;
+	return commit_both(io, root);
+}
+
+int image_change_layout(const struct image_io *io, struct fleece_md_root *root)
+{
+	struct fleece_md_layout layout;
+	__u8 *chunk = calloc(1, CHUNK_BYTES);
+	int ret;
+
+	if (!chunk)
+		return -ENOMEM;
+	fleece_md_layout(root, &layout);
+	ret = write_maps(io, root->uuid, layout.nr_sectors, chunk);
+	free(chunk);
+	return ret ? ret : commit_both(io, root);
+}
+
+/* ------------------------- Is it empty? ------------------------- */
+
+/* Nothing, or what image_create() had sealed before the power was cut: a checksum of nothing. */
+static bool is_blank(const __u8 *sector)
+{
+	unsigned int i;
+
+	for (i = sizeof(__le32); i < FLEECE_MD_SECTOR_BYTES; i++) {
+		if (sector[i])
+			return false;
+	}
+	return true;
+}
+
+static int is_blank_at(const struct image_io *io, __u64 sector, __u64 end, __u8 *chunk)
 {
 	unsigned int count, i;
+	__u32 crc;
 	int ret;
 
 	for (; sector < end; sector += count) {
@@ -259,8 +319,10 @@ static int is_zero_at(const struct image_io *io, __u64 sector, __u64 end, __u8 *
 		ret = io->read(io->context, sector, chunk, count);
 		if (ret)
 			return ret;
-		for (i = 0; i < count * FLEECE_MD_SECTOR_BYTES; i++) {
-			if (chunk[i])
+		for (i = 0; i < count; i++) {
+			memcpy(&crc, chunk + i * FLEECE_MD_SECTOR_BYTES, sizeof(crc));
+			if ((crc && sector + i < FLEECE_MD_INTENTS_START) ||
+			    !is_blank(chunk + i * FLEECE_MD_SECTOR_BYTES))
 				return 0;
 		}
 	}
@@ -276,9 +338,9 @@ int image_is_empty(const struct image_io *io)
 
 	if (!chunk)
 		return -ENOMEM;
-	ret = is_zero_at(io, 0, head < end ? head : end, chunk);
+	ret = is_blank_at(io, 0, head < end ? head : end, chunk);
 	if (ret == 1)
-		ret = is_zero_at(io, end < CHUNK_SECTORS ? 0 : end - CHUNK_SECTORS, end, chunk);
+		ret = is_blank_at(io, end < CHUNK_SECTORS ? 0 : end - CHUNK_SECTORS, end, chunk);
 	free(chunk);
 	return ret;
 }

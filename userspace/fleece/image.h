@@ -107,11 +107,36 @@ int image_inspect(const struct image_io *io, struct image *image);
 int image_create(const struct image_io *io, struct fleece_md_root *root);
 
 /**
+ * image_drop_checkpoints() - drop all checkpoints of metadata that is good
+ * @io: the device.
+ * @root: as image_read_root() has found it; changed as on the device.
+ *
+ * All or none of them: whenever it is cut off, the device has good metadata. What the maps
+ * say ends with the checkpoints. The size of the origin may be another one now that the layout
+ * has room for.
+ *
+ * Return: 0 or a negative errno; -EOVERFLOW: its generations have come to an end.
+ */
+int image_drop_checkpoints(const struct image_io *io, struct fleece_md_root *root);
+
+/**
+ * image_change_layout() - give metadata without checkpoints another layout
+ * @io: the device; large enough for it.
+ * @root: as image_drop_checkpoints() has left it, with other sizes.
+ *
+ * Whenever it is cut off, the device has good metadata, of the one layout or the other.
+ *
+ * Return: as image_drop_checkpoints().
+ */
+int image_change_layout(const struct image_io *io, struct fleece_md_root *root);
+
+/**
  * image_is_empty() - is nothing on the device that could be missed?
  * @io: the device.
  *
  * Looked at are the places where file systems, partition tables and the like have their
- * signatures, and older metadata: the first three MiB and the last one must be zeroes.
+ * signatures, and older metadata: the first three MiB and the last one must be zeroes. What
+ * image_create() has left when it was cut off counts as empty too.
  *
  * Return: 1 if so, 0 if not, or a negative errno.
  */

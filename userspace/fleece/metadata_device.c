@@ -331,31 +331,49 @@ static enum status prepare_new(const char *path, const struct metadata_origin *o
 
 /* As it was, without checkpoints. @why: what has been missed. */
 static enum status drop_checkpoints(const char *path, const struct metadata_origin *origin,
-				    const struct image_io *io, const struct image *image,
+				    const struct image_io *io, struct fleece_md_root *root,
 				    const char *why)
 {
-	const struct fleece_md_root *old = &image->root;
-	uint64_t capacity = (uint64_t)old->capacity_sectors * SECTOR;
+	uint32_t nr_dropped = root->nr_checkpoints;
+	int ret;
+
+	if (!fleece_md_is_writable(root))
+		return report(NO_MODULE, path,
+			      "has features that are not known; a newer version of dm-fleece wrote it");
+	root->written = time(NULL);
+	if (origin->size / SECTOR <= root->capacity_sectors)
+		root->origin_sectors = origin->size / SECTOR;
+	ret = image_drop_checkpoints(io, root);
+	if (ret)
+		return report_errno(ret, path, "cannot drop its checkpoints");
+	if (nr_dropped)
+		report_note(origin->path, "note: %s: %u checkpoint%s dropped, the next backup is a full one",
+			    why, nr_dropped, nr_dropped == 1 ? " was" : "s were");
+	return DONE;
+}
+
+/* The origin has become larger than there is room for: another layout, without checkpoints. */
+static enum status make_room(const char *path, const struct metadata_origin *origin,
+			     const struct image_io *io, struct fleece_md_root *root)
+{
 	struct metadata_plan plan = {
 		.origin_size = origin->size,
-		/* If it has outgrown that: anew. */
-		.capacity = capacity < origin->size ? 0 : capacity,
-		.granularity = (uint64_t)old->granule_sectors * SECTOR,
-		.region = (uint64_t)old->region_sectors * SECTOR,
-		.checkpoints = old->nr_slots,
-		.is_forced = true,
+		.granularity = (uint64_t)root->granule_sectors * SECTOR,
+		.region = (uint64_t)root->region_sectors * SECTOR,
+		.checkpoints = root->nr_slots,
 	};
-	enum status status = metadata_make(&plan, path, io, old->identity);
+	enum status status = make_root(&plan, path, io, root);
+	int ret;
 
-	if (status == DONE && old->nr_checkpoints)
-		report_note(origin->path, "note: %s: %u checkpoint%s dropped, the next backup is a full one",
-			    why, old->nr_checkpoints, old->nr_checkpoints == 1 ? " was" : "s were");
-	return status;
+	if (status != DONE)
+		return status;
+	ret = image_change_layout(io, root);
+	return ret ? report_errno(ret, path, "cannot make room for the origin on it") : DONE;
 }
 
 static enum status prepare_found(const char *path, const struct metadata_origin *origin,
 				 const char *identity, const struct image_io *io,
-				 const struct image *image, uint64_t *granularity)
+				 struct image *image, uint64_t *granularity)
 {
 	uint64_t found = (uint64_t)image->root.granule_sectors * SECTOR;
 	enum status status = metadata_check_origin(image, path, origin->path, origin->size,
@@ -368,11 +386,15 @@ static enum status prepare_found(const char *path, const struct metadata_origin 
 			      "is for a granularity of %" PRIu64 ", not %" PRIu64 "; leave --granularity out, or begin anew with 'fleece metadata create'",
 			      found, *granularity);
 	*granularity = found;
-	if (origin->size / SECTOR > image->root.origin_sectors)
-		return drop_checkpoints(path, origin, io, image,
-					"has grown without the target, which cannot tell what else was written");
+	if (origin->size / SECTOR > image->root.origin_sectors) {
+		status = drop_checkpoints(path, origin, io, &image->root,
+					  "has grown without the target, which cannot tell what else was written");
+		if (status == DONE && origin->size / SECTOR > image->root.capacity_sectors)
+			status = make_room(path, origin, io, &image->root);
+		return status;
+	}
 	if (origin->is_used && image->root.nr_checkpoints)
-		return drop_checkpoints(path, origin, io, image,
+		return drop_checkpoints(path, origin, io, &image->root,
 					"has been in use without the target, which knows nothing of what was written then");
 	return DONE;
 }
@@ -428,7 +450,7 @@ void metadata_miss(const char *path, const struct metadata_origin *origin)
 	image_read_root(&io, &image);
 	if (image_has_root(&image) && !image.is_short && image.root.nr_checkpoints &&
 	    metadata_check_origin(&image, path, origin->path, origin->size, identity) == DONE)
-		drop_checkpoints(path, origin, &io, &image,
+		drop_checkpoints(path, origin, &io, &image.root,
 				 "is used without the target, which could not be attached");
 	close(fd);
 }

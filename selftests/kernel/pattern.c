@@ -13,6 +13,8 @@
  *   pattern DEVICE dsync SEED OFFSET LENGTH      with RWF_DSYNC: FUA
  *   pattern DEVICE nowait SEED OFFSET LENGTH     with RWF_NOWAIT: EAGAIN for waiting
  *   pattern DEVICE verify SEED OFFSET LENGTH     SEED "zero": zeroes
+ *   pattern DEVICE survey SEED OFFSET LENGTH     verifies each 64 KiB for itself, whatever
+ *                                                becomes of the others, and counts them
  *   pattern DEVICE read OFFSET LENGTH
  *   pattern DEVICE discard OFFSET LENGTH
  *   pattern DEVICE zero OFFSET LENGTH            zeroes, by the device if it can
@@ -39,6 +41,7 @@
 #define MAX_BYTES	(4u << 20)
 #define HUGE_BYTES	(32u << 20)
 #define HUGE_PAGE	(2u << 20)
+#define SURVEY_BYTES	(64u << 10)
 
 /* The verbs that write, and in which manner. */
 static const struct writer {
@@ -129,22 +132,55 @@ static int read_data(int fd, uint64_t offset, size_t bytes, void *data)
 	return (size_t)done == bytes ? 0 : EIO;
 }
 
+/* Reads and compares. Sets *difference to the place of the first one, or to the end. */
+static int compare(int fd, const char *seed, uint64_t offset, size_t bytes, uint64_t *words,
+		   uint64_t *expected, size_t *difference)
+{
+	int error = read_data(fd, offset, bytes, words);
+	size_t i = 0;
+
+	fill(expected, seed, offset, bytes);
+	while (!error && i < bytes / 8 && words[i] == expected[i])
+		i++;
+	*difference = i;
+	return error;
+}
+
+static int survey(int fd, const char *seed, uint64_t offset, uint64_t bytes)
+{
+	uint64_t *words = aligned_alloc(SURVEY_BYTES, SURVEY_BYTES);
+	uint64_t *expected = malloc(SURVEY_BYTES);
+	unsigned int right = 0, failed = 0, different = 0;
+	size_t piece, difference;
+
+	for (; words && expected && bytes; bytes -= piece, offset += piece) {
+		piece = bytes < SURVEY_BYTES ? bytes : SURVEY_BYTES;
+		if (compare(fd, seed, offset, piece, words, expected, &difference))
+			failed++;
+		else if (difference < piece / 8)
+			different++;
+		else
+			right++;
+	}
+	free(words);
+	free(expected);
+	printf("%u right, %u failed, %u different\n", right, failed, different);
+	return bytes || different;
+}
+
 static int verify_pattern(int fd, const char *seed, uint64_t offset, size_t bytes, void *data)
 {
 	uint64_t *words = data;
 	uint64_t *expected = malloc(bytes);
-	int error = expected ? read_data(fd, offset, bytes, data) : ENOMEM;
+	int error = ENOMEM;
 	size_t i;
 
-	if (!error) {
-		fill(expected, seed, offset, bytes);
-		for (i = 0; i < bytes / 8 && words[i] == expected[i]; i++)
-			;
-		if (i < bytes / 8) {
-			printf("differs at byte %" PRIu64 ": found %016" PRIx64 " expected %016"
-			       PRIx64 "\n", offset + i * 8, words[i], expected[i]);
-			exit(1);
-		}
+	if (expected)
+		error = compare(fd, seed, offset, bytes, words, expected, &i);
+	if (!error && i < bytes / 8) {
+		printf("differs at byte %" PRIu64 ": found %016" PRIx64 " expected %016"
+		       PRIx64 "\n", offset + i * 8, words[i], expected[i]);
+		exit(1);
 	}
 	free(expected);
 	return error;
@@ -207,8 +243,9 @@ static uint64_t device_bytes(const char *path)
 int main(int argc, char **argv)
 {
 	const char *verb = argc > 2 ? argv[2] : "";
-	bool has_seed = find_writer(verb) || !strcmp(verb, "verify");
-	bool is_reader = !strcmp(verb, "read") || !strcmp(verb, "verify");
+	bool is_survey = !strcmp(verb, "survey");
+	bool has_seed = find_writer(verb) || !strcmp(verb, "verify") || is_survey;
+	bool is_reader = !strcmp(verb, "read") || !strcmp(verb, "verify") || is_survey;
 	uint64_t offset, bytes;
 	int fd;
 
@@ -230,5 +267,7 @@ int main(int argc, char **argv)
 		return report(range_ioctl(fd, BLKDISCARD, offset, bytes));
 	if (!strcmp(verb, "zero"))
 		return report(range_ioctl(fd, BLKZEROOUT, offset, bytes));
+	if (is_survey)
+		return survey(fd, argv[3], offset, bytes);
 	return report(transfer(fd, verb, argv[3], offset, bytes));
 }

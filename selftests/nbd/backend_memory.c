@@ -145,6 +145,8 @@ static int memory_read(struct backend *backend, void *buffer, uint64_t offset, u
 	struct memory_backend *memory = to_memory(backend);
 	int ret = 0;
 
+	if (((uintptr_t)buffer | offset | length) & (backend->block - 1))
+		abort();
 	if (memory->delay_ms)
 		usleep(memory->delay_ms * 1000);
 	if (atomic_load(&is_broken))
@@ -330,12 +332,12 @@ static int parse_checkpoint(struct memory_backend *memory, char *text, bool is_s
 	return ret;
 }
 
-static int parse_delay(struct memory_backend *memory, const char *text, char **rest)
+static int parse_number(const char *text, char **rest, unsigned int *number)
 {
-	uint64_t delay_ms = 0;
-	int ret = parse_size(text, rest, &delay_ms);
+	uint64_t value = 0;
+	int ret = parse_size(text, rest, &value);
 
-	memory->delay_ms = delay_ms;
+	*number = value;
 	return ret;
 }
 
@@ -370,7 +372,9 @@ static int parse_word(struct memory_backend *memory, char *word)
 	else if (!strcmp(word, "zero"))
 		return parse_range(value, &memory->zero);
 	else if (!strcmp(word, "delay"))
-		ret = parse_delay(memory, value, &rest);
+		ret = parse_number(value, &rest, &memory->delay_ms);
+	else if (!strcmp(word, "block"))
+		ret = parse_number(value, &rest, &memory->base.block);
 	else
 		return -EINVAL;
 	return ret || *rest ? -EINVAL : 0;
@@ -394,6 +398,7 @@ int backend_memory_open(const char *path, struct backend **backend)
 	pthread_mutex_init(&memory->lock, NULL);
 	memory->base.ops = &memory_ops;
 	memory->base.has_maps = true;
+	memory->base.block = 1;
 	memory->cluster = 65536;
 	for (word = strtok_r(text, ",", &save); !ret && word; word = strtok_r(NULL, ",", &save))
 		ret = parse_word(memory, word);

@@ -12,6 +12,7 @@
  *   since=NAME            named in the description
  *   denied=A-B, lost=A-B  ranges that are not accessible, or cannot be read
  *   zero=A-B              a range of zeroes
+ *   block=BYTES           unit of reads (default 1); others end the program
  *   delay=MS              each read takes so long
  *   plain                 a device without maps and releases
  *

@@ -95,7 +95,7 @@ static struct backend *set_up(struct session *session)
 	if (backend_memory_open(backends[session->head.backend], &backend) ||
 	    export_table_add(&session->exports, "snap", backend, true))
 		abort();
-	budget_init(&session->budget, BUDGET_TOTAL);
+	budget_init(&session->budget, BUDGET_POOL);
 	session->stop.fd = -1;
 	session->rules.exports = &session->exports;
 	session->rules.stop = &session->stop;
@@ -146,7 +146,7 @@ static void run(const uint8_t *in, size_t length, struct session *session)
 	connection_serve(connection);
 	connection_destroy(connection);
 	/* All that was reserved for replies was given back. */
-	if (session->budget.used)
+	if (session->budget.held)
 		abort();
 	judge(session, in);
 	free(session->transport.out);

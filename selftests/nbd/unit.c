@@ -8,7 +8,9 @@
 #include <getopt.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,11 +40,13 @@
 /* What is stopped while a request waits for its share of the budget. */
 static struct stop *stopped_while_waiting;
 
-void __wrap_budget_take(struct budget *budget, struct budget_share *share, uint64_t bytes)
+bool __wrap_budget_take(struct budget *budget, struct budget_share *share, uint64_t bytes)
 {
-	if (stopped_while_waiting)
+	if (stopped_while_waiting) {
 		stop_request(stopped_while_waiting);
-	__real_budget_take(budget, share, bytes);
+		budget_close(budget);
+	}
+	return __real_budget_take(budget, share, bytes);
 }
 
 static uint32_t next_random(uint32_t *state)
@@ -72,7 +76,7 @@ static void set_up(struct fixture *fixture, const char *text)
 		abort();
 	fixture->rules.exports = &fixture->table;
 	fixture->rules.stop = &fixture->stop;
-	budget_init(&fixture->budget, BUDGET_TOTAL);
+	budget_init(&fixture->budget, BUDGET_POOL);
 	fixture->rules.budget = &fixture->budget;
 	fixture->rules.workers = 1;
 }
@@ -607,7 +611,7 @@ static void test_stopping_while_waiting(void)
 	set_up(&fixture, SNAPSHOT);
 	stopped_while_waiting = &fixture.stop;
 	begin_structured(&session, "snap");
-	put_request(&session, NBD_CMD_READ, 0, 0, 4096);
+	put_request(&session, NBD_CMD_READ, 0, 0, 512 << 10);
 	run(&fixture, session.data, session.length, SIZE_MAX);
 	stopped_while_waiting = NULL;
 	tap_ok(ends_with_error(&fixture, NBD_ESHUTDOWN, "shutting down"),
@@ -819,40 +823,190 @@ static void test_random(void)
 	tap_ok(passed, "C11 mutated sessions are greeted, and end without harm");
 }
 
-/* As many clients as fit take as much as they can; each takes it in steps of @step. */
-static uint64_t drain_budget(struct budget *budget, unsigned int clients, uint64_t step)
-{
+/*
+ * struct taker - a client that waits for bytes in a thread of its own
+ * @order: set to the position among all that got theirs.
+ * @ret: what budget_take() said.
+ * @is_done: both are set.
+ */
+struct taker {
+	struct budget *budget;
 	struct budget_share share;
+	uint64_t bytes;
+	pthread_t thread;
+	unsigned int order;
+	bool ret;
+	atomic_bool is_done;
+};
 
-	while (clients--) {
-		share.held = 0;
-		while (budget_fits(budget, &share, step))
-			budget_take(budget, &share, step);
-	}
-	return budget->used;
+static atomic_uint takers_done;
+
+static void *take(void *argument)
+{
+	struct taker *taker = argument;
+
+	taker->ret = budget_take(taker->budget, &taker->share, taker->bytes);
+	taker->order = atomic_fetch_add(&takers_done, 1);
+	atomic_store(&taker->is_done, true);
+	return NULL;
 }
+
+static bool waits(struct budget *budget, struct budget_share *share)
+{
+	bool is_waiting;
+
+	pthread_mutex_lock(&budget->lock);
+	is_waiting = share->wanted;
+	pthread_mutex_unlock(&budget->lock);
+	return is_waiting;
+}
+
+static void start_taker(struct taker *taker, struct budget *budget, uint64_t bytes)
+{
+	atomic_store(&taker->is_done, false);
+	taker->budget = budget;
+	taker->bytes = bytes;
+	if (pthread_create(&taker->thread, NULL, take, taker))
+		abort();
+}
+
+/* Comes back when it waits. */
+static void begin_waiting(struct taker *taker, struct budget *budget, uint64_t bytes)
+{
+	start_taker(taker, budget, bytes);
+	while (!waits(budget, &taker->share) && !atomic_load(&taker->is_done))
+		usleep(1000);
+}
+
+static bool end_taker(struct taker *taker)
+{
+	pthread_join(taker->thread, NULL);
+	return taker->ret;
+}
+
+/* Would it have to wait? It does not get the bytes. */
+static bool has_to_wait(struct budget *budget, struct budget_share *share, uint64_t bytes)
+{
+	bool is_refused;
+
+	share->is_closed = true;
+	is_refused = !budget_take(budget, share, bytes);
+	share->is_closed = false;
+	if (!is_refused)
+		budget_give(budget, share, bytes);
+	return is_refused;
+}
+
+/* So many clients take as much as each can, in steps of @step. */
+static void drain_budget(struct budget *budget, struct budget_share *shares, unsigned int clients,
+			 uint64_t step)
+{
+	for (; clients--; shares++) {
+		budget_share_init(shares);
+		while (!has_to_wait(budget, shares, step))
+			budget_take(budget, shares, step);
+	}
+}
+
+#define CROWD 1000
 
 static void test_budget(void)
 {
-	struct budget_share share = { 0 }, other = { 0 };
+	struct budget_share *shares = calloc(CROWD, sizeof(*shares));
+	struct budget_share share;
 	struct budget budget;
 
-	budget_init(&budget, BUDGET_TOTAL);
-	tap_ok(budget_fits(&budget, &share, BUDGET_CLIENT_MAX),
-	       "one client alone can have its most");
-	tap_ok(drain_budget(&budget, 1, 1 << 20) == BUDGET_CLIENT_MAX, "but no more");
+	budget_init(&budget, BUDGET_POOL);
+	drain_budget(&budget, shares, 1, 1 << 20);
+	tap_ok(shares[0].held == BUDGET_CLIENT_MAX, "one client alone can have its most, no more");
 	budget_release(&budget);
-	budget_init(&budget, BUDGET_TOTAL);
-	tap_ok(drain_budget(&budget, 1000, 8 << 20) <= BUDGET_TOTAL,
-	       "a thousand clients take no more than there is");
-	tap_ok(!budget_fits(&budget, &share, 32 << 20), "then a large reply has to wait");
-	tap_ok(budget_fits(&budget, &share, BUDGET_FLOOR), "but a small one has not");
-	budget_take(&budget, &share, BUDGET_FLOOR);
-	tap_ok(!budget_fits(&budget, &share, 1), "nor a second one of the same client");
-	tap_ok(budget_fits(&budget, &other, 1), "while another client still can");
-	budget_give(&budget, &share, BUDGET_FLOOR);
-	tap_ok(!share.held && budget_fits(&budget, &share, 1), "until it was sent");
+	budget_init(&budget, BUDGET_POOL);
+	drain_budget(&budget, shares, CROWD, 1 << 20);
+	tap_ok(budget.used <= BUDGET_POOL && budget.held <= BUDGET_POOL + CROWD * BUDGET_OWN,
+	       "a thousand clients take no more than the pool, and what is their own");
+	budget_share_init(&share);
+	tap_ok(has_to_wait(&budget, &share, 32 << 20), "then a large reply has to wait");
+	tap_ok(!has_to_wait(&budget, &share, BUDGET_OWN), "but a small one has not");
+	budget_take(&budget, &share, BUDGET_OWN);
+	tap_ok(has_to_wait(&budget, &share, BUDGET_OWN), "but for a second one of the same client");
+	budget_give(&budget, &share, BUDGET_OWN);
+	tap_ok(!share.held && !has_to_wait(&budget, &share, 1), "until the first was sent");
+	while (shares[0].held)
+		budget_give(&budget, &shares[0], 1 << 20);
+	tap_ok(budget.used < BUDGET_POOL && budget.held < BUDGET_POOL + CROWD * BUDGET_OWN,
+	       "what is given back is there again");
 	budget_release(&budget);
+	free(shares);
+}
+
+static void init_takers(struct taker *takers, size_t count)
+{
+	memset(takers, 0, count * sizeof(*takers));
+	while (count--)
+		budget_share_init(&takers[count].share);
+	atomic_store(&takers_done, 0);
+}
+
+/* Of a pool of 40 MiB, one client holds 20: no more than it leaves to others. */
+static void test_budget_queue(void)
+{
+	struct taker takers[4];
+	struct budget budget;
+
+	budget_init(&budget, 40 << 20);
+	init_takers(takers, 4);
+	budget_take(&budget, &takers[0].share, BUDGET_OWN + (20 << 20));
+	begin_waiting(&takers[1], &budget, BUDGET_OWN + (16 << 20));
+	begin_waiting(&takers[2], &budget, BUDGET_OWN + (8 << 20));
+	tap_ok(waits(&budget, &takers[1].share), "who asks for less later does not get it before");
+	start_taker(&takers[3], &budget, BUDGET_OWN);
+	tap_ok(end_taker(&takers[3]) && !takers[3].order, "what is a client's own needs no queue");
+	budget_give(&budget, &takers[0].share, BUDGET_OWN + (20 << 20));
+	tap_ok(end_taker(&takers[1]) && end_taker(&takers[2]) &&
+	       budget.used == 24 << 20 && budget.held == 3 * BUDGET_OWN + (24 << 20),
+	       "all get theirs when it is given back");
+	begin_waiting(&takers[1], &budget, 8 << 20);
+	start_taker(&takers[3], &budget, 1 << 20);
+	tap_ok(end_taker(&takers[3]) && waits(&budget, &takers[1].share),
+	       "who holds something and waits for more does not keep others from it");
+	budget_share_close(&budget, &takers[1].share);
+	tap_ok(!end_taker(&takers[1]), "a client that is lost does not wait on");
+	begin_waiting(&takers[0], &budget, BUDGET_OWN + (30 << 20));
+	begin_waiting(&takers[2], &budget, 30 << 20);
+	budget_close(&budget);
+	tap_ok(!end_taker(&takers[0]) && !end_taker(&takers[2]),
+	       "nor does anybody when the server ends");
+	budget_release(&budget);
+}
+
+/* The memory backend ends the program when it is asked for anything but whole blocks. */
+static void test_blocks(void)
+{
+	static const uint32_t ranges[][2] = {
+		{ 0, 1 }, { 4095, 2 }, { 4096, 4096 }, { 1, 8192 }, { (1 << 20) - 5, 5 },
+		{ 777, 300000 },
+	};
+	uint8_t *expected = malloc(300000);
+	struct fixture fixture;
+	struct bytes session;
+	bool passed = true;
+	uint32_t length;
+	size_t i;
+
+	for (i = 0; i < sizeof(ranges) / sizeof(ranges[0]); i++) {
+		length = ranges[i][1];
+		set_up(&fixture, "mem:size=1M,block=4096");
+		begin_session(&session);
+		put_go(&session, NBD_OPT_GO, "snap");
+		put_request(&session, NBD_CMD_READ, 0, ranges[i][0], length);
+		run(&fixture, session.data, session.length, SIZE_MAX);
+		backend_memory_fill(fixture.backend, expected, ranges[i][0], length);
+		passed &= fixture.out_length > length &&
+			  !memcmp(fixture.out + fixture.out_length - length, expected, length);
+		tear_down(&fixture);
+	}
+	free(expected);
+	tap_ok(passed, "any range of a device is read in whole blocks");
 }
 
 /* getopt_long() starts anew, and may reorder @argv, which ends with NULL. */
@@ -925,6 +1079,8 @@ int main(void)
 	test_read_once();
 	test_descriptions();
 	test_budget();
+	test_budget_queue();
+	test_blocks();
 	test_random();
 	return tap_end();
 }

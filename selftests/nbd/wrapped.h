@@ -6,6 +6,6 @@
 #include "budget.h"
 
 /** __real_budget_take() - budget_take() itself */
-void __real_budget_take(struct budget *budget, struct budget_share *share, uint64_t bytes);
+bool __real_budget_take(struct budget *budget, struct budget_share *share, uint64_t bytes);
 
 #endif

@@ -20,9 +20,13 @@
 
 struct backend;
 
+/* Largest unit of reads that a device may have. */
+#define BACKEND_BLOCK_MAX 65536U
+
 /**
  * struct backend_ops - what a kind of backend can do
- * @read: fill @buffer completely. 0 or -errno; then @buffer is not to be used.
+ * @read: fill @buffer completely; it, @offset and @length are multiples of @block.
+ *	0 or -errno; then @buffer is not to be used.
  * @release: the client is done with this range; NULL when that means nothing.
  *	Rounds inward. 0 or -errno.
  * @cache: the client will soon read this range; NULL: ignored.
@@ -48,6 +52,8 @@ struct backend_ops {
  * @ops: the kind.
  * @name: default for the export's name; "" when there is no usable one.
  * @size: bytes.
+ * @block: unit of reads in bytes, a power of two up to BACKEND_BLOCK_MAX; @size is a
+ *	multiple.
  * @preferred: bytes that are best read at once, a power of two.
  * @is_rotational: on a disk that turns.
  * @has_maps: is a snapshot: @extents answers, for @checkpoints.
@@ -59,6 +65,7 @@ struct backend {
 	const struct backend_ops *ops;
 	char name[128];
 	uint64_t size;
+	uint32_t block;
 	uint32_t preferred;
 	bool is_rotational;
 	bool has_maps;

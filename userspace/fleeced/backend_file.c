@@ -114,6 +114,7 @@ int backend_file_create(const char *path, int file, struct backend **backend)
 		return -ENOMEM;
 	created->base.ops = &file_ops;
 	created->base.size = size;
+	created->base.block = 1;
 	created->base.preferred = PREFERRED_BYTES;
 	created->file = file;
 	find_name(&created->base, path, &status);

@@ -28,7 +28,6 @@
 #include "text.h"
 
 #define SECTOR_BYTES		512U
-#define MEMORY_ALIGNMENT	4096U
 #define PREFERRED_MIN		4096U
 #define PREFERRED_MAX		(1U << 20)
 
@@ -42,7 +41,6 @@ struct snapshot_backend {
 	int device;
 	int control;
 	uint64_t number;
-	uint32_t block;
 	atomic_bool is_break_logged;
 	atomic_bool is_error_logged;
 };
@@ -92,31 +90,6 @@ static int read_direct(struct snapshot_backend *snapshot, uint8_t *buffer, uint6
 	return 0;
 }
 
-static bool is_aligned(struct snapshot_backend *snapshot, const void *buffer, uint64_t offset,
-		       uint32_t length)
-{
-	return !(((uintptr_t)buffer | offset | length) & (snapshot->block - 1));
-}
-
-/* The blocks around the range lie in the same clusters, so the result is the same. */
-static int read_unaligned(struct snapshot_backend *snapshot, void *buffer, uint64_t offset,
-			  uint32_t length)
-{
-	uint64_t mask = snapshot->block - 1;
-	uint64_t start = offset & ~mask;
-	uint64_t end = (offset + length + mask) & ~mask;
-	void *bounce;
-	int ret;
-
-	if (posix_memalign(&bounce, MEMORY_ALIGNMENT, end - start))
-		return -ENOMEM;
-	ret = read_direct(snapshot, bounce, start, end - start);
-	if (!ret)
-		memcpy(buffer, (uint8_t *)bounce + (offset - start), length);
-	free(bounce);
-	return ret;
-}
-
 /*
  * The module answers ENODATA for what is not accessible, but a disk below may
  * use it too, for a bad sector. Only the access map knows.
@@ -137,15 +110,11 @@ static bool is_accessible(struct snapshot_backend *snapshot, uint64_t offset, ui
 static int snapshot_read(struct backend *backend, void *buffer, uint64_t offset, uint32_t length)
 {
 	struct snapshot_backend *snapshot = to_snapshot(backend);
+	int ret = read_direct(snapshot, buffer, offset, length);
 	char text[BACKEND_TEXT_SIZE];
-	int ret;
 
-	if (is_aligned(snapshot, buffer, offset, length))
-		ret = read_direct(snapshot, buffer, offset, length);
-	else
-		ret = read_unaligned(snapshot, buffer, offset, length);
-	if (!ret || ret == -ENOMEM)
-		return ret;
+	if (!ret)
+		return 0;
 	if (ret == -ENODATA && !is_accessible(snapshot, offset, length))
 		return -EPERM;
 	if (!snapshot_state(backend, text, sizeof(text)) &&
@@ -231,7 +200,9 @@ static int find_geometry(struct snapshot_backend *snapshot, uint64_t cluster)
 
 	if (ioctl(snapshot->device, BLKSSZGET, &block) < 0)
 		return -errno;
-	snapshot->block = block > 0 ? (uint32_t)block : SECTOR_BYTES;
+	if (block <= 0 || (uint32_t)block > BACKEND_BLOCK_MAX)
+		return -EINVAL;
+	snapshot->base.block = block;
 	if (cluster < PREFERRED_MIN)
 		cluster = PREFERRED_MIN;
 	snapshot->base.preferred = cluster > PREFERRED_MAX ? PREFERRED_MAX : cluster;

@@ -19,6 +19,7 @@ struct connection *connection_create(struct transport *transport,
 	pthread_mutex_init(&connection->receive_lock, NULL);
 	pthread_mutex_init(&connection->send_lock, NULL);
 	pthread_mutex_init(&connection->state_lock, NULL);
+	budget_share_init(&connection->share);
 	connection->transport = transport;
 	connection->rules = rules;
 	return connection;
@@ -27,10 +28,23 @@ struct connection *connection_create(struct transport *transport,
 void connection_destroy(struct connection *connection)
 {
 	connection->transport->ops->close(connection->transport);
+	budget_share_release(&connection->share);
 	pthread_mutex_destroy(&connection->state_lock);
 	pthread_mutex_destroy(&connection->send_lock);
 	pthread_mutex_destroy(&connection->receive_lock);
 	free(connection);
+}
+
+int connection_start_thread(pthread_t *thread, void *(*run)(void *argument), void *argument)
+{
+	pthread_attr_t attributes;
+	int ret;
+
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, CONNECTION_STACK);
+	ret = pthread_create(thread, &attributes, run, argument);
+	pthread_attr_destroy(&attributes);
+	return -ret;
 }
 
 void connection_serve(struct connection *connection)
@@ -72,8 +86,10 @@ void connection_raise_status(struct connection *connection, enum connection_stat
 	}
 	pthread_mutex_unlock(&connection->state_lock);
 	/* The thread that reads requests must not wait for a client that is lost. */
-	if (died)
+	if (died) {
+		budget_share_close(connection->rules->budget, &connection->share);
 		connection->transport->ops->shutdown(connection->transport);
+	}
 }
 
 enum connection_status connection_status(struct connection *connection)

@@ -22,6 +22,9 @@
 /* Requests of one client that are worked on at once. */
 #define CONNECTION_WORKERS	16
 
+/* Stack of a thread that serves a client. */
+#define CONNECTION_STACK	(256U << 10)
+
 /* Most metadata contexts that a client can select. */
 #define CONNECTION_CONTEXTS	32
 
@@ -115,7 +118,7 @@ enum connection_status {
  * @threads: those beyond the first, to be joined.
  *
  * Protected by the lock of @rules->budget:
- * @share: bytes of the replies being worked on.
+ * @share: bytes of the large replies being worked on.
  *
  * Atomic, for the log:
  * @reads: READ requests answered with data.
@@ -169,6 +172,16 @@ struct connection *connection_create(struct transport *transport,
  * Context: a thread of its own.
  */
 void connection_serve(struct connection *connection);
+
+/**
+ * connection_start_thread() - a thread with a stack that is large enough, and no larger
+ * @thread: set to the thread, which is to be joined.
+ * @run: what it does.
+ * @argument: for @run.
+ *
+ * Return: 0 or -errno.
+ */
+int connection_start_thread(pthread_t *thread, void *(*run)(void *argument), void *argument);
 
 /** connection_destroy() - close the transport and free the connection */
 void connection_destroy(struct connection *connection);

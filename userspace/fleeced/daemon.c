@@ -337,7 +337,7 @@ int daemon_main(int argc, char **argv,
 	}
 	daemon->manager.fd = -1;
 	janitor_init(&daemon->janitor);
-	budget_init(&daemon->budget, BUDGET_TOTAL);
+	budget_init(&daemon->budget, BUDGET_POOL);
 	ret = stop_init(&daemon->stop);
 	if (!ret)
 		ret = start(daemon, open_backend);

@@ -21,8 +21,6 @@
 /* Longest time between the signal and the end. */
 #define DRAIN_MS	15000
 
-#define THREAD_STACK	(256U << 10)
-
 /* How long to leave waiting clients alone when descriptors or memory ran out. */
 #define RETRY_MS	200
 
@@ -87,18 +85,6 @@ static void *serve_client(void *argument)
 	return NULL;
 }
 
-static int start_thread(struct client *client)
-{
-	pthread_attr_t attributes;
-	int ret;
-
-	pthread_attr_init(&attributes);
-	pthread_attr_setstacksize(&attributes, THREAD_STACK);
-	ret = pthread_create(&client->thread, &attributes, serve_client, client);
-	pthread_attr_destroy(&attributes);
-	return -ret;
-}
-
 /* Takes over the descriptors, also when it fails. */
 static struct transport *create_transport(const struct server *server, int in, int out,
 					  const char *peer)
@@ -140,7 +126,7 @@ static int add_client(struct loop *loop, int in, int out, const char *peer)
 		free(client);
 		return ret;
 	}
-	ret = start_thread(client);
+	ret = connection_start_thread(&client->thread, serve_client, client);
 	if (ret) {
 		connection_destroy(client->connection);
 		free(client);
@@ -220,6 +206,7 @@ static void handle_signal(struct loop *loop)
 		log_info("signal %u: ending", info.ssi_signo);
 		service_manager_tell(loop->server->manager, "STOPPING=1");
 		stop_request(loop->server->rules.stop);
+		budget_close(loop->server->rules.budget);
 		listen_close(&loop->server->listeners);
 		janitor_remove(loop->server->janitor, loop->server->socket_path);
 		loop->give_up_ms = clock_ms() + DRAIN_MS;

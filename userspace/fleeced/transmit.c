@@ -19,7 +19,10 @@
 #define STATUS_BYTES \
 	(EXTENTS_MAX * (sizeof(struct extent) + sizeof(struct nbd_extent_ext)))
 
-/* A thread keeps a buffer of at most this size from one request to the next. */
+/*
+ * A thread keeps a buffer of at most this size from one request to the next, so that
+ * what fits into it needs nothing of the budget: threads are counted already.
+ */
 #define KEPT_BYTES		(256U << 10)
 
 #define BUFFER_ALIGNMENT	4096U
@@ -29,6 +32,7 @@
  * @connection: that it serves.
  * @buffer, @room: kept buffer.
  * @request: being handled.
+ * @bytes: of the budget that it holds.
  * @text: why it fails.
  * @has_bad_offset, @bad_offset: the first byte that cannot be read, where known.
  */
@@ -37,6 +41,7 @@ struct worker {
 	void *buffer;
 	size_t room;
 	struct request request;
+	uint64_t bytes;
 	char text[REQUEST_TEXT_SIZE];
 	bool has_bad_offset;
 	uint64_t bad_offset;
@@ -66,6 +71,25 @@ static enum nbd_error fail_backend(struct worker *worker, int ret)
 	if (ret == -EIO)
 		return fail(worker, NBD_EIO, "input/output error, or a lost cluster");
 	return fail(worker, reply_error_of(-ret), strerror(-ret));
+}
+
+/*
+ * struct span - the whole blocks of the backend around the range of a READ
+ * @offset: of the first of them.
+ * @length: of all; at most that of the range and two blocks.
+ */
+struct span {
+	uint64_t offset;
+	size_t length;
+};
+
+static struct span span_of(const struct connection *connection, const struct request *request)
+{
+	uint64_t mask = connection->export->backend->block - 1;
+	uint64_t end = (request->offset + request->length + mask) & ~mask;
+	uint64_t offset = request->offset & ~mask;
+
+	return (struct span){ .offset = offset, .length = end - offset };
 }
 
 static bool reserve_buffer(struct worker *worker, size_t length)
@@ -122,18 +146,21 @@ static enum nbd_error do_read(struct worker *worker)
 	struct connection *connection = worker->connection;
 	struct backend *backend = connection->export->backend;
 	const struct request *request = &worker->request;
+	struct span span = span_of(connection, request);
+	const uint8_t *data;
 	int ret;
 
 	if (!request->length) {
 		reply_success(connection, request);
 		return NBD_SUCCESS;
 	}
-	if (!reserve_buffer(worker, request->length))
+	if (!reserve_buffer(worker, span.length))
 		return fail(worker, NBD_ENOMEM, "no memory for the reply");
-	ret = backend->ops->read(backend, worker->buffer, request->offset, request->length);
+	ret = backend->ops->read(backend, worker->buffer, span.offset, span.length);
 	if (ret)
 		return fail_read(worker, ret);
-	if (reply_data(connection, request, worker->buffer))
+	data = (const uint8_t *)worker->buffer + (request->offset - span.offset);
+	if (reply_data(connection, request, data))
 		return NBD_SUCCESS;
 	atomic_fetch_add(&connection->reads, 1);
 	atomic_fetch_add(&connection->read_bytes, request->length);
@@ -218,11 +245,20 @@ static enum nbd_error execute(struct worker *worker)
 	}
 }
 
-static uint64_t reply_bytes(const struct request *request)
+/* What a reply needs of the budget. */
+static uint64_t reply_bytes(const struct connection *connection, const struct request *request)
 {
-	if (request->command == NBD_CMD_READ)
-		return request->length;
-	return request->command == NBD_CMD_BLOCK_STATUS ? STATUS_BYTES : 0;
+	size_t length;
+
+	switch (request->command) {
+	case NBD_CMD_READ:
+		length = span_of(connection, request).length;
+		return length > KEPT_BYTES ? length : 0;
+	case NBD_CMD_BLOCK_STATUS:
+		return request->flags & NBD_CMD_FLAG_REQ_ONE ? 0 : STATUS_BYTES;
+	default:
+		return 0;
+	}
 }
 
 /* If there can be no more threads, those there are do all the work. */
@@ -230,8 +266,8 @@ static void ensure_reader(struct connection *connection)
 {
 	pthread_mutex_lock(&connection->state_lock);
 	if (!connection->idle && connection->workers < connection->rules->workers &&
-	    !pthread_create(&connection->threads[connection->workers - 1], NULL, serve_requests,
-			    connection))
+	    !connection_start_thread(&connection->threads[connection->workers - 1],
+				     serve_requests, connection))
 		connection->workers++;
 	pthread_mutex_unlock(&connection->state_lock);
 }
@@ -243,8 +279,26 @@ static void count_idle(struct connection *connection, int change)
 	pthread_mutex_unlock(&connection->state_lock);
 }
 
+/* Checks the request, and waits until its reply may be made. */
+static enum nbd_error admit(struct worker *worker)
+{
+	struct connection *connection = worker->connection;
+	enum nbd_error error = request_validate(connection, &worker->request, worker->text);
+	uint64_t bytes = error ? 0 : reply_bytes(connection, &worker->request);
+
+	worker->bytes = 0;
+	if (budget_take(connection->rules->budget, &connection->share, bytes))
+		worker->bytes = bytes;
+	else
+		error = fail(worker, NBD_ESHUTDOWN, "the connection is ending");
+	/* All that clients wait for then would take too long. */
+	if (bytes && stop_is_requested(connection->rules->stop))
+		error = request_validate(connection, &worker->request, worker->text);
+	return error;
+}
+
 /* The turn of one thread: false when there is nothing more to read. */
-static bool take_request(struct worker *worker, enum nbd_error *error, uint64_t *bytes)
+static bool take_request(struct worker *worker, enum nbd_error *error)
 {
 	struct connection *connection = worker->connection;
 	bool is_taken = false;
@@ -254,12 +308,7 @@ static bool take_request(struct worker *worker, enum nbd_error *error, uint64_t 
 	count_idle(connection, -1);
 	if (connection_status(connection) == CONNECTION_OPEN &&
 	    !request_receive(connection, &worker->request)) {
-		*error = request_validate(connection, &worker->request, worker->text);
-		*bytes = *error ? 0 : reply_bytes(&worker->request);
-		budget_take(connection->rules->budget, &connection->share, *bytes);
-		/* All that clients wait for then would take too long. */
-		if (!*error && stop_is_requested(connection->rules->stop))
-			*error = request_validate(connection, &worker->request, worker->text);
+		*error = admit(worker);
 		ensure_reader(connection);
 		is_taken = true;
 	} else {
@@ -282,16 +331,16 @@ static void *serve_requests(void *argument)
 {
 	struct worker worker = { .connection = argument };
 	enum nbd_error error;
-	uint64_t bytes;
 
-	while (take_request(&worker, &error, &bytes)) {
+	while (take_request(&worker, &error)) {
 		worker.has_bad_offset = false;
 		if (!error)
 			error = execute(&worker);
 		if (error)
 			report(&worker, error);
 		trim_buffer(&worker);
-		budget_give(worker.connection->rules->budget, &worker.connection->share, bytes);
+		budget_give(worker.connection->rules->budget, &worker.connection->share,
+			    worker.bytes);
 	}
 	free(worker.buffer);
 	return NULL;

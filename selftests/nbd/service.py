@@ -7,6 +7,7 @@ keep clients from each other's memory and time. Prints TAP.
 import os
 import pwd
 import re
+import select
 import shutil
 import signal
 import socket
@@ -445,6 +446,86 @@ def memory_of_others():
     finally:
         for client in greedy:
             client.socket.close()
+        server.stop()
+
+
+@test("of 1 MiB each, what a slow reader asks for does not keep that of others waiting")
+def slow_reader():
+    server = Server(BIG)
+    greedy = []
+    try:
+        for _ in range(4):
+            greedy.append(Client(server).open(b"big"))
+            # More than the server makes at once, so that some wait for their share.
+            for n in range(100):
+                greedy[-1].request(READ, n * M, M)
+        with Client(server) as client:
+            client.open(b"big", contexts=["base:allocation"])
+            for n in range(20):
+                equal(client.read(n * M, M), pattern(n * M, M), "data for another client")
+                equal(client.read(n * M, 4096), pattern(n * M, 4096), "a little for it")
+                client.status(0, 1 << 31)
+        # Who reads at last gets all of it.
+        for n in range(100):
+            equal(greedy[0].answer()["error"], 0, "READ %d of the slow reader" % n)
+    finally:
+        for client in greedy:
+            client.socket.close()
+        server.stop()
+
+
+class Pipes:
+    """The standard input and output of a process, as a socket for Client."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def settimeout(self, _):
+        """The test as a whole is what ends."""
+
+    def sendall(self, data):
+        """As that of a socket."""
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def recv(self, length):
+        """As that of a socket."""
+        return self.process.stdout.read1(length)
+
+
+@test("--stdio on pipes ends when the reader has stalled or is gone, and the writer stays")
+def stalled_pipes():
+    for is_gone in (False, True):
+        command = [nbdclient.TESTSERVER, "--stdio", BIG]
+        with subprocess.Popen(command + nbdclient.sandbox_options(command[0]),
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL) as process:
+            client = Client.on(Pipes(process)).open(b"big")
+            for n in range(4):
+                client.request(READ, n * M, M)
+            wait_for(lambda: select.select([process.stdout], [], [], 0)[0], "no reply")
+            if is_gone:
+                process.stdout.close()
+            else:
+                process.send_signal(signal.SIGTERM)
+                wait_for(lambda: not int(statuses(process.pid)[0]["ShdPnd"], 16), "signal")
+                process.send_signal(signal.SIGTERM)
+            equal(process.wait(timeout=20), 0, "exit status")
+
+
+@test("what a client sends after its end does not cost it the replies before")
+def sends_too_much():
+    server = Server(BIG, listen=True)
+    try:
+        with Client(server, tcp=True) as client:
+            client.open(b"big")
+            wanted = client.request(READ, 0, 64 * K)
+            client.request(DISC)
+            client.send(bytes(256 * K))
+            wait_for(lambda: "closed export" in server.log(), server.log())
+            equal(client.answer_to(wanted, {wanted: 64 * K})["data"], pattern(0, 64 * K), "data")
+            client.expect_end()
+    finally:
         server.stop()
 
 

@@ -35,8 +35,8 @@ struct transport;
  * @secure: from here on, both sides speak TLS: shake hands. Once only, by the only
  *	thread there is. 0, or -errno (-EPROTO, logged: refused by one of the
  *	sides). NULL: a transport without TLS.
- * @end: tell the client that nothing will follow, by the only thread that still
- *	reads or writes. May be NULL.
+ * @end: tell the client that nothing will follow, and take for a short time what it
+ *	still sends, by the only thread that still reads or writes. May be NULL.
  * @set_deadline: both directions fail with -ETIMEDOUT from this clock_ms() on;
  *	0: no deadline.
  * @set_readahead: may more be taken from the stream than was asked for? Only
@@ -96,7 +96,7 @@ static inline size_t transport_bytes(const struct iovec *vector, int count)
  *
  * Owns both descriptors on success.
  *
- * Return: the transport, or NULL when there is no memory.
+ * Return: the transport, or NULL when there is no memory or descriptor for it.
  */
 struct transport *transport_fd_create(int in, int out, const char *peer, struct stop *stop,
 				      int64_t stall_ms);

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -23,21 +24,27 @@
 #define STOP_READ_MS	2000
 #define STOP_WRITE_MS	10000
 
+/* After the end: how long what a client still sends is taken. */
+#define END_MS		1000
+
 #define READAHEAD_BYTES	8192
 
 /* The slowest client that is waited for, when much is sent at once: 64 KiB/s. */
 #define STALL_BYTES_PER_MS	64
 
 /*
- * Set at construction: in, out, stop, stall_ms, in_flags, out_flags. Set before
+ * Set at construction: in, out, wake, stop, stall_ms, in_flags, out_flags. Set before
  * transmission starts, by the only thread there is: deadline_ms, readahead.
  * The reader's: ahead, head, tail. The writer's: stall_limit_ms. Atomic: is_down.
+ *
+ * wake is readable once is_down is set; -1 where shutdown() wakes up, on sockets.
  */
 struct fd_transport {
 	struct transport base;
 	struct stop *stop;
 	int in;
 	int out;
+	int wake;
 	int in_flags;
 	int out_flags;
 	int64_t stall_ms;
@@ -84,24 +91,26 @@ static int check_limit(struct fd_transport *fd, short events)
 
 static int wait_ready(struct fd_transport *fd, int file, short events)
 {
-	struct pollfd files[2] = {
+	struct pollfd files[3] = {
 		{ .fd = file, .events = events },
 		{ .fd = fd->stop->fd, .events = POLLIN },
+		{ .fd = fd->wake, .events = POLLIN },
 	};
 	int64_t limit, left;
-	int count, ret;
+	int ret;
 
 	for (;;) {
 		ret = check_limit(fd, events);
 		if (ret)
 			return ret;
 		/* Once stopped, the event stays readable: the limit replaces it. */
-		count = stop_is_requested(fd->stop) || fd->stop->fd < 0 ? 1 : 2;
+		if (stop_is_requested(fd->stop))
+			files[1].fd = -1;
 		limit = limit_ms(fd, events);
 		left = limit ? limit - clock_ms() : -1;
 		if (limit && left < 0)
 			left = 0;
-		ret = poll(files, count, left > 60000 ? 60000 : (int)left);
+		ret = poll(files, 3, left > 60000 ? 60000 : (int)left);
 		if (ret < 0 && errno != EINTR)
 			return -errno;
 		if (ret > 0 && files[0].revents)
@@ -241,14 +250,34 @@ static void fd_set_readahead(struct transport *transport, bool on)
 	to_fd(transport)->readahead = on;
 }
 
+/*
+ * To close a socket that still has something to read resets the connection, and a reset
+ * can overtake the last reply. Pipes do not know that.
+ */
+static void fd_end(struct transport *transport)
+{
+	struct fd_transport *fd = to_fd(transport);
+	uint8_t rest[READAHEAD_BYTES];
+
+	if (shutdown(fd->out, SHUT_WR))
+		return;
+	fd->deadline_ms = clock_ms() + END_MS;
+	while (read_some(fd, rest, sizeof(rest)) > 0)
+		;
+}
+
 static void fd_shutdown(struct transport *transport)
 {
 	struct fd_transport *fd = to_fd(transport);
+	uint64_t one = 1;
 
 	atomic_store(&fd->is_down, true);
 	shutdown(fd->in, SHUT_RDWR);
 	if (fd->out != fd->in)
 		shutdown(fd->out, SHUT_RDWR);
+	/* An eventfd that is full wakes up just as well. */
+	if (fd->wake >= 0 && write(fd->wake, &one, sizeof(one)) < 0)
+		return;
 }
 
 static void fd_close(struct transport *transport)
@@ -262,6 +291,8 @@ static void fd_close(struct transport *transport)
 		close(fd->out);
 	}
 	close(fd->in);
+	if (fd->wake >= 0)
+		close(fd->wake);
 	free(fd);
 }
 
@@ -271,11 +302,30 @@ static const struct transport_ops fd_ops = {
 	.write = fd_write,
 	.begin_write = fd_begin_write,
 	.write_part = fd_write_part,
+	.end = fd_end,
 	.set_deadline = fd_set_deadline,
 	.set_readahead = fd_set_readahead,
 	.shutdown = fd_shutdown,
 	.close = fd_close,
 };
+
+static bool is_socket(int file)
+{
+	int type;
+	socklen_t length = sizeof(type);
+
+	return !getsockopt(file, SOL_SOCKET, SO_TYPE, &type, &length);
+}
+
+/* Where it is needed; false when it cannot be had. */
+static bool open_wake(struct fd_transport *fd)
+{
+	fd->wake = -1;
+	if (is_socket(fd->in) && is_socket(fd->out))
+		return true;
+	fd->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return fd->wake >= 0;
+}
 
 struct transport *transport_fd_create(int in, int out, const char *peer, struct stop *stop,
 				      int64_t stall_ms)
@@ -284,12 +334,16 @@ struct transport *transport_fd_create(int in, int out, const char *peer, struct 
 
 	if (!fd)
 		return NULL;
+	fd->in = in;
+	fd->out = out;
+	if (!open_wake(fd)) {
+		free(fd);
+		return NULL;
+	}
 	fd->base.ops = &fd_ops;
 	snprintf(fd->base.peer, sizeof(fd->base.peer), "%s", peer);
 	fd->stop = stop;
 	fd->stall_ms = stall_ms;
-	fd->in = in;
-	fd->out = out;
 	fd->in_flags = fcntl(in, F_GETFL);
 	fd->out_flags = fcntl(out, F_GETFL);
 	fcntl(in, F_SETFL, fd->in_flags | O_NONBLOCK);

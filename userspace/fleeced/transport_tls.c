@@ -367,13 +367,9 @@ static void tls_set_readahead(struct transport *transport, bool on)
 }
 
 /* An alert that says what is wrong, or that nothing is. */
-static void tls_end(struct transport *transport)
+static void say_goodbye(struct tls_transport *tls)
 {
-	struct tls_transport *tls = to_tls(transport);
-
-	if (!tls->is_established && !tls->failure)
-		return;
-	tls_set_deadline(transport, clock_ms() + END_MS);
+	tls_set_deadline(&tls->base, clock_ms() + END_MS);
 	tls->is_writing = true;
 	if (!tls->failure)
 		gnutls_bye(tls->session, GNUTLS_SHUT_WR);
@@ -383,6 +379,15 @@ static void tls_end(struct transport *transport)
 	tls->is_writing = false;
 	begin_flushes(tls, tls->out_length);
 	flush(tls);
+}
+
+static void tls_end(struct transport *transport)
+{
+	struct tls_transport *tls = to_tls(transport);
+
+	if (tls->is_established || tls->failure)
+		say_goodbye(tls);
+	tls->lower->ops->end(tls->lower);
 }
 
 /* Other threads may call this: it does not touch the session. */

@@ -41,6 +41,7 @@ struct memory_backend {
 	struct ranges zero;
 	struct map maps[CHECKPOINTS_MAX];
 	uint64_t cluster;
+	uint64_t cached;
 	unsigned int delay_ms;
 };
 
@@ -125,12 +126,16 @@ static void fill_zeroes(const struct ranges *ranges, uint8_t *buffer, uint64_t o
 
 static void fill_pattern(uint8_t *buffer, uint64_t offset, uint32_t length)
 {
+	uint64_t end = offset + length;
 	uint64_t word;
-	uint32_t i;
+	size_t first, n;
 
-	for (i = 0; i < length; i++) {
-		word = htobe64(((offset + i) & ~7ULL) * FACTOR);
-		buffer[i] = ((uint8_t *)&word)[(offset + i) & 7];
+	for (; offset < end; offset += n) {
+		word = htobe64((offset & ~7ULL) * FACTOR);
+		first = offset & 7;
+		n = end - offset < sizeof(word) - first ? end - offset : sizeof(word) - first;
+		memcpy(buffer, (uint8_t *)&word + first, n);
+		buffer += n;
 	}
 }
 
@@ -162,6 +167,14 @@ static int memory_read(struct backend *backend, void *buffer, uint64_t offset, u
 	if (!ret)
 		atomic_fetch_add(&read_bytes, length);
 	return ret;
+}
+
+static int memory_read_now(struct backend *backend, void *buffer, uint64_t offset,
+			   uint32_t length)
+{
+	if (offset / to_memory(backend)->cached & 1)
+		return -EAGAIN;
+	return memory_read(backend, buffer, offset, length);
 }
 
 static int memory_release(struct backend *backend, uint64_t offset, uint64_t length)
@@ -281,6 +294,13 @@ static const struct backend_ops plain_ops = {
 	.close = memory_close,
 };
 
+static const struct backend_ops cached_ops = {
+	.read = memory_read,
+	.read_now = memory_read_now,
+	.state = memory_state,
+	.close = memory_close,
+};
+
 static int parse_size(const char *text, char **end, uint64_t *size)
 {
 	static const char units[] = "KMGT";
@@ -341,6 +361,14 @@ static int parse_number(const char *text, char **rest, unsigned int *number)
 	return ret;
 }
 
+static int parse_cached(struct memory_backend *memory, const char *text, char **rest)
+{
+	if (memory->base.ops != &plain_ops)
+		return -EINVAL;
+	memory->base.ops = &cached_ops;
+	return parse_size(text, rest, &memory->cached);
+}
+
 static int parse_word(struct memory_backend *memory, char *word)
 {
 	char *value = strchr(word, '=');
@@ -373,6 +401,8 @@ static int parse_word(struct memory_backend *memory, char *word)
 		return parse_range(value, &memory->zero);
 	else if (!strcmp(word, "delay"))
 		ret = parse_number(value, &rest, &memory->delay_ms);
+	else if (!strcmp(word, "cached"))
+		ret = parse_cached(memory, value, &rest);
 	else if (!strcmp(word, "block"))
 		ret = parse_number(value, &rest, &memory->base.block);
 	else

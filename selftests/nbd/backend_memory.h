@@ -15,6 +15,7 @@
  *   block=BYTES           unit of reads (default 1); others end the program
  *   delay=MS              each read takes so long
  *   plain                 a device without maps and releases
+ *   cached=UNIT           after plain: of every second UNIT, reads need not wait
  *
  * 8 bytes at offset P, P a multiple of 8, are P * 0x9e3779b97f4a7c15, big-endian.
  */

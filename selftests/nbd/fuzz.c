@@ -21,7 +21,7 @@
 
 static const char *const backends[FUZZ_BACKENDS] = {
 	SNAPSHOT,
-	"mem:size=1000000,plain,zero=4096-100000",
+	"mem:size=1000000,plain,cached=64K,zero=4096-100000",
 	"mem:size=20T,cp=five/1T-2T,stripes=fine/512,zero=0-64M",
 	"mem:size=777,cp=one,here=two,cluster=512",
 };

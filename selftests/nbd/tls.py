@@ -267,7 +267,7 @@ def right_client(server):
     before = len(server.log())
     with Secure(server) as client:
         client.open(b"disk")
-    wait_log(server, before, r"TLS1.3, client .*CN=backup")
+    wait_log(server, before, r"TLS1.3 with AES-256-GCM, client .*CN=backup")
 
 
 @test("C82 no certificate: refused")

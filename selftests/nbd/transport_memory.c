@@ -22,11 +22,17 @@ static int memory_read(struct transport *transport, void *buffer, size_t length)
 	return 0;
 }
 
+static bool memory_has_input(struct transport *transport)
+{
+	return ((struct memory_transport *)transport)->in_length;
+}
+
 static int memory_write(struct transport *transport, struct iovec *vector, int count)
 {
 	struct memory_transport *memory = (struct memory_transport *)transport;
 	size_t n;
 
+	memory->writes++;
 	for (; count--; vector++) {
 		n = vector->iov_len;
 		if (n > memory->out_limit - memory->out_length)
@@ -60,6 +66,7 @@ static void memory_nothing(struct transport *transport)
 
 const struct transport_ops memory_transport_ops = {
 	.read = memory_read,
+	.has_input = memory_has_input,
 	.write = memory_write,
 	.set_deadline = memory_set_deadline,
 	.set_readahead = memory_set_readahead,

@@ -13,6 +13,7 @@
  * @out: what it got, to be freed by the owner, or NULL.
  * @out_length: of @out.
  * @out_limit: it is gone when it has got so much.
+ * @writes: calls that sent something.
  */
 struct memory_transport {
 	struct transport base;
@@ -21,6 +22,7 @@ struct memory_transport {
 	uint8_t *out;
 	size_t out_length;
 	size_t out_limit;
+	unsigned int writes;
 };
 
 extern const struct transport_ops memory_transport_ops;

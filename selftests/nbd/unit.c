@@ -65,6 +65,7 @@ struct fixture {
 	struct connection_rules rules;
 	uint8_t *out;
 	size_t out_length;
+	unsigned int writes;
 };
 
 static void set_up(struct fixture *fixture, const char *text)
@@ -105,6 +106,7 @@ static void run(struct fixture *fixture, const uint8_t *in, size_t length, size_
 	free(fixture->out);
 	fixture->out = transport.out;
 	fixture->out_length = transport.out_length;
+	fixture->writes = transport.writes;
 }
 
 static void begin_structured(struct bytes *session, const char *export)
@@ -763,6 +765,73 @@ static void test_read_once(void)
 	tear_down(&fixture);
 }
 
+#define TOGETHER	40
+#define TOGETHER_BYTES	4096U
+
+/* Sends so many READs at once; returns how many writes their replies took. */
+static unsigned int read_together(struct fixture *fixture, const char *backend, uint32_t length,
+				  bool read_once)
+{
+	struct bytes session;
+	unsigned int writes, i;
+
+	set_up(fixture, backend);
+	fixture->rules.read_once = read_once;
+	begin_session(&session);
+	put_go(&session, NBD_OPT_GO, "snap");
+	run(fixture, session.data, session.length, SIZE_MAX);
+	writes = fixture->writes;
+	for (i = 0; i < TOGETHER; i++)
+		put_request(&session, NBD_CMD_READ, 0, i * length, length);
+	run(fixture, session.data, session.length, SIZE_MAX);
+	return fixture->writes - writes;
+}
+
+/* Are these the replies, in order? */
+static bool has_all_replies(struct fixture *fixture, uint32_t length)
+{
+	size_t whole = sizeof(struct nbd_simple_reply) + length;
+	const uint8_t *at = fixture->out + fixture->out_length - TOGETHER * whole;
+	uint8_t *expected = malloc(length);
+	bool passed = fixture->out_length > TOGETHER * whole;
+	unsigned int i;
+
+	for (i = 0; passed && i < TOGETHER; i++, at += whole) {
+		backend_memory_fill(fixture->backend, expected, i * length, length);
+		passed = !memcmp(at + sizeof(struct nbd_simple_reply), expected, length);
+	}
+	free(expected);
+	return passed;
+}
+
+static void test_together(void)
+{
+	struct fixture fixture;
+	unsigned int writes;
+	bool passed;
+
+	writes = read_together(&fixture, "mem:size=8M,plain,cached=1G", TOGETHER_BYTES, false);
+	passed = has_all_replies(&fixture, TOGETHER_BYTES);
+	tap_ok(passed && writes <= 1 + TOGETHER * (TOGETHER_BYTES + 16) / (60 << 10),
+	       "small replies to requests that came together are sent together");
+	tear_down(&fixture);
+	writes = read_together(&fixture, "mem:size=8M,plain,cached=1G", 64 << 10, false);
+	tap_ok(writes == TOGETHER && has_all_replies(&fixture, 64 << 10), "large ones are not");
+	tear_down(&fixture);
+	writes = read_together(&fixture, "mem:size=8M,plain", TOGETHER_BYTES, false);
+	tap_ok(writes == TOGETHER && has_all_replies(&fixture, TOGETHER_BYTES),
+	       "a reply does not wait for one that has to wait for a device");
+	tear_down(&fixture);
+	writes = read_together(&fixture, "mem:size=8M,plain,cached=4K", TOGETHER_BYTES, false);
+	tap_ok(writes == TOGETHER && has_all_replies(&fixture, TOGETHER_BYTES),
+	       "nor when the one before need not");
+	tear_down(&fixture);
+	writes = read_together(&fixture, "mem:size=8M,plain,cached=1G", TOGETHER_BYTES, true);
+	tap_ok(writes == TOGETHER && has_all_replies(&fixture, TOGETHER_BYTES),
+	       "with read-once each reply is sent at once");
+	tear_down(&fixture);
+}
+
 static void test_descriptions(void)
 {
 	char text[4096] = "mem:size=1M";
@@ -1077,6 +1146,7 @@ int main(void)
 	test_lost_reply();
 	test_stalled_parts();
 	test_read_once();
+	test_together();
 	test_descriptions();
 	test_budget();
 	test_budget_queue();

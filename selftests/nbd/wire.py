@@ -485,6 +485,31 @@ def pipelined(server):
                 expect(answer["data"] == pattern(offset, length), "data")
 
 
+@own("C41 requests that come together, some of which wait for a device: each answered once")
+def mixed():
+    server = Server("disk=mem:size=1G,plain,cached=64K")
+    try:
+        for form in FORMS:
+            with Client(server) as client:
+                client.open(b"disk", form)
+                wanted, requests = {}, b""
+                for n in range(1000):
+                    offset, length = n * 104729 * 512 % (1 << 29), 1 + (n * 37) % 40000
+                    wanted[n] = (offset, length)
+                    requests += struct.pack(">IHHQQ" + ("Q" if form == EXTENDED_FORM else "I"),
+                                            EXTENDED_REQUEST_MAGIC if form == EXTENDED_FORM
+                                            else REQUEST_MAGIC, 0, READ, n, offset, length)
+                client.send(requests)
+                lengths = {cookie: length for cookie, (_, length) in wanted.items()}
+                while wanted:
+                    answer = client.answer(lengths)
+                    offset, length = wanted.pop(answer["cookie"])
+                    equal(answer["error"], 0, "error")
+                    expect(answer["data"] == pattern(offset, length), "data")
+    finally:
+        server.stop()
+
+
 @test("C42 WRITE: its data is consumed, then EPERM; also 64 MiB")
 def write_refused(server):
     for name in (b"disk", b"disk+release"):

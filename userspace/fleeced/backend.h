@@ -27,6 +27,8 @@ struct backend;
  * struct backend_ops - what a kind of backend can do
  * @read: fill @buffer completely; it, @offset and @length are multiples of @block.
  *	0 or -errno; then @buffer is not to be used.
+ * @read_now: like @read, but -EAGAIN where that would have to wait for a device; NULL:
+ *	it always would.
  * @release: the client is done with this range; NULL when that means nothing.
  *	Rounds inward. 0 or -errno.
  * @cache: the client will soon read this range; NULL: ignored.
@@ -38,6 +40,7 @@ struct backend;
  */
 struct backend_ops {
 	int (*read)(struct backend *backend, void *buffer, uint64_t offset, uint32_t length);
+	int (*read_now)(struct backend *backend, void *buffer, uint64_t offset, uint32_t length);
 	int (*release)(struct backend *backend, uint64_t offset, uint64_t length);
 	void (*cache)(struct backend *backend, uint64_t offset, uint32_t length);
 	int (*extents)(struct backend *backend, enum fleece_map map, const char *checkpoint,

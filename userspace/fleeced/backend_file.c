@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <linux/fs.h>
 
@@ -47,6 +48,15 @@ static int file_read(struct backend *backend, void *buffer, uint64_t offset, uin
 	return 0;
 }
 
+/* What the page cache has all of. */
+static int file_read_now(struct backend *backend, void *buffer, uint64_t offset, uint32_t length)
+{
+	struct iovec vector = { .iov_base = buffer, .iov_len = length };
+
+	return preadv2(to_file(backend)->file, &vector, 1, offset, RWF_NOWAIT) == length ?
+	       0 : -EAGAIN;
+}
+
 static void file_cache(struct backend *backend, uint64_t offset, uint32_t length)
 {
 	posix_fadvise(to_file(backend)->file, offset, length, POSIX_FADV_WILLNEED);
@@ -68,6 +78,7 @@ static void file_close(struct backend *backend)
 
 static const struct backend_ops file_ops = {
 	.read = file_read,
+	.read_now = file_read_now,
 	.cache = file_cache,
 	.state = file_state,
 	.close = file_close,

@@ -28,6 +28,7 @@ struct connection *connection_create(struct transport *transport,
 void connection_destroy(struct connection *connection)
 {
 	connection->transport->ops->close(connection->transport);
+	free(connection->batch);
 	budget_share_release(&connection->share);
 	pthread_mutex_destroy(&connection->state_lock);
 	pthread_mutex_destroy(&connection->send_lock);

@@ -117,6 +117,10 @@ enum connection_status {
  * @idle: threads that wait for @receive_lock.
  * @threads: those beyond the first, to be joined.
  *
+ * Protected by @send_lock:
+ * @batch: REPLY_BATCH_BYTES of replies that are sent together; NULL: not needed yet.
+ * @batch_length: of them; not 0 only while a thread has @receive_lock, which may look at it.
+ *
  * Protected by the lock of @rules->budget:
  * @share: bytes of the large replies being worked on.
  *
@@ -144,6 +148,9 @@ struct connection {
 	unsigned int workers;
 	unsigned int idle;
 	pthread_t threads[CONNECTION_WORKERS];
+
+	uint8_t *batch;
+	atomic_size_t batch_length;
 
 	struct budget_share share;
 

@@ -25,6 +25,7 @@
 
 #define DEFAULT_PORT	"10809"
 #define BACKLOG		128
+#define UNIX_SEND_BYTES	(512 << 10)
 #define SOCKET_FLAGS	(SOCK_CLOEXEC | SOCK_NONBLOCK)
 
 /* A client that is silent is asked for a sign of life, so often before it counts as dead. */
@@ -371,6 +372,15 @@ static void prepare_tcp(int fd)
 	set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
 }
 
+/*
+ * So that a reply of usual size, and the next one, need one call and no waiting. More
+ * than the system allows is cut. TCP finds out by itself what it needs.
+ */
+static void prepare_unix(int fd)
+{
+	set_option(fd, SOL_SOCKET, SO_SNDBUF, UNIX_SEND_BYTES);
+}
+
 int listen_accept(const struct listener *listener, char *peer, size_t size)
 {
 	struct sockaddr_storage address;
@@ -382,6 +392,7 @@ int listen_accept(const struct listener *listener, char *peer, size_t size)
 	if (fd < 0)
 		return -errno;
 	if (listener->family == AF_UNIX) {
+		prepare_unix(fd);
 		getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &who_length);
 		snprintf(peer, size, "process %d of user %u", who.pid, who.uid);
 		return fd;

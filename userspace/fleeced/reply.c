@@ -26,14 +26,71 @@ struct head {
 	size_t length;
 };
 
-/* Nothing may follow a part of a reply: who has the lock next must know that one is lost. */
-static int send_vector(struct connection *connection, struct iovec *vector, int count)
+static int write_vector(struct connection *connection, struct iovec *vector, int count)
+{
+	return connection->transport->ops->write(connection->transport, vector, count);
+}
+
+/* With send_lock. */
+static int write_batch(struct connection *connection)
+{
+	struct iovec vector = { connection->batch, connection->batch_length };
+
+	connection->batch_length = 0;
+	return vector.iov_len ? write_vector(connection, &vector, 1) : 0;
+}
+
+static bool has_batch(struct connection *connection)
+{
+	if (!connection->batch)
+		connection->batch = malloc(REPLY_BATCH_BYTES);
+	return connection->batch;
+}
+
+static void add_to_batch(struct connection *connection, const struct iovec *vector, int count)
+{
+	for (; count--; vector++) {
+		if (vector->iov_len)
+			memcpy(connection->batch + connection->batch_length, vector->iov_base,
+			       vector->iov_len);
+		connection->batch_length += vector->iov_len;
+	}
+}
+
+/*
+ * With send_lock: a reply that is followed by another one waits for it, and takes those
+ * that wait with it; if it is not too large to be copied.
+ */
+static int write_reply(struct connection *connection, struct iovec *vector, int count,
+		       bool is_followed)
+{
+	size_t bytes = transport_bytes(vector, count);
+	bool joins = bytes <= REPLY_COPY_BYTES && (is_followed || connection->batch_length) &&
+		     has_batch(connection);
+	int ret = 0;
+
+	if (!joins || bytes > REPLY_BATCH_BYTES - connection->batch_length)
+		ret = write_batch(connection);
+	if (ret)
+		return ret;
+	if (!joins)
+		return write_vector(connection, vector, count);
+	add_to_batch(connection, vector, count);
+	return is_followed ? 0 : write_batch(connection);
+}
+
+/*
+ * Sends a reply, or with @count 0 what waits to be sent. Nothing may follow a part of a
+ * reply: who has the lock next must know that one is lost.
+ */
+static int send_vector(struct connection *connection, struct iovec *vector, int count,
+		       bool is_followed)
 {
 	int ret = -ECONNRESET;
 
 	pthread_mutex_lock(&connection->send_lock);
 	if (connection_status(connection) != CONNECTION_DEAD) {
-		ret = connection->transport->ops->write(connection->transport, vector, count);
+		ret = write_reply(connection, vector, count, is_followed);
 		if (ret)
 			connection_raise_status(connection, CONNECTION_DEAD);
 	}
@@ -42,6 +99,12 @@ static int send_vector(struct connection *connection, struct iovec *vector, int 
 		log_info("%s: disconnected: took too long to read a reply (--stall-timeout)",
 			 connection->transport->peer);
 	return ret;
+}
+
+void reply_flush(struct connection *connection)
+{
+	if (connection->batch_length)
+		send_vector(connection, NULL, 0, false);
 }
 
 static void append(struct head *head, const void *bytes, size_t length)
@@ -93,7 +156,7 @@ static int send_simple(struct connection *connection, const struct request *requ
 	};
 	struct iovec vector[2] = { to_vector(&reply, sizeof(reply)), to_vector(data, length) };
 
-	return send_vector(connection, vector, 2);
+	return send_vector(connection, vector, 2, request->is_followed);
 }
 
 static void begin_data(struct head *head, const struct connection *connection,
@@ -144,7 +207,7 @@ static int send_runs(struct connection *connection, const struct request *reques
 		count++;
 		done += length;
 	}
-	return send_vector(connection, vector, 2 * count);
+	return send_vector(connection, vector, 2 * count, request->is_followed);
 }
 
 int reply_data(struct connection *connection, const struct request *request, const void *data)
@@ -160,7 +223,7 @@ int reply_data(struct connection *connection, const struct request *request, con
 		   request->length);
 	vector[0] = to_vector(head.bytes, head.length);
 	vector[1] = to_vector(data, request->length);
-	return send_vector(connection, vector, 2);
+	return send_vector(connection, vector, 2, request->is_followed);
 }
 
 int reply_success(struct connection *connection, const struct request *request)
@@ -173,7 +236,7 @@ int reply_success(struct connection *connection, const struct request *request)
 		return send_simple(connection, request, NBD_SUCCESS, NULL, 0);
 	begin_chunk(&head, connection, request, NBD_CHUNK_NONE, NBD_CHUNK_FLAG_DONE, 0);
 	vector = to_vector(head.bytes, head.length);
-	return send_vector(connection, &vector, 1);
+	return send_vector(connection, &vector, 1, request->is_followed);
 }
 
 /* @tail comes after the text. */
@@ -198,7 +261,7 @@ static int send_error(struct connection *connection, const struct request *reque
 	vector[0] = to_vector(head.bytes, head.length);
 	vector[1] = to_vector(text, text_length);
 	vector[2] = to_vector(tail, tail_length);
-	return send_vector(connection, vector, 3);
+	return send_vector(connection, vector, 3, request->is_followed);
 }
 
 int reply_error(struct connection *connection, const struct request *request,
@@ -282,7 +345,7 @@ int reply_status(struct connection *connection, const struct request *request,
 		at = put_extents(at + head.length, connection, &lists[i]);
 	}
 	vector = to_vector(reply, at - reply);
-	ret = send_vector(connection, &vector, 1);
+	ret = send_vector(connection, &vector, 1, request->is_followed);
 	free(reply);
 	return ret;
 }

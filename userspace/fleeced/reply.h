@@ -14,6 +14,19 @@
 #include "extents.h"
 #include "request.h"
 
+/* Replies that are sent together; and the largest that is copied for that. */
+#define REPLY_BATCH_BYTES	(64U << 10)
+#define REPLY_COPY_BYTES	(16U << 10)
+
+/**
+ * reply_flush() - send what waits to be sent together with other replies
+ * @connection: to the client.
+ *
+ * A reply waits only for that of a request that has come already: so who waits for the
+ * client, or lets go of the right to read requests, calls this before.
+ */
+void reply_flush(struct connection *connection);
+
 /**
  * reply_data() - success of a READ
  * @connection: to the client.

@@ -162,6 +162,7 @@ int request_receive(struct connection *connection, struct request *request)
 		return ret;
 	if (request->command == NBD_CMD_DISC)
 		return TRANSPORT_END;
+	request->is_followed = false;
 	request->payload_problem = NULL;
 	request->context_count = set->count;
 	memcpy(request->contexts, set->ids, set->count * sizeof(set->ids[0]));

@@ -19,6 +19,7 @@
  * @cookie: the client's, goes back with the reply; opaque, never converted.
  * @offset: first byte.
  * @length: bytes that it concerns.
+ * @is_followed: another request has come, whose reply can be sent together with its.
  * @payload_problem: why the payload that came with it is of no use, or NULL.
  * @contexts: BLOCK_STATUS: positions in the export's contexts to answer for.
  * @context_count: of @contexts.
@@ -29,6 +30,7 @@ struct request {
 	uint64_t cookie;
 	uint64_t offset;
 	uint64_t length;
+	bool is_followed;
 	const char *payload_problem;
 	unsigned int contexts[CONNECTION_CONTEXTS];
 	size_t context_count;

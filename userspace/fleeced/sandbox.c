@@ -31,7 +31,7 @@ static const char *const server_calls[] = {
 	"accept4", "getsockopt", "setsockopt", "poll", "ppoll", "ppoll_time64", "readv",
 	"shutdown", "writev",
 	/* devices and files that are open already */
-	"fadvise64", "fadvise64_64", "arm_fadvise64_64", "pread64", "preadv",
+	"fadvise64", "fadvise64_64", "arm_fadvise64_64", "pread64", "preadv", "preadv2",
 	/* threads, and how the C library shares memory between them */
 	"getcpu", "rseq", "rt_sigaction", "sched_getaffinity", "set_robust_list", "sysinfo",
 	"clock_nanosleep", "clock_nanosleep_time64", "nanosleep", "eventfd2", NULL,

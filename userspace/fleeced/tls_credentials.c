@@ -18,10 +18,13 @@
 #include "tls_users.h"
 
 /*
- * Added to the system's own policy: nothing below TLS 1.2; and with shared keys,
- * only key exchanges that protect old recordings when the key becomes known.
+ * Added to the system's own policy: nothing below TLS 1.2; ChaCha20 comes last, also for
+ * clients that like it better, since processors that have AES need a fifth of the time
+ * for that; and with shared keys, only key exchanges that protect old recordings when the
+ * key becomes known.
  */
-#define PRIORITY_X509	"-VERS-SSL3.0:-VERS-TLS1.0:-VERS-TLS1.1"
+#define PRIORITY_X509	"-VERS-SSL3.0:-VERS-TLS1.0:-VERS-TLS1.1:%SERVER_PRECEDENCE:" \
+	"-CHACHA20-POLY1305:+CHACHA20-POLY1305"
 #define PRIORITY_PSK	PRIORITY_X509 ":+ECDHE-PSK:+DHE-PSK"
 
 /*

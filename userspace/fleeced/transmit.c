@@ -2,12 +2,13 @@
 /*
  * fleeced, transmit: requests are read, checked, carried out and answered.
  *
- * Threads take turns. The one that holds receive_lock reads a request and
- * checks all of it; if nobody else waits for the lock, and there may be more
- * threads, it starts one; then it lets go of the lock and does the work. So a
- * client that sends one request at a time is served without a queue, one that
- * sends many by as many threads as it needs, and a client whose replies pile
- * up is not read any further: its buffers are bounded.
+ * Threads take turns. The one that holds receive_lock reads a request and checks all of
+ * it. What can be answered at once, that is without waiting for a device, it answers, and
+ * reads the next one: no other thread is woken up, and small replies to requests that came
+ * together are sent together. Else it lets go of the lock before it does the work; if
+ * nobody waits for the lock, and there may be more threads, it starts one. So a client is
+ * served by as many threads as it keeps devices busy, and one whose replies pile up is not
+ * read any further: its buffers are bounded.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -31,6 +32,7 @@
  * struct worker - what one thread needs
  * @connection: that it serves.
  * @buffer, @room: kept buffer.
+ * @has_turn: it holds receive_lock.
  * @request: being handled.
  * @bytes: of the budget that it holds.
  * @text: why it fails.
@@ -40,6 +42,7 @@ struct worker {
 	struct connection *connection;
 	void *buffer;
 	size_t room;
+	bool has_turn;
 	struct request request;
 	uint64_t bytes;
 	char text[REQUEST_TEXT_SIZE];
@@ -48,6 +51,34 @@ struct worker {
 };
 
 static void *serve_requests(void *argument);
+
+/* If there can be no more threads, those there are do all the work. */
+static void ensure_reader(struct connection *connection)
+{
+	pthread_mutex_lock(&connection->state_lock);
+	if (!connection->idle && connection->workers < connection->rules->workers &&
+	    !connection_start_thread(&connection->threads[connection->workers - 1],
+				     serve_requests, connection))
+		connection->workers++;
+	pthread_mutex_unlock(&connection->state_lock);
+}
+
+/*
+ * The right to read requests goes to another thread, as soon as this one may have to
+ * wait for something else than the client.
+ */
+static void hand_over(struct worker *worker)
+{
+	struct connection *connection = worker->connection;
+
+	if (!worker->has_turn)
+		return;
+	worker->has_turn = false;
+	worker->request.is_followed = false;
+	reply_flush(connection);
+	ensure_reader(connection);
+	pthread_mutex_unlock(&connection->receive_lock);
+}
 
 static enum nbd_error fail(struct worker *worker, enum nbd_error error, const char *why)
 {
@@ -141,10 +172,22 @@ static enum nbd_error fail_read(struct worker *worker, int ret)
 	return fail_backend(worker, ret);
 }
 
+static int read_span(struct worker *worker, const struct span *span)
+{
+	struct backend *backend = worker->connection->export->backend;
+	int ret = -EAGAIN;
+
+	if (backend->ops->read_now && span->length <= KEPT_BYTES)
+		ret = backend->ops->read_now(backend, worker->buffer, span->offset, span->length);
+	if (ret != -EAGAIN)
+		return ret;
+	hand_over(worker);
+	return backend->ops->read(backend, worker->buffer, span->offset, span->length);
+}
+
 static enum nbd_error do_read(struct worker *worker)
 {
 	struct connection *connection = worker->connection;
-	struct backend *backend = connection->export->backend;
 	const struct request *request = &worker->request;
 	struct span span = span_of(connection, request);
 	const uint8_t *data;
@@ -156,7 +199,7 @@ static enum nbd_error do_read(struct worker *worker)
 	}
 	if (!reserve_buffer(worker, span.length))
 		return fail(worker, NBD_ENOMEM, "no memory for the reply");
-	ret = backend->ops->read(backend, worker->buffer, span.offset, span.length);
+	ret = read_span(worker, &span);
 	if (ret)
 		return fail_read(worker, ret);
 	data = (const uint8_t *)worker->buffer + (request->offset - span.offset);
@@ -226,9 +269,25 @@ static enum nbd_error do_status(struct worker *worker)
 	return error;
 }
 
+/* May it have to wait, or take long? A READ finds out by itself. */
+static bool may_wait(const struct worker *worker)
+{
+	switch (worker->request.command) {
+	case NBD_CMD_READ:
+	case NBD_CMD_FLUSH:
+		return false;
+	case NBD_CMD_BLOCK_STATUS:
+		return !(worker->request.flags & NBD_CMD_FLAG_REQ_ONE);
+	default:
+		return true;
+	}
+}
+
 /* Replies to success by itself; an error is returned, with worker->text. */
 static enum nbd_error execute(struct worker *worker)
 {
+	if (may_wait(worker))
+		hand_over(worker);
 	switch (worker->request.command) {
 	case NBD_CMD_READ:
 		return do_read(worker);
@@ -261,17 +320,6 @@ static uint64_t reply_bytes(const struct connection *connection, const struct re
 	}
 }
 
-/* If there can be no more threads, those there are do all the work. */
-static void ensure_reader(struct connection *connection)
-{
-	pthread_mutex_lock(&connection->state_lock);
-	if (!connection->idle && connection->workers < connection->rules->workers &&
-	    !connection_start_thread(&connection->threads[connection->workers - 1],
-				     serve_requests, connection))
-		connection->workers++;
-	pthread_mutex_unlock(&connection->state_lock);
-}
-
 static void count_idle(struct connection *connection, int change)
 {
 	pthread_mutex_lock(&connection->state_lock);
@@ -287,6 +335,8 @@ static enum nbd_error admit(struct worker *worker)
 	uint64_t bytes = error ? 0 : reply_bytes(connection, &worker->request);
 
 	worker->bytes = 0;
+	if (bytes)
+		reply_flush(connection);
 	if (budget_take(connection->rules->budget, &connection->share, bytes))
 		worker->bytes = bytes;
 	else
@@ -297,25 +347,44 @@ static enum nbd_error admit(struct worker *worker)
 	return error;
 }
 
-/* The turn of one thread: false when there is nothing more to read. */
-static bool take_request(struct worker *worker, enum nbd_error *error)
+static void take_turn(struct worker *worker)
 {
 	struct connection *connection = worker->connection;
-	bool is_taken = false;
 
+	if (worker->has_turn)
+		return;
 	count_idle(connection, 1);
 	pthread_mutex_lock(&connection->receive_lock);
 	count_idle(connection, -1);
+	worker->has_turn = true;
+}
+
+/* A READ that is released once it was sent must be sent at once. */
+static bool is_followed(const struct connection *connection)
+{
+	const struct transport_ops *ops = connection->transport->ops;
+
+	return !connection->rules->read_once && ops->has_input &&
+	       ops->has_input(connection->transport);
+}
+
+/* The next request, with the right to read those after it; false: there is nothing more. */
+static bool take_request(struct worker *worker, enum nbd_error *error)
+{
+	struct connection *connection = worker->connection;
+
+	take_turn(worker);
 	if (connection_status(connection) == CONNECTION_OPEN &&
 	    !request_receive(connection, &worker->request)) {
+		worker->request.is_followed = is_followed(connection);
 		*error = admit(worker);
-		ensure_reader(connection);
-		is_taken = true;
-	} else {
-		connection_raise_status(connection, CONNECTION_ENDING);
+		return true;
 	}
+	connection_raise_status(connection, CONNECTION_ENDING);
+	reply_flush(connection);
+	worker->has_turn = false;
 	pthread_mutex_unlock(&connection->receive_lock);
-	return is_taken;
+	return false;
 }
 
 static void report(struct worker *worker, enum nbd_error error)
@@ -346,10 +415,18 @@ static void *serve_requests(void *argument)
 	return NULL;
 }
 
+static void flush(void *context)
+{
+	reply_flush(context);
+}
+
 void transmit_run(struct connection *connection)
 {
+	struct transport *transport = connection->transport;
 	unsigned int i;
 
+	if (transport->ops->set_before_wait)
+		transport->ops->set_before_wait(transport, flush, connection);
 	connection->workers = 1;
 	serve_requests(connection);
 	/* Threads are only started by the holder of this lock, and no more after the end. */

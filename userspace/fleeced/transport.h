@@ -27,6 +27,8 @@ struct transport;
  *	ended in the middle, -ETIMEDOUT, or another -errno.
  * @read_some: wait for at least one byte, take up to @length. Bytes taken, 0 at the
  *	end of the stream, or -errno. For transports on top; may be NULL.
+ * @has_input: has something come that was not read yet, as far as that is known without
+ *	asking the system? NULL: unknown, no.
  * @write: send all of @vector, which it may change. 0 or -errno.
  * @begin_write: the client's time to read the next @bytes begins. For transports on
  *	top; may be NULL.
@@ -41,12 +43,15 @@ struct transport;
  *	0: no deadline.
  * @set_readahead: may more be taken from the stream than was asked for? Only
  *	allowed once nothing but this transport will ever read the stream.
+ * @set_before_wait: call @before_wait in the reader's thread whenever it is about to wait for
+ *	the client. For the only thread there is; may be NULL.
  * @shutdown: let a waiting @read and @write of other threads return.
  * @close: release everything, the transport itself included.
  */
 struct transport_ops {
 	int (*read)(struct transport *transport, void *buffer, size_t length);
 	ssize_t (*read_some)(struct transport *transport, void *buffer, size_t length);
+	bool (*has_input)(struct transport *transport);
 	int (*write)(struct transport *transport, struct iovec *vector, int count);
 	void (*begin_write)(struct transport *transport, size_t bytes);
 	int (*write_part)(struct transport *transport, struct iovec *vector, int count);
@@ -54,6 +59,8 @@ struct transport_ops {
 	void (*end)(struct transport *transport);
 	void (*set_deadline)(struct transport *transport, int64_t deadline_ms);
 	void (*set_readahead)(struct transport *transport, bool on);
+	void (*set_before_wait)(struct transport *transport, void (*before_wait)(void *context),
+				void *context);
 	void (*shutdown)(struct transport *transport);
 	void (*close)(struct transport *transport);
 };

@@ -34,7 +34,7 @@
 
 /*
  * Set at construction: in, out, wake, stop, stall_ms, in_flags, out_flags. Set before
- * transmission starts, by the only thread there is: deadline_ms, readahead.
+ * transmission starts, by the only thread there is: deadline_ms, readahead, before_wait, context.
  * The reader's: ahead, head, tail. The writer's: stall_limit_ms. Atomic: is_down.
  *
  * wake is readable once is_down is set; -1 where shutdown() wakes up, on sockets.
@@ -51,6 +51,8 @@ struct fd_transport {
 	int64_t stall_limit_ms;
 	int64_t deadline_ms;
 	bool readahead;
+	void (*before_wait)(void *context);
+	void *context;
 	atomic_bool is_down;
 	size_t head;
 	size_t tail;
@@ -131,6 +133,8 @@ static ssize_t read_some(struct fd_transport *fd, void *buffer, size_t length)
 		if (n >= 0)
 			return n;
 		if (errno == EAGAIN) {
+			if (fd->before_wait)
+				fd->before_wait(fd->context);
 			ret = wait_ready(fd, fd->in, POLLIN);
 			if (ret)
 				return ret;
@@ -185,6 +189,13 @@ static ssize_t fd_read_some(struct transport *transport, void *buffer, size_t le
 	size_t n = take_ahead(fd, buffer, length);
 
 	return n ? (ssize_t)n : read_some(fd, buffer, length);
+}
+
+static bool fd_has_input(struct transport *transport)
+{
+	struct fd_transport *fd = to_fd(transport);
+
+	return fd->head < fd->tail;
 }
 
 static void advance(struct iovec **vector, int *count, size_t done)
@@ -250,6 +261,15 @@ static void fd_set_readahead(struct transport *transport, bool on)
 	to_fd(transport)->readahead = on;
 }
 
+static void fd_set_before_wait(struct transport *transport, void (*before_wait)(void *context),
+			       void *context)
+{
+	struct fd_transport *fd = to_fd(transport);
+
+	fd->before_wait = before_wait;
+	fd->context = context;
+}
+
 /*
  * To close a socket that still has something to read resets the connection, and a reset
  * can overtake the last reply. Pipes do not know that.
@@ -299,12 +319,14 @@ static void fd_close(struct transport *transport)
 static const struct transport_ops fd_ops = {
 	.read = fd_read,
 	.read_some = fd_read_some,
+	.has_input = fd_has_input,
 	.write = fd_write,
 	.begin_write = fd_begin_write,
 	.write_part = fd_write_part,
 	.end = fd_end,
 	.set_deadline = fd_set_deadline,
 	.set_readahead = fd_set_readahead,
+	.set_before_wait = fd_set_before_wait,
 	.shutdown = fd_shutdown,
 	.close = fd_close,
 };

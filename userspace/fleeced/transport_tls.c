@@ -236,8 +236,9 @@ static int tls_secure(struct transport *transport)
 	if (ret)
 		return ret;
 	*tls->peer.refusal = '\0';
-	log_info("%s: %s, client %s", tls->base.peer,
-		 gnutls_protocol_get_name(gnutls_protocol_get_version(session)), tls->peer.name);
+	log_info("%s: %s with %s, client %s", tls->base.peer,
+		 gnutls_protocol_get_name(gnutls_protocol_get_version(session)),
+		 gnutls_cipher_get_name(gnutls_cipher_get(session)), tls->peer.name);
 	return 0;
 }
 
@@ -276,6 +277,17 @@ static int tls_read(struct transport *transport, void *buffer, size_t length)
 			return ret;
 	}
 	return 0;
+}
+
+static bool tls_has_input(struct transport *transport)
+{
+	struct tls_transport *tls = to_tls(transport);
+	size_t decrypted;
+
+	pthread_mutex_lock(&tls->lock);
+	decrypted = gnutls_record_check_pending(tls->session);
+	pthread_mutex_unlock(&tls->lock);
+	return decrypted || tls->in_head < tls->in_tail;
 }
 
 /* Encrypts up to a number of records. Returns bytes taken, or -errno. */
@@ -366,6 +378,14 @@ static void tls_set_readahead(struct transport *transport, bool on)
 	(void)on;
 }
 
+static void tls_set_before_wait(struct transport *transport, void (*before_wait)(void *context),
+				void *context)
+{
+	struct transport *lower = to_tls(transport)->lower;
+
+	lower->ops->set_before_wait(lower, before_wait, context);
+}
+
 /* An alert that says what is wrong, or that nothing is. */
 static void say_goodbye(struct tls_transport *tls)
 {
@@ -411,11 +431,13 @@ static void tls_close(struct transport *transport)
 
 static const struct transport_ops tls_ops = {
 	.read = tls_read,
+	.has_input = tls_has_input,
 	.write = tls_write,
 	.secure = tls_secure,
 	.end = tls_end,
 	.set_deadline = tls_set_deadline,
 	.set_readahead = tls_set_readahead,
+	.set_before_wait = tls_set_before_wait,
 	.shutdown = tls_shutdown,
 	.close = tls_close,
 };

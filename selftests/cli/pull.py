@@ -40,6 +40,7 @@ EXPORTS = [
     "stripes=mem:size=64M,stripes=monday/4K",
 ]
 DIRTY = [(M, M), (5 * M, 64 * K)]
+QEMU = ("qemu-img", "qemu-nbd")
 DONE, FAILED, USAGE, NO_DEVICE, BUSY, BROKEN, NO_CHECKPOINT = 0, 1, 2, 4, 5, 6, 7
 
 
@@ -536,6 +537,125 @@ def zeroes_since(world):
     expect(os.stat(world.file()).st_blocks * 512 < 7 * M, "zeroes were stored")
 
 
+def image_content(path):
+    """What a qcow2 image shows, which has to be in order."""
+    run("qemu-img", "check", "-q", "-f", "qcow2", path)
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, path + ".raw")
+    data = content(path + ".raw")
+    os.unlink(path + ".raw")
+    return data
+
+
+def full_qcow2(world):
+    path = world.file("target.qcow2")
+    pull(world.uri(), path)
+    expect(image_content(path) == pattern(0, SIZE), "the backup differs")
+    equal(world.left(), ["target.qcow2"], "files")
+    equal(stat.S_IMODE(os.stat(path).st_mode), 0o600, "mode")
+    pull(world.uri(), path, status=BUSY, says="--replace")
+    pull(world.uri("odd"), path, "--replace")
+    expect(image_content(path)[:1000001] == pattern(0, 1000001), "the odd backup differs")
+    result = json.loads(pull(world.uri(), world.file("json:{}"), "--format", "qcow2", "--json"))
+    equal((result["format"], result["backing"]), ("qcow2", None), "result")
+    expect(image_content(world.file("json:{}")) == pattern(0, SIZE), "an odd name")
+    pull(world.uri(), world.file("raw.qcow2"), "--format", "raw")
+    expect(content(world.file("raw.qcow2")) == pattern(0, SIZE), "a raw file of that name")
+
+
+def since_qcow2(world):
+    old, path = world.file("old", old_image()), world.file("target.qcow2")
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", old, path)
+    pull(world.uri(), path, "--since", "monday")
+    expect(image_content(path) == pattern(0, SIZE), "the backup differs")
+    pull(world.uri("odd"), path, "--since", "monday", status=FAILED, says="qemu-img resize")
+    pull(world.uri(), old, "--since", "monday", "--format", "qcow2", status=FAILED,
+         says="is not a qcow2 image")
+    expect(content(old) == old_image(), "what was refused has changed")
+
+
+def overlay_qcow2(world):
+    """A chain: raw, and twice qcow2 above it."""
+    old = world.file("old", old_image())
+    first, second = world.file("first.qcow2"), world.file("second.qcow2")
+    pull(world.uri(), first, "--since", "monday", "--backing", old)
+    pull(world.uri("part"), second, "--since", "monday", "--backing", first)
+    expect(content(old) == old_image(), "the backing image has changed")
+    for path in first, second:
+        expect(image_content(path) == pattern(0, SIZE), path + " differs")
+        expect(os.stat(path).st_blocks * 512 < 4 * M, path + " holds what has not changed")
+    pull(world.uri(), first, "--since", "monday", "--backing", old, status=BUSY)
+    equal(world.left(), ["first.qcow2", "old", "second.qcow2"], "files")
+
+
+def wrong_qcow2(world):
+    new, old = world.file("new.qcow2"), world.file("old", old_image())
+    since_monday = (world.uri(), new, "--since", "monday")
+    pull(world.uri(), new, "--backing", old, status=USAGE, says="--since")
+    pull(world.uri(), new, "--format", "vmdk", status=USAGE, says="raw or qcow2")
+    pull(world.uri(), world.file("new"), "--since", "monday", "--backing", old, status=USAGE,
+         says=".qcow2")
+    pull(*since_monday, "--backing", world.file("none"), status=NO_DEVICE)
+    pull(*since_monday, "--backing", world.file("short", b"s" * 512), status=FAILED,
+         says="a disk of 512 bytes")
+    with open(old, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        pull(*since_monday, "--backing", old, status=BUSY, says="being written")
+    empty = {**os.environ, "PATH": world.directory}
+    pull(world.uri(), new, env=empty, status=NO_DEVICE, says="qemu-utils")
+    equal(world.left(), ["old", "short"], "files")
+
+
+def zeroes_above(world):
+    """Zeroes that the server knows of hide what the backing image has there."""
+    server = Server("disk=mem:size=16M,cp=monday/0-16M,zero=1M-2M")
+    old, path = world.file("old", b"\xa5" * SIZE), world.file("target.qcow2")
+    run("nbdcopy", world.uri("disk", server), world.file("reference"))
+    pull(world.uri("disk", server), path, "--since", "monday", "--backing", old)
+    expect(image_content(path) == content(world.file("reference")), "the backup differs")
+    server.stop()
+
+
+def interrupted_qcow2(world):
+    server = Server("slow=mem:size=4G,delay=50,cp=monday")
+    process = start(world.uri("slow", server), world.file("target.qcow2"))
+    wait_for(lambda: "target.qcow2.partial" in world.left(), "the pull begins")
+    process.send_signal(signal.SIGTERM)
+    finish(process, FAILED, "")
+    equal(world.left(), [], "files")
+    server.stop()
+
+
+def releases(world):
+    """All that was read can be read no more, and nothing else; no other export is touched."""
+    server = Server(EXPORTS[0], "--allow-release")
+    pull(world.uri("disk", server), world.file())
+    output = pull(world.uri("disk+release", server), world.file("since", old_image()),
+                  "--since", "monday", "--json")
+    equal(json.loads(output)["released_bytes"], M + 64 * K, "bytes released")
+    pull(world.uri("disk", server), world.file("again"), status=FAILED,
+         says="1114112 bytes of what is needed cannot be read, the first at offset 1048576")
+    server.stop()
+    server = Server("disk=mem:size=16M,zero=2M-8M", "--allow-release")
+    output = pull(world.uri("disk+release", server), world.file("full"))
+    expect(output.endswith("16.0M released\n"), "output: " + output)
+    server.stop()
+
+
+def releases_nothing_of_others(world):
+    """TRIM would lose data of a disk that can be written to, whatever its name."""
+    disk, path = world.file("disk", pattern(0, SIZE)), world.file("socket")
+    server = subprocess.Popen(["qemu-nbd", "-t", "-k", path, "-x", "disk+release", "-f", "raw",
+                               "--discard=unmap", disk])
+    try:
+        wait_for(lambda: os.path.exists(path), "qemu-nbd listens")
+        pull("nbd+unix:///disk+release?socket=" + path, world.file())
+    finally:
+        server.terminate()
+        server.wait()
+    expect(content(disk) == pattern(0, SIZE), "the disk has lost data")
+    expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
+
+
 class Sloppy:
     """A server for one client, whose READs get chunks of the caller's choice.
 
@@ -658,6 +778,14 @@ TESTS = [
     ("a server without structured replies", plain_server, ("nbdkit", "nbdcopy")),
     ("holes are not read, zeroes are not stored", holes, ("nbdkit", "nbdcopy")),
     ("data that became zeroes, from qemu-nbd", zeroes_since, ("qemu-img", "qemu-io", "qemu-nbd")),
+    ("a full backup into a qcow2 image", full_qcow2, QEMU),
+    ("an incremental backup into a qcow2 image", since_qcow2, QEMU),
+    ("an incremental backup as a new image above the earlier one", overlay_qcow2, QEMU),
+    ("images that cannot be", wrong_qcow2, QEMU),
+    ("zeroes in an image above another one", zeroes_above, (*QEMU, "nbdcopy")),
+    ("a pull into a qcow2 image that is interrupted", interrupted_qcow2, QEMU),
+    ("what was pulled from NAME+release is released", releases, ()),
+    ("nothing is released on other servers", releases_nothing_of_others, ("qemu-nbd",)),
 ]
 
 

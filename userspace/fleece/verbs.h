@@ -64,7 +64,7 @@ enum status verb_end(enum status status);
 enum status verb_run(const struct verb *verb, int argc, char **argv);
 
 /* Both programs that know this verb print it. */
-#define PULL_SYNOPSIS	"URI TARGET [--since CP | --replace]"
+#define PULL_SYNOPSIS	"URI TARGET [--since CP [--backing FILE] | --replace]"
 
 enum status verb_attach(int argc, char **argv);
 enum status verb_detach(int argc, char **argv);

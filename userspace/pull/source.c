@@ -13,6 +13,8 @@
 #define ALLOCATION	"base:allocation"
 #define ACCESS		"fleece:access"
 #define DIRTY		"qemu:dirty-bitmap:"
+/* End of the name of an export of fleeced on which TRIM releases. */
+#define RELEASE		"+release"
 
 /* One question covers at most this. */
 #define ASK_BYTES	(1ULL << 30)
@@ -67,6 +69,19 @@ static void dirty_name(char *name, const char *checkpoint)
 	snprintf(name, NAME_BYTES, DIRTY "%s", checkpoint);
 }
 
+/* By the name that was asked for, and by what only fleeced has. */
+static bool can_release(struct nbd_handle *nbd)
+{
+	char *name = nbd_get_export_name(nbd);
+	size_t length = name ? strlen(name) : 0;
+	bool is_asked_for = length > strlen(RELEASE) &&
+			    !strcmp(name + length - strlen(RELEASE), RELEASE);
+
+	free(name);
+	return is_asked_for && nbd_can_meta_context(nbd, ACCESS) > 0 &&
+	       nbd_is_read_only(nbd) == 0 && nbd_can_trim(nbd) > 0;
+}
+
 static enum status read_facts(struct source *source)
 {
 	int64_t size = nbd_get_size(source->nbd);
@@ -81,6 +96,7 @@ static enum status read_facts(struct source *source)
 	if (maximum > 0 && maximum < REQUEST_BYTES)
 		source->request_max = (uint32_t)maximum;
 	source->can_multi_conn = nbd_can_multi_conn(source->nbd) > 0;
+	source->can_release = can_release(source->nbd);
 	source->name = nbd_get_canonical_export_name(source->nbd);
 	source->description = nbd_get_export_description(source->nbd);
 	return DONE;

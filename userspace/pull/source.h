@@ -27,6 +27,8 @@
  * @description: what the server says that it is; NULL: nothing.
  * @request_max: bytes that one READ may ask for.
  * @can_multi_conn: several connections see the same data.
+ * @can_release: it is fleeced's export NAME+release: TRIM says that its client is done
+ *	with a range. On anything else TRIM loses data, so it is never sent there.
  */
 struct source {
 	const char *uri;
@@ -37,6 +39,7 @@ struct source {
 	char *description;
 	uint32_t request_max;
 	bool can_multi_conn;
+	bool can_release;
 };
 
 /**

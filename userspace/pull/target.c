@@ -121,6 +121,53 @@ static void remove_partial(const struct target *target)
 	unlinkat(target->directory_fd, target->partial + target->name_at, 0);
 }
 
+/* What a pull that was killed has left is of no use. */
+static enum status begin_raw(struct target *target, uint64_t size)
+{
+	if (ftruncate(target->fd, 0) || ftruncate(target->fd, (off_t)size))
+		return report_errno(errno, target->partial, "cannot give it %llu bytes",
+				    (unsigned long long)size);
+	target->is_empty = true;
+	return DONE;
+}
+
+/* Nobody may write to what shows through while the image above it is made. */
+static enum status open_backing(struct target *target, const struct target_how *how, char *path)
+{
+	struct nbd_handle *image;
+	enum status status;
+
+	if (!realpath(how->backing, path))
+		return report_errno(errno, how->backing, "cannot find it");
+	target->backing_fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (target->backing_fd < 0)
+		return report_errno(errno, path, "cannot open it");
+	if (flock(target->backing_fd, LOCK_SH | LOCK_NB))
+		return report_lock(-errno, path);
+	status = qcow2_open(&image, target->backing_fd, path, how->size,
+			    qcow2_is_name(path) ? QCOW2_FORMAT : RAW_FORMAT, false);
+	if (status == DONE)
+		qcow2_close(image);
+	return status;
+}
+
+static enum status begin_qcow2(struct target *target, const struct target_how *how)
+{
+	char backing[PATH_MAX];
+	enum status status = DONE;
+
+	if (how->backing)
+		status = open_backing(target, how, backing);
+	if (status == DONE)
+		status = qcow2_create(target->fd, target->partial, how->size,
+				      how->backing ? backing : NULL);
+	if (status == DONE)
+		status = qcow2_open(&target->image, target->fd, target->partial, how->size,
+				    QCOW2_FORMAT, true);
+	target->is_empty = !how->backing;
+	return status;
+}
+
 static enum status open_partial(struct target *target, const struct target_how *how)
 {
 	enum status status;
@@ -139,24 +186,32 @@ static enum status open_partial(struct target *target, const struct target_how *
 		return report_lock(ret, target->partial);
 	if (!is_still_there(target->fd, target->directory_fd, target->partial + target->name_at))
 		return report(BUSY, target->path, "somebody else has just written it");
-	/* What a pull that was killed has left is of no use. */
-	if (ftruncate(target->fd, 0) || ftruncate(target->fd, (off_t)how->size)) {
-		ret = errno;
+	status = how->is_qcow2 ? begin_qcow2(target, how) : begin_raw(target, how->size);
+	if (status != DONE)
 		remove_partial(target);
-		return report_errno(ret, target->partial, "cannot give it %llu bytes",
-				    (unsigned long long)how->size);
-	}
-	target->is_empty = true;
-	return DONE;
+	return status;
+}
+
+static enum status open_qcow2(struct target *target, const struct target_how *how)
+{
+	enum status status = lock_target(target, target->fd);
+
+	if (status != DONE)
+		return status;
+	if (!qcow2_is_image(target->fd))
+		return report(FAILED, target->path, "is not a qcow2 image");
+	return qcow2_open(&target->image, target->fd, target->path, how->size, QCOW2_FORMAT, true);
 }
 
 static enum status open_file(struct target *target, const struct target_how *how)
 {
 	struct stat st;
 
-	target->fd = open(target->path, O_WRONLY | O_CLOEXEC);
+	target->fd = open(target->path, (how->is_qcow2 ? O_RDWR : O_WRONLY) | O_CLOEXEC);
 	if (target->fd < 0 || fstat(target->fd, &st))
 		return report_errno(errno, target->path, "cannot open it");
+	if (how->is_qcow2)
+		return open_qcow2(target, how);
 	if ((uint64_t)st.st_size != how->size)
 		return report(FAILED, target->path,
 			      "has %llu bytes, the export %llu: it is no raw image of it; if the device has grown since the backup, give the file its size with truncate(1)",
@@ -168,6 +223,9 @@ static enum status open_device(struct target *target, const struct target_how *h
 {
 	off_t size;
 
+	if (how->is_qcow2)
+		return report(FAILED, target->path,
+			      "is a block device; a qcow2 image is written to a file");
 	/* O_EXCL: not if anything else uses it. */
 	target->fd = open(target->path, O_WRONLY | O_EXCL | O_CLOEXEC);
 	if (target->fd < 0)
@@ -201,9 +259,13 @@ static enum status open_existing(struct target *target, const struct target_how 
 
 static void close_target(struct target *target)
 {
-	int *const files[] = { &target->fd, &target->replaced_fd, &target->directory_fd };
+	int *const files[] = { &target->fd, &target->replaced_fd, &target->directory_fd,
+			       &target->backing_fd };
 	size_t i;
 
+	if (target->image)
+		qcow2_close(target->image);
+	target->image = NULL;
 	for (i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
 		if (*files[i] >= 0)
 			close(*files[i]);
@@ -220,6 +282,7 @@ enum status target_open(struct target *target, const char *path, const struct ta
 	target->fd = -1;
 	target->replaced_fd = -1;
 	target->directory_fd = -1;
+	target->backing_fd = -1;
 	/* A link stays one: its file is replaced, not the link. */
 	if (!realpath(path, target->path)) {
 		if (errno != ENOENT)
@@ -263,6 +326,8 @@ int target_zero(const struct target *target, uint64_t length, uint64_t offset)
 
 	if (target->is_empty)
 		return 0;
+	if (target->image)
+		return qcow2_zero(target->image, length, offset);
 	/* On a block device, too, what was punched reads as zeroes, or it fails. */
 	if (!fallocate(target->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
 		       (off_t)length))
@@ -272,6 +337,14 @@ int target_zero(const struct target *target, uint64_t length, uint64_t offset)
 		ret = write_all(target->fd, zeroes, part, offset);
 	}
 	return ret;
+}
+
+static int write_data(const struct target *target, const char *data, uint64_t length,
+		      uint64_t offset)
+{
+	if (target->image)
+		return qcow2_write(target->image, data, length, offset);
+	return write_all(target->fd, data, length, offset);
 }
 
 static bool is_zero(const char *data, uint64_t length)
@@ -297,7 +370,7 @@ int target_write(const struct target *target, const char *data, uint64_t length,
 		while (end < length && is_zero(data + end, block_at(length - end)) == zero)
 			end += block_at(length - end);
 		ret = zero ? target_zero(target, end - start, offset + start) :
-			     write_all(target->fd, data + start, end - start, offset + start);
+			     write_data(target, data + start, end - start, offset + start);
 		start = end;
 	}
 	return ret;
@@ -337,6 +410,19 @@ static enum status give_name(const struct target *target)
 		     DONE;
 }
 
+/* The file has all of it then. */
+static int close_image(struct target *target)
+{
+	int ret = 0;
+
+	if (target->image) {
+		ret = qcow2_flush(target->image);
+		qcow2_close(target->image);
+		target->image = NULL;
+	}
+	return ret;
+}
+
 enum status target_finish(struct target *target)
 {
 	enum status status = DONE;
@@ -346,8 +432,11 @@ enum status target_finish(struct target *target)
 		close_target(target);
 		return report(BUSY, target->path, "was replaced by somebody else meanwhile");
 	}
-	if (fsync(target->fd))
-		status = report_errno(errno, target->path, "cannot make it durable");
+	ret = close_image(target);
+	if (!ret && fsync(target->fd))
+		ret = -errno;
+	if (ret)
+		status = report_errno(ret, target->path, "cannot make it durable");
 	else if (target->partial[0])
 		status = give_name(target);
 	if (status != DONE) {

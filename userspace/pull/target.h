@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * fleece-pull, target: the raw file or block device that is written.
+ * fleece-pull, target: the raw file, qcow2 image or block device that is written.
  *
  * A full backup into a file is written to TARGET.partial and gets its name when
  * it is complete and durable, in the directory that was there at the beginning. What
@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "qcow2.h"
 #include "report.h"
 
 /**
@@ -28,6 +29,8 @@
  * @directory_fd: the directory of both names; -1: it is written in place.
  * @replaced_fd: the file that is going to be replaced, locked; -1: there is none.
  * @fd: open for writing, locked; -1: nothing is open.
+ * @backing_fd: the image that shows through, locked against writers; -1: there is none.
+ * @image: what @fd holds, if that is a qcow2 image, else NULL.
  * @is_empty: all of it reads as zeroes until it is written to.
  */
 struct target {
@@ -37,6 +40,8 @@ struct target {
 	int directory_fd;
 	int replaced_fd;
 	int fd;
+	int backing_fd;
+	struct nbd_handle *image;
 	bool is_empty;
 };
 
@@ -45,11 +50,15 @@ struct target {
  * @size: bytes of the source.
  * @must_exist: it is an earlier backup, which is brought up to date.
  * @replace: a file that exists now may be replaced.
+ * @is_qcow2: it is a qcow2 image, not a raw one.
+ * @backing: image that shows through a new qcow2 image, or NULL.
  */
 struct target_how {
 	uint64_t size;
 	bool must_exist;
 	bool replace;
+	bool is_qcow2;
+	const char *backing;
 };
 
 /**
@@ -59,8 +68,8 @@ struct target_how {
  * @how: what may be done with it.
  *
  * Return: DONE; BUSY when the file exists, or another pull or a mount uses it;
- * NO_DEVICE when there must be one and is none; FAILED when it is of another kind or
- * size.
+ * NO_DEVICE when there must be one and is none; FAILED when it, or the backing image, is of
+ * another kind or size.
  */
 enum status target_open(struct target *target, const char *path, const struct target_how *how);
 

@@ -52,6 +52,9 @@ struct transfer {
 	uint64_t used;
 	unsigned int running;
 	uint64_t done;
+	uint64_t released;
+	/* Of the first release that failed; 0: none did. */
+	int release_error;
 	struct failure failure;
 };
 
@@ -109,13 +112,6 @@ static void fail(struct transfer *transfer, const char *what, int error, uint64_
 		transfer->failure.offset = offset;
 		transfer->failure.length = length;
 	}
-	pthread_mutex_unlock(&transfer->lock);
-}
-
-static void count_done(struct transfer *transfer, uint64_t length)
-{
-	pthread_mutex_lock(&transfer->lock);
-	transfer->done += length;
 	pthread_mutex_unlock(&transfer->lock);
 }
 
@@ -203,6 +199,57 @@ static bool is_complete(struct request *request)
 	return end == request->offset + request->length;
 }
 
+/* A range whose release was asked for. */
+struct release {
+	struct transfer *transfer;
+	uint64_t length;
+};
+
+/* Called by libnbd at the end of a TRIM. */
+static int take_released(void *data, int *error)
+{
+	struct release *release = data;
+	struct transfer *transfer = release->transfer;
+
+	pthread_mutex_lock(&transfer->lock);
+	if (!*error)
+		transfer->released += release->length;
+	else if (!transfer->release_error)
+		transfer->release_error = *error;
+	pthread_mutex_unlock(&transfer->lock);
+	/* Nobody asks for it again. */
+	return 1;
+}
+
+/* The target has the range: the server need not keep it. Costs space if it fails, no data. */
+static void release_range(struct connection *connection, uint64_t offset, uint64_t length)
+{
+	nbd_completion_callback callback = { .callback = take_released, .free = free };
+	struct release *release;
+
+	if (!connection->transfer->source->can_release)
+		return;
+	release = malloc(sizeof(*release));
+	if (!release)
+		return;
+	release->transfer = connection->transfer;
+	release->length = length;
+	callback.user_data = release;
+	/* A connection that is lost is noticed by what is read. */
+	nbd_aio_trim(connection->nbd, length, offset, callback, 0);
+}
+
+/* The target has it. */
+static void count_done(struct connection *connection, uint64_t offset, uint64_t length)
+{
+	struct transfer *transfer = connection->transfer;
+
+	pthread_mutex_lock(&transfer->lock);
+	transfer->done += length;
+	pthread_mutex_unlock(&transfer->lock);
+	release_range(connection, offset, length);
+}
+
 static void take_data(struct request *request)
 {
 	struct transfer *transfer = request->connection->transfer;
@@ -212,7 +259,7 @@ static void take_data(struct request *request)
 	if (ret)
 		fail(transfer, "cannot write", -ret, request->offset, request->length);
 	else
-		count_done(transfer, request->length);
+		count_done(request->connection, request->offset, request->length);
 }
 
 static void take_answer(struct request *request)
@@ -249,14 +296,15 @@ static bool start_read(struct request *request, const struct plan_extent *piece)
 	return request->is_busy;
 }
 
-static void write_zeroes(struct transfer *transfer, const struct plan_extent *piece)
+static void write_zeroes(struct connection *connection, const struct plan_extent *piece)
 {
+	struct transfer *transfer = connection->transfer;
 	int ret = target_zero(transfer->target, piece->length, piece->offset);
 
 	if (ret)
 		fail(transfer, "cannot write zeroes", -ret, piece->offset, piece->length);
 	else
-		count_done(transfer, piece->length);
+		count_done(connection, piece->offset, piece->length);
 }
 
 /* True: zeroes were written, and answers may have come in meanwhile. */
@@ -271,7 +319,7 @@ static bool fill(struct connection *connection)
 		if (!next_piece(connection->transfer, &piece))
 			return false;
 		if (piece.kind != PLAN_READ) {
-			write_zeroes(connection->transfer, &piece);
+			write_zeroes(connection, &piece);
 			return true;
 		}
 		if (!start_read(&connection->requests[i], &piece))
@@ -334,7 +382,8 @@ static void exchange(struct connection *connection)
 
 	while (!atomic_load(&stop_signal)) {
 		has_zeroed = fill(connection);
-		if (!take_answers(connection) && !has_zeroed && is_over(connection->transfer))
+		if (!take_answers(connection) && !has_zeroed && is_over(connection->transfer) &&
+		    nbd_aio_in_flight(connection->nbd) <= 0)
 			return;
 		if (nbd_aio_in_flight(connection->nbd) <= 0)
 			continue;
@@ -495,7 +544,7 @@ static unsigned int useful_connections(const struct source *source, const struct
 }
 
 enum status transfer_run(struct source *source, const struct plan *plan,
-			 const struct target *target, unsigned int count)
+			 const struct target *target, unsigned int count, uint64_t *released)
 {
 	struct transfer transfer = {
 		.source = source,
@@ -521,5 +570,9 @@ enum status transfer_run(struct source *source, const struct plan *plan,
 	for (i = 0; i < count; i++)
 		close_connection(source, &connections[i]);
 	free(connections);
+	*released = transfer.released;
+	if (transfer.release_error)
+		report_note(source->uri, "not all could be released: %s",
+			    strerror(transfer.release_error));
 	return verdict(&transfer);
 }

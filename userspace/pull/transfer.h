@@ -23,6 +23,8 @@ void transfer_catch_signals(void);
  * @plan: what to do.
  * @target: where to.
  * @connections: at most so many, not 0.
+ * @released: set to the bytes that were released, where the export can: each range when
+ *	the target has taken it. One that cannot be released is no failure.
  *
  * The progress is shown on stderr if that is a terminal.
  *
@@ -30,6 +32,7 @@ void transfer_catch_signals(void);
  * are reported.
  */
 enum status transfer_run(struct source *source, const struct plan *plan,
-			 const struct target *target, unsigned int connections);
+			 const struct target *target, unsigned int connections,
+			 uint64_t *released);
 
 #endif

@@ -31,6 +31,24 @@ unsigned long *fleece_bits_alloc(u64 nr_bits)
 			 GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN);
 }
 
+void fleece_bits_fill(unsigned long *bits, u64 first, u64 end)
+{
+	u64 index = first / BITS_PER_LONG;
+	u64 last = end / BITS_PER_LONG;
+	unsigned long mask = ~0UL << (first % BITS_PER_LONG);
+
+	if (first >= end)
+		return;
+	for (; index < last; index++) {
+		bits[index] |= mask;
+		mask = ~0UL;
+		if (index % WORDS_PER_TURN == WORDS_PER_TURN - 1)
+			cond_resched();
+	}
+	if (end % BITS_PER_LONG)
+		bits[index] |= mask & ((1UL << end % BITS_PER_LONG) - 1);
+}
+
 u64 fleece_bits_count(const struct fleece_view *view)
 {
 	u64 words = BITS_TO_LONGS(view->nr_bits);

@@ -35,6 +35,16 @@ struct fleece_view {
 unsigned long *fleece_bits_alloc(u64 nr_bits);
 
 /**
+ * fleece_bits_fill() - set a range of bits, not atomically
+ * @bits: the bitmap; nobody else changes it.
+ * @first: first bit.
+ * @end: the bit after the last one. Not above @first: nothing is set.
+ *
+ * Context: Process, may sleep.
+ */
+void fleece_bits_fill(unsigned long *bits, u64 first, u64 end);
+
+/**
  * fleece_bits_count() - number of set bits
  * @view: what to count in.
  *

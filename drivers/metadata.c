@@ -23,10 +23,8 @@
 #define BLOCK_WORDS	(BLOCK_BITS / BITS_PER_LONG)
 /* Blocks of a long operation between two offers to grants. */
 #define BLOCKS_PER_TURN	16
-/* Blocks of a map that are read at once; the buffer of superblock and table is used. */
-#define BLOCKS_PER_READ	8U
 
-static_assert(BLOCKS_PER_READ * FLEECE_MD_BLOCK_BYTES <= FLEECE_MD_COPY_BYTES);
+static_assert(FLEECE_METADATA_READ_BLOCKS * FLEECE_MD_BLOCK_BYTES >= FLEECE_MD_COPY_BYTES);
 
 /* ------------------------- Words ------------------------- */
 
@@ -54,6 +52,12 @@ static u64 intent_blocks(const struct fleece_metadata *md)
 static u64 region_of(const struct fleece_metadata *md, u64 granule)
 {
 	return granule >> md->region_shift;
+}
+
+/* The block of a map that a bit is in. */
+static u64 block_of(u64 bit)
+{
+	return div_u64(bit, BLOCK_BITS);
 }
 
 /* A word of all maps of a view; beyond its end it is clear. */
@@ -198,6 +202,7 @@ static void want(struct fleece_metadata *md, u64 region)
 {
 	lockdep_assert_held(&md->lock);
 	__set_bit(region, md->wanted);
+	__set_bit(block_of(region), md->asked);
 	if (!md->is_wanting) {
 		WRITE_ONCE(md->is_wanting, true);
 		md->io->kick(md->context);
@@ -278,7 +283,9 @@ static bool take_wanted(struct fleece_metadata *md, u64 block)
 	unsigned long fresh = 0;
 	u64 i;
 
+	__set_bit(block, md->taken);
 	spin_lock(&md->lock);
+	__clear_bit(block, md->asked);
 	for (i = block * BLOCK_WORDS; i < end; i++) {
 		fresh |= md->wanted[i] & ~md->written[i];
 		md->written[i] |= md->wanted[i];
@@ -295,6 +302,7 @@ static void give_granted(struct fleece_metadata *md, u64 block)
 	unsigned long word;
 	u64 i;
 
+	__clear_bit(block, md->taken);
 	spin_lock(&md->lock);
 	for (i = block * BLOCK_WORDS; i < end; i++) {
 		word = md->wanted[i] & md->written[i];
@@ -307,13 +315,23 @@ static void give_granted(struct fleece_metadata *md, u64 block)
 	spin_unlock(&md->lock);
 }
 
+static u64 next_asked(struct fleece_metadata *md, u64 block)
+{
+	spin_lock(&md->lock);
+	block = find_next_bit(md->asked, intent_blocks(md), block);
+	spin_unlock(&md->lock);
+	return block;
+}
+
+/* Of an origin of many TiB, only the blocks that somebody has asked for are looked at. */
 static int write_wanted(struct fleece_metadata *md)
 {
+	u64 blocks = intent_blocks(md);
 	bool has_written = false;
 	int ret = 0;
 	u64 block;
 
-	for (block = 0; block < intent_blocks(md) && !ret; block++) {
+	for (block = next_asked(md, 0); block < blocks && !ret; block = next_asked(md, block + 1)) {
 		if (!take_wanted(md, block))
 			continue;
 		has_written = true;
@@ -325,9 +343,18 @@ static int write_wanted(struct fleece_metadata *md)
 	return md->io->flush(md->context);
 }
 
+static void give_all(struct fleece_metadata *md)
+{
+	u64 blocks = intent_blocks(md);
+	u64 block;
+
+	block = find_next_bit(md->taken, blocks, 0);
+	for (; block < blocks; block = find_next_bit(md->taken, blocks, block + 1))
+		give_granted(md, block);
+}
+
 void fleece_metadata_grant(struct fleece_metadata *md)
 {
-	u64 block;
 	int ret;
 
 	spin_lock(&md->lock);
@@ -339,8 +366,7 @@ void fleece_metadata_grant(struct fleece_metadata *md)
 			fleece_metadata_fail(md, ret);
 			return;
 		}
-		for (block = 0; block < intent_blocks(md); block++)
-			give_granted(md, block);
+		give_all(md);
 	}
 	resume_all(md);
 }
@@ -385,12 +411,6 @@ static void select_granules(struct fleece_metadata *md, u64 first, u64 end)
 		__set_bit(region, md->selected);
 }
 
-/* The block of fine bits that a granule is in. */
-static u64 fine_block(u64 granule)
-{
-	return div_u64(granule, BLOCK_BITS);
-}
-
 /* Write the blocks from @block on that region @region needs; returns the next one. */
 static u64 write_region(struct fleece_metadata *md, const struct fleece_view *view,
 			const struct fleece_md_checkpoint *checkpoint, u64 region, u64 block,
@@ -402,8 +422,8 @@ static u64 write_region(struct fleece_metadata *md, const struct fleece_view *vi
 
 	if (first >= end)
 		return block;
-	block = max(block, fine_block(first));
-	for (; block <= fine_block(end - 1) && !*ret; block++) {
+	block = max(block, block_of(first));
+	for (; block <= block_of(end - 1) && !*ret; block++) {
 		encode_block(md, view, block, start, checkpoint->segment);
 		*ret = write_block(md, block, start);
 		if (!*ret && md->nr_blocks % BLOCKS_PER_TURN == 0)
@@ -766,6 +786,8 @@ static void free_maps(struct fleece_metadata *md)
 	vfree(md->wanted);
 	vfree(md->dirty);
 	vfree(md->recent);
+	vfree(md->asked);
+	vfree(md->taken);
 }
 
 static int alloc_maps(struct fleece_metadata *md)
@@ -780,7 +802,9 @@ static int alloc_maps(struct fleece_metadata *md)
 		if (!*maps[i])
 			return -ENOMEM;
 	}
-	return 0;
+	md->asked = fleece_bits_alloc(intent_blocks(md));
+	md->taken = fleece_bits_alloc(intent_blocks(md));
+	return md->asked && md->taken ? 0 : -ENOMEM;
 }
 
 static void add_word64(unsigned long *bits, u64 index, u64 word)
@@ -795,21 +819,21 @@ static void add_word64(unsigned long *bits, u64 index, u64 word)
 #endif
 }
 
-/* Add the bits of a sector to those of a bitmap, from bit @first on: that of a word of 64. */
-static void add_bits(const struct fleece_md_map *map, enum fleece_md_verdict verdict,
-		     unsigned long *bits, u64 first, u32 count)
+/* Add the bits of a sector to a bitmap, from bit @first on, a multiple of 64. */
+static void add_bits(const struct fleece_md_map *map, unsigned long *bits, u64 first, u32 count)
 {
-	u64 word;
+	u32 words = count / 64;
+	u64 index = first / 64;
 	u32 i;
 
-	if (verdict == FLEECE_MD_VOID)
-		return;
-	for (i = 0; i < count; i += 64) {
-		word = verdict == FLEECE_MD_BAD ? ~0ULL : __le64_to_cpu(map->words[i / 64]);
-		if (count - i < 64)
-			word &= (1ULL << (count - i)) - 1;
-		add_word64(bits, (first + i) / 64, word);
+	for (i = 0; i < words; i++) {
+		/* Of most sectors there are none; what is not touched stays out of the cache. */
+		if (map->words[i])
+			add_word64(bits, index + i, __le64_to_cpu(map->words[i]));
 	}
+	if (count % 64)
+		add_word64(bits, index + words,
+			   __le64_to_cpu(map->words[words]) & ((1ULL << count % 64) - 1));
 }
 
 /*
@@ -818,18 +842,18 @@ static void add_bits(const struct fleece_md_map *map, enum fleece_md_verdict ver
  */
 static const void *fetch_block(struct fleece_metadata *md, u64 start, u64 block, u64 end)
 {
-	unsigned int index = block % BLOCKS_PER_READ;
+	unsigned int index = block % FLEECE_METADATA_READ_BLOCKS;
 	u64 sector = start + block * FLEECE_MD_BLOCK_SECTORS;
 	unsigned int count;
 
 	if (!index) {
-		count = min(end - block, (u64)BLOCKS_PER_READ);
+		count = min(end - block, (u64)FLEECE_METADATA_READ_BLOCKS);
 		md->nr_fetched = count;
-		if (md->io->read(md->context, sector, md->copy, count * FLEECE_MD_BLOCK_SECTORS))
+		if (md->io->read(md->context, sector, md->window, count * FLEECE_MD_BLOCK_SECTORS))
 			md->nr_fetched = 0;
 	}
 	if (index < md->nr_fetched)
-		return md->copy + index * FLEECE_MD_BLOCK_BYTES;
+		return md->window + index * FLEECE_MD_BLOCK_BYTES;
 	/* One of them is to blame; the others can be read. */
 	if (md->io->read(md->context, sector, md->block, FLEECE_MD_BLOCK_SECTORS))
 		return NULL;
@@ -850,6 +874,7 @@ static unsigned int read_block(struct fleece_metadata *md, u64 start, u64 block,
 	u64 bit = block * BLOCK_BITS;
 	unsigned int nr_bad = 0;
 	unsigned int i;
+	u64 count;
 
 	for (i = 0; i < FLEECE_MD_BLOCK_SECTORS && bit < nr_bits; i++) {
 		verdict = FLEECE_MD_BAD;
@@ -857,7 +882,11 @@ static unsigned int read_block(struct fleece_metadata *md, u64 start, u64 block,
 			verdict = fleece_md_verify(md->root.uuid, sector + i, first_tag, last_tag,
 						   map);
 		nr_bad += verdict == FLEECE_MD_BAD;
-		add_bits(map, verdict, bits, bit, min((u64)FLEECE_MD_MAP_BITS, nr_bits - bit));
+		count = min((u64)FLEECE_MD_MAP_BITS, nr_bits - bit);
+		if (verdict == FLEECE_MD_BAD)
+			fleece_bits_fill(bits, bit, bit + count);
+		else if (verdict == FLEECE_MD_CURRENT)
+			add_bits(map, bits, bit, count);
 		bit += FLEECE_MD_MAP_BITS;
 		map += is_readable;
 	}
@@ -896,7 +925,8 @@ static struct fleece_metadata *alloc_metadata(const struct fleece_metadata_io *i
 	INIT_LIST_HEAD(&md->waiting);
 	md->block = kvcalloc(1, FLEECE_MD_BLOCK_BYTES, GFP_KERNEL);
 	md->copy = kvcalloc(1, FLEECE_MD_COPY_BYTES, GFP_KERNEL);
-	if (md->block && md->copy)
+	md->window = kvcalloc(FLEECE_METADATA_READ_BLOCKS, FLEECE_MD_BLOCK_BYTES, GFP_KERNEL);
+	if (md->block && md->copy && md->window)
 		return md;
 	fleece_metadata_free(md);
 	return NULL;
@@ -966,12 +996,6 @@ int fleece_metadata_open(const struct fleece_metadata_io *io, void *context,
 	return 0;
 }
 
-static void set_bits(unsigned long *bits, u64 first, u64 end)
-{
-	for (; first < end; first++)
-		__set_bit(first, bits);
-}
-
 /* What the newest map has beyond its slot. */
 static void load_newest(struct fleece_metadata *md, unsigned long *bits)
 {
@@ -980,9 +1004,9 @@ static void load_newest(struct fleece_metadata *md, unsigned long *bits)
 
 	region = find_next_bit(md->written, nr_regions, 0);
 	for (; region < nr_regions; region = find_next_bit(md->written, nr_regions, region + 1))
-		set_bits(bits, region << md->region_shift,
-			 min((region + 1) << md->region_shift, md->nr_granules));
-	set_bits(bits, md->first_gained, md->nr_granules);
+		fleece_bits_fill(bits, region << md->region_shift,
+				 min((region + 1) << md->region_shift, md->nr_granules));
+	fleece_bits_fill(bits, md->first_gained, md->nr_granules);
 }
 
 void fleece_metadata_load(struct fleece_metadata *md, u32 index, unsigned long *bits)
@@ -990,7 +1014,7 @@ void fleece_metadata_load(struct fleece_metadata *md, u32 index, unsigned long *
 	const struct fleece_md_checkpoint *checkpoint = &md->root.checkpoints[index];
 	bool is_newest = index + 1 == md->root.nr_checkpoints;
 	u64 start = fleece_md_fine_start(&md->layout, checkpoint->slot);
-	u64 end = fine_block(md->nr_granules - 1) + 1;
+	u64 end = block_of(md->nr_granules - 1) + 1;
 	unsigned int bad;
 	u64 block;
 
@@ -1029,6 +1053,8 @@ int fleece_metadata_start(struct fleece_metadata *md)
 {
 	int ret = md->has_repairs ? write_repairs(md) : 0;
 
+	kvfree(md->window);
+	md->window = NULL;
 	md->root.state = FLEECE_MD_DIRTY;
 	md->root.has_head_crc = false;
 	md->root.head_crc = 0;
@@ -1076,5 +1102,6 @@ void fleece_metadata_free(struct fleece_metadata *md)
 	free_maps(md);
 	kvfree(md->block);
 	kvfree(md->copy);
+	kvfree(md->window);
 	kvfree(md);
 }

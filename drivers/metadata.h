@@ -41,10 +41,13 @@
 
 /* Both copies of superblock and table. */
 #define FLEECE_METADATA_MARKS	2
+/* Blocks that are read at once, at the most. */
+#define FLEECE_METADATA_READ_BLOCKS	64U
 
 /**
  * struct fleece_metadata_io - what the protocol needs of its owner
- * @read: read sectors; waits. 0 or a negative errno.
+ * @read: read sectors, whole aligned blocks, at most FLEECE_METADATA_READ_BLOCKS; waits.
+ *	0 or a negative errno.
  * @write: begin to write sectors, whole aligned blocks. @data may be used again when it
  *	returns: the owner copies it, and bounds what it holds. Two writes to the same
  *	place are never begun without a flush between them. An error may be returned
@@ -84,8 +87,10 @@ struct fleece_metadata_io {
  * @written: intents as they are on the device, durable or not; holds all of @granted.
  * @selected: regions whose fine bits are to be written.
  * @block: what is being written.
- * @copy: superblock and table that are being written or read; blocks of a map that is.
+ * @copy: superblock and table that are being written or read.
+ * @window: blocks of a map that are being read; NULL since the start.
  * @nr_fetched: how many of these there are.
+ * @taken: blocks of intents that the grant under way writes, or need not write.
  * @nr_granules: of the origin.
  * @first_gained: first granule that the origin has gained since the metadata was closed.
  * @is_creating: between fleece_metadata_begin_create() and the end of it.
@@ -98,6 +103,8 @@ struct fleece_metadata_io {
  * @lock: a leaf, see above. Protects:
  * @granted: regions with a durable intent.
  * @wanted: regions that need one.
+ * @asked: blocks of intents with regions that have come into @wanted since the last grant
+ *	looked at them.
  * @dirty: regions with fine bits that were set since they were last looked at.
  * @recent: regions with fine bits that were set, or intents granted, since the
  *	settle before.
@@ -119,7 +126,9 @@ struct fleece_metadata {
 	unsigned long *selected;
 	u8 *block;
 	u8 *copy;
+	u8 *window;
 	unsigned int nr_fetched;
+	unsigned long *taken;
 	u64 nr_granules;
 	u64 first_gained;
 	bool is_creating;
@@ -132,6 +141,7 @@ struct fleece_metadata {
 	spinlock_t lock;		/* see above */
 	unsigned long *granted;
 	unsigned long *wanted;
+	unsigned long *asked;
 	unsigned long *dirty;
 	unsigned long *recent;
 	bool is_wanting;

@@ -13,7 +13,7 @@
 #include "compat.h"
 #include "metadata_dev.h"
 
-/* Blocks of a copy, the longest transfer. */
+/* Blocks of a copy, the longest write. */
 #define COPY_BLOCKS		(FLEECE_MD_COPY_SECTORS / FLEECE_MD_BLOCK_SECTORS)
 
 static_assert(FLEECE_MD_BLOCK_BYTES <= PAGE_SIZE);
@@ -120,7 +120,8 @@ static void end_buffer(struct bio *bio)
 	spin_lock_irqsave(&dev->io_lock, flags);
 	if (bio->bi_status && !dev->io_error)
 		dev->io_error = blk_status_to_errno(bio->bi_status);
-	list_add_tail(&buffer->node, &dev->free);
+	if (buffer->page)
+		list_add_tail(&buffer->node, &dev->free);
 	dev->nr_flying--;
 	/* Under the lock: whoever sees that this was the last one may free the device. */
 	wake_up(&dev->wait);
@@ -212,24 +213,35 @@ static int wait_idle(struct fleece_metadata_dev *dev)
 	return ret;
 }
 
+/* One bio, however much it is: attaching reads all that is there. */
+static void send_read(struct fleece_metadata_dev *dev, u64 sector, unsigned int count)
+{
+	struct bio *bio = dev->reader.bio;
+	unsigned int i;
+
+	fleece_bio_reset(bio, dev->bdev, REQ_OP_READ | REQ_SYNC | REQ_META);
+	bio->bi_iter.bi_sector = sector;
+	for (i = 0; i < count; i++)
+		__bio_add_page(bio, dev->window[i], FLEECE_MD_BLOCK_BYTES, 0);
+	spin_lock_irq(&dev->io_lock);
+	dev->nr_flying++;
+	spin_unlock_irq(&dev->io_lock);
+	send_buffer(&dev->reader);
+}
+
 static int dev_read(void *context, u64 sector, void *data, unsigned int nr_sectors)
 {
-	struct fleece_metadata_buffer *buffers[COPY_BLOCKS];
 	unsigned int count = nr_sectors / FLEECE_MD_BLOCK_SECTORS;
 	struct fleece_metadata_dev *dev = context;
 	int ret = wait_idle(dev);
 	unsigned int i;
 
-	for (i = 0; i < count && !ret; i++) {
-		buffers[i] = take_buffer(dev);
-		if (buffers[i])
-			send_block(buffers[i], sector + i * FLEECE_MD_BLOCK_SECTORS, false);
-		else
-			ret = -ETIMEDOUT;
-	}
-	ret = wait_idle(dev) ?: ret;
+	if (ret)
+		return ret;
+	send_read(dev, sector, count);
+	ret = wait_idle(dev);
 	for (i = 0; i < count && !ret; i++)
-		memcpy(data + i * FLEECE_MD_BLOCK_BYTES, page_address(buffers[i]->page),
+		memcpy(data + i * FLEECE_MD_BLOCK_BYTES, page_address(dev->window[i]),
 		       FLEECE_MD_BLOCK_BYTES);
 	return ret;
 }
@@ -409,6 +421,14 @@ int fleece_metadata_dev_flush_lower(struct block_device *lower)
 	return ret;
 }
 
+static void init_buffer(struct fleece_metadata_dev *dev, struct fleece_metadata_buffer *buffer,
+			unsigned int nr_blocks)
+{
+	buffer->dev = dev;
+	INIT_WORK(&buffer->work, submit_buffer);
+	buffer->bio = fleece_bio_alloc(dev->bdev, nr_blocks, REQ_OP_READ, GFP_KERNEL, &fs_bio_set);
+}
+
 static int alloc_buffers(struct fleece_metadata_dev *dev)
 {
 	struct fleece_metadata_buffer *buffer;
@@ -416,13 +436,17 @@ static int alloc_buffers(struct fleece_metadata_dev *dev)
 
 	for (i = 0; i < FLEECE_METADATA_BUFFERS; i++) {
 		buffer = &dev->buffers[i];
-		buffer->dev = dev;
-		INIT_WORK(&buffer->work, submit_buffer);
+		init_buffer(dev, buffer, 1);
 		buffer->page = alloc_page(GFP_KERNEL);
 		if (!buffer->page)
 			return -ENOMEM;
-		buffer->bio = fleece_bio_alloc(dev->bdev, 1, REQ_OP_READ, GFP_KERNEL, &fs_bio_set);
 		list_add(&buffer->node, &dev->free);
+	}
+	init_buffer(dev, &dev->reader, FLEECE_METADATA_READ_BLOCKS);
+	for (i = 0; i < FLEECE_METADATA_READ_BLOCKS; i++) {
+		dev->window[i] = alloc_page(GFP_KERNEL);
+		if (!dev->window[i])
+			return -ENOMEM;
 	}
 	return 0;
 }
@@ -443,6 +467,12 @@ static void free_buffers(struct fleece_metadata_dev *dev)
 			bio_put(dev->buffers[i].bio);
 		if (dev->buffers[i].page)
 			__free_page(dev->buffers[i].page);
+	}
+	if (dev->reader.bio)
+		bio_put(dev->reader.bio);
+	for (i = 0; i < FLEECE_METADATA_READ_BLOCKS; i++) {
+		if (dev->window[i])
+			__free_page(dev->window[i]);
 	}
 }
 

@@ -58,11 +58,11 @@ struct fleece_metadata_owner {
 struct fleece_metadata_dev;
 
 /**
- * struct fleece_metadata_buffer - one block on its way
- * @node: in dev->free.
+ * struct fleece_metadata_buffer - one bio, and where its data is
+ * @node: in dev->free; not that of dev->reader.
  * @dev: whose it is.
  * @bio: its own, used again and again.
- * @page: the block.
+ * @page: the block; NULL: that of dev->reader, whose pages are in dev->window.
  * @work: submits @bio.
  */
 struct fleece_metadata_buffer {
@@ -96,10 +96,12 @@ struct fleece_metadata_buffer {
  * @io_wq: submits bios.
  * @grant: makes intents durable.
  * @settle: writes fine bits, and takes intents back.
+ * @reader: the bio that reads; nothing else is under way then.
+ * @window: its pages.
  *
  * @io_lock: taken in interrupts; a leaf. Protects:
  * @free: buffers that are not under way.
- * @nr_flying: number of the others.
+ * @nr_flying: number of the others, and of @reader.
  * @io_error: negative errno of the first one that failed since it was asked for.
  * @wait: for changes of these.
  * @buffers: all of them.
@@ -121,6 +123,8 @@ struct fleece_metadata_dev {
 	struct workqueue_struct *io_wq;
 	struct work_struct grant;
 	struct delayed_work settle;
+	struct fleece_metadata_buffer reader;
+	struct page *window[FLEECE_METADATA_READ_BLOCKS];
 
 	spinlock_t io_lock;		/* buffers under way */
 	struct list_head free;

@@ -77,11 +77,13 @@ static __u32 crc_of(const void *data, unsigned int bytes)
 
 static __u32 sector_crc(const __u8 *uuid, __u64 sector, const void *content)
 {
-	__le64 place = __cpu_to_le64(sector);
-	__u32 crc = crc32c(~0U, uuid, FLEECE_MD_UUID_BYTES);
+	struct {
+		__u8 uuid[FLEECE_MD_UUID_BYTES];
+		__le64 sector;
+	} place = { .sector = __cpu_to_le64(sector) };
 
-	crc = crc32c(crc, &place, sizeof(place));
-	return ~crc32c(crc, (const __u8 *)content + sizeof(__le32),
+	memcpy(place.uuid, uuid, sizeof(place.uuid));
+	return ~crc32c(crc32c(~0U, &place, sizeof(place)), (const __u8 *)content + sizeof(__le32),
 		       FLEECE_MD_SECTOR_BYTES - sizeof(__le32));
 }
 

@@ -246,7 +246,6 @@ static struct fleece_segment *resized_segment(const struct fleece_segment *old, 
 {
 	struct fleece_segment *segment = fleece_segment_alloc(nr_granules);
 	u64 words = BITS_TO_LONGS(min(old->nr_granules, nr_granules));
-	u64 g;
 
 	if (!segment)
 		return NULL;
@@ -255,11 +254,7 @@ static struct fleece_segment *resized_segment(const struct fleece_segment *old, 
 	if (nr_granules % BITS_PER_LONG)
 		segment->bits[nr_granules / BITS_PER_LONG] &=
 			(1UL << nr_granules % BITS_PER_LONG) - 1;
-	for (g = first_new; g < nr_granules; g++) {
-		__set_bit(g, segment->bits);
-		if (g % (WORDS_PER_TURN * BITS_PER_LONG) == 0)
-			cond_resched();
-	}
+	fleece_bits_fill(segment->bits, first_new, nr_granules);
 	return segment;
 }
 

@@ -216,6 +216,31 @@ static void test_long_map(void)
 	free_view();
 }
 
+static void test_fill(void)
+{
+	u64 first;
+	u64 end;
+	u64 bit;
+
+	for (first = 0; first <= 150; first++) {
+		for (end = 0; end <= 150; end++) {
+			make_view(1, 150);
+			mark(0, 70);
+			fleece_bits_fill(maps[0], first, end);
+			for (bit = first; bit < end; bit++)
+				model[bit] = true;
+			for (bit = 0; bit < 150; bit++)
+				require(test_bit(bit, maps[0]) == model[bit],
+					"%llu to %llu: bit %llu", first, end, bit);
+			free_view();
+		}
+	}
+	make_view(1, 65536ULL * 64 * 2 + 3);
+	fleece_bits_fill(maps[0], 1, view.nr_bits - 1);
+	require(fleece_bits_count(&view) == view.nr_bits - 2, "a long range");
+	free_view();
+}
+
 static void test_alloc(void)
 {
 	unsigned long *bits;
@@ -233,6 +258,7 @@ static const struct unit_case cases[] = {
 	{ "bits: one set and one clear bit at every place", test_single_bits },
 	{ "bits: a union of no maps is clear", test_no_maps },
 	{ "bits: a map longer than a turn of the CPU", test_long_map },
+	{ "bits: a range is set", test_fill },
 	{ "bits: allocation", test_alloc },
 	{ }
 };

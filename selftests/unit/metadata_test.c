@@ -380,20 +380,33 @@ static unsigned int area_of(u64 sector)
 	return (sector >= FLEECE_MD_INTENTS_START) + (sector >= layout.slots_start);
 }
 
+/* All of the cache that is of one of some areas, a bit for each, has arrived, the rest is lost. */
+static void lose_areas(unsigned int areas)
+{
+	unsigned int i;
+
+	for (i = 0; i < device.nr_pending; i++) {
+		if (areas >> area_of(device.pending[i].sector) & 1)
+			make_durable(&device.pending[i]);
+	}
+	device.nr_pending = 0;
+}
+
 /*
  * The cache is lost: each sector in it has arrived or not. By chance, or all those of
  * an area have and none of another.
  */
 static void lose_cache(void)
 {
-	bool is_by_area = unit_chance(2);
-	unsigned int areas = unit_random(8);
 	unsigned int odds = unit_random(5);
 	unsigned int i;
 
+	if (unit_chance(2)) {
+		lose_areas(unit_random(8));
+		return;
+	}
 	for (i = 0; i < device.nr_pending; i++) {
-		if (is_by_area ? areas >> area_of(device.pending[i].sector) & 1 :
-				 unit_random(4) < odds)
+		if (unit_random(4) < odds)
 			make_durable(&device.pending[i]);
 	}
 	device.nr_pending = 0;
@@ -965,6 +978,78 @@ static void test_hot(void)
 	end_life();
 }
 
+/* Of the blocks of intents, only those are looked at that are asked for, and all of them. */
+static void test_asked(void)
+{
+	const u64 far = 2 * FLEECE_MD_BLOCK_SECTORS * FLEECE_MD_MAP_BITS + 5;
+	u64 blocks;
+
+	do {
+		begin_quietly();
+		if (region_granules > 1 || capacity / GRANULE_SECTORS <= far)
+			end_life();
+	} while (!md);
+	create_named("one");
+	blocks = md->nr_blocks;
+	require(!fleece_metadata_mark(md, tracker.live->bits, 3, 3), "no intent is needed");
+	require(!fleece_metadata_mark(md, tracker.live->bits, far, far + 1), "nor far away");
+	fleece_metadata_grant(md);
+	require(md->nr_grants == 1 && md->nr_blocks == blocks + 2, "%llu grants, %llu blocks",
+		md->nr_grants, md->nr_blocks - blocks);
+	require(md->nr_granted == 3 && fleece_metadata_mark(md, tracker.live->bits, 3, 3) &&
+		fleece_metadata_mark(md, tracker.live->bits, far, far + 1), "%llu are granted",
+		md->nr_granted);
+	require(!fleece_metadata_mark(md, tracker.live->bits, far + 2, far + 2), "not asked for");
+	fleece_metadata_grant(md);
+	require(md->nr_grants == 2 && md->nr_blocks == blocks + 3 && md->nr_granted == 4,
+		"%llu grants, %llu blocks, %llu granted", md->nr_grants, md->nr_blocks - blocks,
+		md->nr_granted);
+	fleece_metadata_grant(md);
+	require(md->nr_grants == 2 && md->nr_blocks == blocks + 3, "a grant of nothing");
+	device.is_dead = true;
+	end_life();
+}
+
+/*
+ * A write, and settles while nothing else happens, so that nobody else flushes. Returns
+ * false if they were all done before the I/O at which the power is cut.
+ */
+static bool settle_and_crash(unsigned long crash_at)
+{
+	begin_quietly();
+	create_named("one");
+	write_granules(100, 100);
+	device.count = 0;
+	device.crash_at = crash_at;
+	while (md->nr_granted && !device.is_dead)
+		fleece_metadata_settle(md);
+	return device.is_dead;
+}
+
+/* What the device has kept of its cache is all of some areas, and nothing of the others. */
+static void test_settle(void)
+{
+	unsigned long crash_at = 1;
+	unsigned int areas;
+	bool is_over;
+
+	do {
+		for (areas = 0; areas < 8; areas++) {
+			is_over = !settle_and_crash(crash_at);
+			lose_areas(areas);
+			device.is_dead = true;
+			end_life();
+			require(!open_device(), "cannot be opened");
+			require(test_bit(100, tracker.live->bits),
+				"the write is missing after a cut at I/O %lu, areas %u", crash_at,
+				areas);
+			end_life();
+		}
+		crash_at++;
+	} while (!is_over);
+	require(crash_at > 5, "only %lu", crash_at);
+}
+
 /* An outage longer than the failure, and no clean end afterwards. */
 static void test_outage(void)
 {
@@ -1080,6 +1165,8 @@ static const struct unit_case cases[] = {
 	{ "metadata: a write or a flush fails", test_failures },
 	{ "metadata: the mark of failure is made when an outage ends", test_outage },
 	{ "metadata: writes to hot granules cost nothing, cold ones share a grant", test_hot },
+	{ "metadata: a grant looks where it is asked to", test_asked },
+	{ "metadata: a write is known wherever settling ends", test_settle },
 	{ "metadata: slots, capacity and generations come to an end", test_limits },
 	{ "metadata: another origin, or one that was written to", test_other_origins },
 	{ "metadata: no memory at any moment of opening", test_memory },

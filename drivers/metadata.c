@@ -107,7 +107,7 @@ static bool encode_block(struct fleece_metadata *md, const struct fleece_view *v
 
 static int write_block(struct fleece_metadata *md, u64 block, u64 start)
 {
-	md->nr_blocks++;
+	WRITE_ONCE(md->nr_blocks, md->nr_blocks + 1);
 	return md->io->write(md->context, start + block * FLEECE_MD_BLOCK_SECTORS, md->block,
 			     FLEECE_MD_BLOCK_SECTORS);
 }
@@ -139,7 +139,7 @@ static int commit(struct fleece_metadata *md)
 		md->root.base = md->root.generation;
 	md->root.written = ktime_get_real_seconds();
 	sectors = fleece_md_encode(&md->root, md->copy);
-	md->nr_blocks += sectors / FLEECE_MD_BLOCK_SECTORS;
+	WRITE_ONCE(md->nr_blocks, md->nr_blocks + sectors / FLEECE_MD_BLOCK_SECTORS);
 	ret = md->io->write(md->context, fleece_md_copy_start(md->root.generation), md->copy,
 			    sectors);
 	return ret ?: md->io->flush(md->context);
@@ -339,7 +339,7 @@ static int write_wanted(struct fleece_metadata *md)
 	}
 	if (ret || !has_written)
 		return ret;
-	md->nr_grants++;
+	WRITE_ONCE(md->nr_grants, md->nr_grants + 1);
 	return md->io->flush(md->context);
 }
 

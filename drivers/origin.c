@@ -1487,6 +1487,21 @@ static int emit_checkpoints(struct fleece_history *history, char *result, unsign
 	return 1;
 }
 
+/* See docs/dm-fleece.rst. Takes no lock: it does not wait for whatever the worker does. */
+static int emit_metadata_status(struct fleece_origin *origin, char *result, unsigned int maxlen)
+{
+	struct fleece_metadata *md = origin->durable ? origin->durable->md : NULL;
+	unsigned int sz = 0;
+
+	DMEMIT("%s", fleece_metadata_dev_state(origin->durable));
+	if (md)
+		DMEMIT(" %d %u %llu %llu", -READ_ONCE(md->error), md->nr_bad,
+		       READ_ONCE(md->nr_blocks), READ_ONCE(md->nr_grants));
+	else
+		DMEMIT(" 0 0 0 0");
+	return 1;
+}
+
 static int list_checkpoints(struct fleece_origin *origin, char *result, unsigned int maxlen)
 {
 	struct fleece_history history;
@@ -1513,6 +1528,8 @@ static int origin_message(struct dm_target *ti, unsigned int argc, char **argv, 
 
 	if (argc == 1 && !strcasecmp(argv[0], "checkpoint_list"))
 		return list_checkpoints(origin, result, maxlen);
+	if (argc == 1 && !strcasecmp(argv[0], "metadata_status"))
+		return emit_metadata_status(origin, result, maxlen);
 	if (argc == 2 && !strcasecmp(argv[0], "checkpoint_create"))
 		ret = create_checkpoint(origin, argv[1]);
 	else if (argc == 2 && !strcasecmp(argv[0], "checkpoint_delete"))

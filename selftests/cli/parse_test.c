@@ -136,6 +136,27 @@ static void test_origin_status(void)
 	tap_ok(!parse_origin(""), "origin status: empty");
 }
 
+static bool parse_metadata(const char *text)
+{
+	struct fleece_metadata_status status;
+
+	return !fleece_metadata_status_parse(text, &status);
+}
+
+static void test_metadata_status(void)
+{
+	struct fleece_metadata_status status;
+
+	tap_ok(!fleece_metadata_status_parse("failed 5 3 100 7", &status) &&
+	       !strcmp(status.state, "failed") && status.error == EIO &&
+	       status.bad_sectors == 3 && status.written_bytes == 409600 && status.grants == 7,
+	       "metadata status");
+	tap_ok(parse_metadata("none 0 0 0 0 more\n"), "metadata status of a newer module");
+	tap_ok(cut_is_refused("none 0 0 0 0", parse_metadata) == 4, "metadata status cut off");
+	tap_ok(!parse_metadata("clean -5 0 0 0"), "metadata status: errno no number");
+	tap_ok(!parse_metadata("clean 0 0 9007199254740992 0"), "metadata status: size overflows");
+}
+
 static void test_snapshot_status(void)
 {
 	static const char line[] = "active 3/100 128 40/50 7 2 1 65536 4 5 99";
@@ -318,6 +339,7 @@ int main(void)
 	test_ranges();
 	test_format();
 	test_origin_status();
+	test_metadata_status();
 	test_snapshot_status();
 	test_checkpoints();
 	test_json();

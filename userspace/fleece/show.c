@@ -93,6 +93,17 @@ static uint64_t changed_bytes(const struct origin *origin)
 	return bytes < origin->size ? bytes : origin->size;
 }
 
+/* All zero if there is none, or the origin has gone meanwhile. */
+static void read_metadata(const struct origin *origin, struct fleece_metadata_status *status)
+{
+	char *reply = NULL;
+
+	if (fleece_dm_message(origin->dm.name, "metadata_status", &reply) || !reply ||
+	    fleece_metadata_status_parse(reply, status))
+		memset(status, 0, sizeof(*status));
+	free(reply);
+}
+
 static unsigned int percent(uint64_t part, uint64_t whole)
 {
 	return whole ? (unsigned int)(part * 100 / whole) : 0;
@@ -100,8 +111,10 @@ static unsigned int percent(uint64_t part, uint64_t whole)
 
 static void json_origin(struct fleece_json *json, const struct origin *origin)
 {
+	struct fleece_metadata_status metadata;
 	char path[PATH_MAX];
 
+	read_metadata(origin, &metadata);
 	fleece_json_object(json, NULL);
 	fleece_json_string(json, "name", origin->dm.name);
 	snprintf(path, sizeof(path), "/dev/mapper/%s", origin->dm.name);
@@ -112,6 +125,10 @@ static void json_origin(struct fleece_json *json, const struct origin *origin)
 	fleece_json_number(json, "granularity_bytes", origin->status.granularity);
 	fleece_json_number(json, "changed_bytes", changed_bytes(origin));
 	fleece_json_string(json, "metadata", origin->status.metadata);
+	fleece_json_number(json, "metadata_error", (uint64_t)metadata.error);
+	fleece_json_number(json, "metadata_bad_sectors", metadata.bad_sectors);
+	fleece_json_number(json, "metadata_written_bytes", metadata.written_bytes);
+	fleece_json_number(json, "metadata_grants", metadata.grants);
 	fleece_json_number(json, "snapshots", origin->status.snapshots);
 	fleece_json_number(json, "checkpoints", origin->status.checkpoints);
 	fleece_json_string(json, "newest_checkpoint",
@@ -202,6 +219,19 @@ static void print_list(const struct inventory *all)
 	}
 }
 
+static void print_metadata(const struct origin *origin)
+{
+	struct fleece_metadata_status metadata;
+
+	read_metadata(origin, &metadata);
+	printf("  metadata      %s", origin->status.metadata);
+	if (metadata.error)
+		printf(" (%s)", strerror(metadata.error));
+	if (metadata.bad_sectors)
+		printf(", %u bad sectors count as changed", metadata.bad_sectors);
+	printf("\n");
+}
+
 static void print_origin(const struct origin *origin)
 {
 	char size[FLEECE_SIZE_TEXT], path[PATH_MAX];
@@ -211,7 +241,7 @@ static void print_origin(const struct origin *origin)
 	       device_path(path, sizeof(path), origin->lower));
 	printf("  size          %s\n", fleece_size_format(size, origin->size));
 	printf("  granularity   %s\n", fleece_size_format(size, origin->status.granularity));
-	printf("  metadata      %s\n", origin->status.metadata);
+	print_metadata(origin);
 	printf("  checkpoints   %u\n", origin->status.checkpoints);
 	if (origin->status.newest[0])
 		printf("  changed       %s since %s\n",

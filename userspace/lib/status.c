@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define SECTOR_SIZE	512
+#define METADATA_BLOCK	4096
 #define WORD_ENDS	"\n "
 
 /* A line being read field by field; the first error sticks. */
@@ -108,6 +109,20 @@ int fleece_origin_status_parse(const char *text, struct fleece_origin_status *st
 	if (!strcmp(status->newest, "-"))
 		status->newest[0] = 0;
 	return 0;
+}
+
+int fleece_metadata_status_parse(const char *text, struct fleece_metadata_status *status)
+{
+	struct line line = { .at = text };
+
+	memset(status, 0, sizeof(*status));
+	read_word(&line, status->state, sizeof(status->state));
+	status->error = (int)(read_count(&line) & INT32_MAX);
+	status->bad_sectors = read_count(&line);
+	if (__builtin_mul_overflow(read_field(&line), METADATA_BLOCK, &status->written_bytes))
+		line.has_error = true;
+	status->grants = read_field(&line);
+	return line.has_error ? -EPROTO : 0;
 }
 
 int fleece_snapshot_status_parse(const char *text, struct fleece_snapshot_status *status)

@@ -65,6 +65,22 @@ struct fleece_snapshot_status {
 };
 
 /**
+ * struct fleece_metadata_status - answer to message metadata_status
+ * @state: as in struct fleece_origin_status.
+ * @error: errno (positive) of its failure, else 0.
+ * @bad_sectors: how many were bad when it was read.
+ * @written_bytes: written to the device since then.
+ * @grants: writes of intents that live writes have waited for.
+ */
+struct fleece_metadata_status {
+	char state[16];
+	int error;
+	unsigned int bad_sectors;
+	uint64_t written_bytes;
+	uint64_t grants;
+};
+
+/**
  * struct fleece_checkpoint_line - one line of message checkpoint_list
  * @name: of the checkpoint.
  * @uuid: new for every creation.
@@ -88,6 +104,15 @@ struct fleece_checkpoint_line {
  * Return: 0, or -EPROTO when the line is not as documented.
  */
 int fleece_origin_status_parse(const char *text, struct fleece_origin_status *status);
+
+/**
+ * fleece_metadata_status_parse() - take apart the answer to metadata_status
+ * @text: a line.
+ * @status: filled in.
+ *
+ * Return: 0, or -EPROTO when the line is not as documented.
+ */
+int fleece_metadata_status_parse(const char *text, struct fleece_metadata_status *status);
 
 /**
  * fleece_snapshot_status_parse() - take apart the status of a snapshot

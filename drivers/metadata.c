@@ -441,8 +441,12 @@ static int since(struct fleece_metadata *md, u32 index, struct fleece_view *view
 	return md->io->since(md->context, md->root.checkpoints[index].name, view);
 }
 
-/* Write the fine bits of the selected regions for a checkpoint. Ends the view. */
-static int write_selected(struct fleece_metadata *md, u32 index, const struct fleece_view *view)
+/*
+ * Write the fine bits of the selected regions for a checkpoint. What has been written is
+ * no longer selected. Ends the view.
+ */
+static int write_some(struct fleece_metadata *md, u32 index, const struct fleece_view *view,
+		      bool may_stop)
 {
 	const struct fleece_md_checkpoint *checkpoint = &md->root.checkpoints[index];
 	u64 nr_regions = md->layout.nr_regions;
@@ -450,12 +454,18 @@ static int write_selected(struct fleece_metadata *md, u32 index, const struct fl
 	int ret = 0;
 
 	region = find_next_bit(md->selected, nr_regions, 0);
-	while (region < nr_regions && !ret) {
+	while (region < nr_regions && !ret && !(may_stop && md->io->is_wanted(md->context))) {
 		block = write_region(md, view, checkpoint, region, block, &ret);
+		__clear_bit(region, md->selected);
 		region = find_next_bit(md->selected, nr_regions, region + 1);
 	}
 	md->io->done(md->context);
 	return ret;
+}
+
+static int write_selected(struct fleece_metadata *md, u32 index, const struct fleece_view *view)
+{
+	return write_some(md, index, view, false);
 }
 
 /* ------------------------- Settle ------------------------- */
@@ -502,7 +512,7 @@ static int take_back_intents(struct fleece_metadata *md)
 	return md->io->flush(md->context);
 }
 
-/* What was selected could not even be looked at. */
+/* What is selected was not written. */
 static void unselect(struct fleece_metadata *md)
 {
 	u64 words = region_words(md);
@@ -511,8 +521,10 @@ static void unselect(struct fleece_metadata *md)
 	for (block = 0; block < intent_blocks(md); block++) {
 		end = block_end(block, words);
 		spin_lock(&md->lock);
-		for (i = block * BLOCK_WORDS; i < end; i++)
-			md->dirty[i] |= md->selected[i];
+		for (i = block * BLOCK_WORDS; i < end; i++) {
+			if (md->selected[i])
+				md->dirty[i] |= md->selected[i];
+		}
 		spin_unlock(&md->lock);
 	}
 }
@@ -534,7 +546,9 @@ int fleece_metadata_settle(struct fleece_metadata *md)
 			unselect(md);
 			return ret;
 		}
-		ret = write_selected(md, newest, &view);
+		ret = write_some(md, newest, &view, true);
+		/* If it was to stop: these keep their intents. */
+		unselect(md);
 	}
 	if (!ret)
 		ret = md->io->flush(md->context);
@@ -613,6 +627,8 @@ int fleece_metadata_create(struct fleece_metadata *md,
 {
 	int ret = md->error ?: write_previous(md);
 
+	if (ret == -EBUSY && !md->error)
+		return ret;
 	if (!ret) {
 		add_entry(md, checkpoint);
 		ret = commit(md);

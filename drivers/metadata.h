@@ -55,9 +55,11 @@
  * @flush: wait for all writes that were begun, then flush the device's cache. 0 only if
  *	all of it has succeeded. It has a limit of time, and returns -ETIMEDOUT after it.
  * @since: set @view to all that was changed since the checkpoint of this name, up to
- *	now, the live map included. The maps stay until @done. 0 or a negative errno.
+ *	now, the live map included. The maps stay until @done. 0 or a negative errno;
+ *	-EBUSY: not now, what it was needed for is to be asked for again.
  * @done: the view of @since is no longer used.
  * @kick: fleece_metadata_grant() is to be called soon. Called under md->lock.
+ * @is_wanted: somebody else wants to be the worker; a settle ends early then.
  * @resume: writes that waited shall begin anew. Process context, no lock held.
  *
  * All but @kick are called in the worker, and may sleep.
@@ -69,6 +71,7 @@ struct fleece_metadata_io {
 	int (*since)(void *context, const char *name, struct fleece_view *view);
 	void (*done)(void *context);
 	void (*kick)(void *context);
+	bool (*is_wanted)(void *context);
 	void (*resume)(void *context, struct list_head *waiters);
 };
 
@@ -283,9 +286,10 @@ void fleece_metadata_grant(struct fleece_metadata *md);
  * @md: started.
  *
  * To be called every few seconds while md->dirty or md->granted have bits: an intent is
- * taken back by the second call after its region has got its last new bit. After a
- * failure, while md->nr_marks is below FLEECE_METADATA_MARKS: each call tries the mark
- * of failure again.
+ * taken back by the second call after its region has got its last new bit. If somebody
+ * else wants to be the worker, it ends early, and what it has not done is done by the
+ * next one. After a failure, while md->nr_marks is below FLEECE_METADATA_MARKS: each call
+ * tries the mark of failure again.
  *
  * Context: Worker.
  * Return: 0; an error of io->since(): nothing was done; or the negative errno of the
@@ -312,8 +316,9 @@ int fleece_metadata_begin_create(struct fleece_metadata *md);
  * @checkpoint: its name, uuid and time. io->since() knows it, and all older ones.
  *
  * Context: Worker. Live writes go on.
- * Return: 0: it is durable; else a negative errno, of io->since() or of the failure:
- * then the owner takes it back from its maps.
+ * Return: 0: it is durable; -EBUSY, without a failure: io->since() said so, nothing was
+ * done, and this or fleece_metadata_abort_create() is to be called again; else a negative
+ * errno, of io->since() or of the failure: then the owner takes it back from its maps.
  */
 int fleece_metadata_create(struct fleece_metadata *md,
 			   const struct fleece_md_checkpoint *checkpoint);
@@ -331,8 +336,8 @@ void fleece_metadata_abort_create(struct fleece_metadata *md);
  * @md: started.
  * @name: its name. io->since() still knows it, or at least the one before it.
  *
- * The owner's maps lose it after this has returned 0, and before any other function of
- * the worker is called.
+ * The owner's maps lose it after this has returned 0, and before another one is created
+ * or deleted. Until then what they have since an older one is the same.
  *
  * Context: Worker. Live writes go on.
  * Return: 0: it is durably gone; -ENOENT; else a negative errno, of io->since() or of

@@ -6,6 +6,7 @@
 #include <linux/bio.h>
 #include <linux/jiffies.h>
 #include <linux/module.h>
+#include <linux/moduleparam.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -19,16 +20,37 @@
 static_assert(FLEECE_MD_BLOCK_BYTES <= PAGE_SIZE);
 static_assert(COPY_BLOCKS <= FLEECE_METADATA_BUFFERS);
 
+static int set_milliseconds(const char *text, const struct kernel_param *param)
+{
+	unsigned int value;
+	int ret = kstrtouint(text, 0, &value);
+
+	if (ret)
+		return ret;
+	/* No device is that fast, and nobody wants to settle all the time. */
+	if (!value)
+		return -EINVAL;
+	WRITE_ONCE(*(unsigned int *)param->arg, value);
+	return 0;
+}
+
+static const struct kernel_param_ops milliseconds_ops = {
+	.set = set_milliseconds,
+	.get = param_get_uint,
+};
+
 static unsigned int metadata_timeout_ms = 10000;
-module_param(metadata_timeout_ms, uint, 0644);
+module_param_cb(metadata_timeout_ms, &milliseconds_ops, &metadata_timeout_ms, 0644);
+__MODULE_PARM_TYPE(metadata_timeout_ms, "uint");
 MODULE_PARM_DESC(metadata_timeout_ms,
-		 "A metadata device that does not get on for so long has failed (default 10000)");
+		 "A metadata device that does not get on for so long has failed (default 10000, not 0)");
 
 /* An intent is taken back after one or two of these; each region costs a crash its size. */
 static unsigned int metadata_settle_ms = 5000;
-module_param(metadata_settle_ms, uint, 0644);
+module_param_cb(metadata_settle_ms, &milliseconds_ops, &metadata_settle_ms, 0644);
+__MODULE_PARM_TYPE(metadata_settle_ms, "uint");
 MODULE_PARM_DESC(metadata_settle_ms,
-		 "Time between two passes that write change bits and take intents back (default 5000)");
+		 "Time between two passes that write change bits and take intents back (default 5000, not 0)");
 
 /* ------------------------- What has failed ------------------------- */
 
@@ -285,7 +307,7 @@ static int dev_since(void *context, const char *name, struct fleece_view *view)
 {
 	struct fleece_metadata_dev *dev = context;
 
-	return dev->methods->since(dev->owner, name, dev->is_trying, view);
+	return dev->methods->since(dev->owner, name, !dev->may_wait, view);
 }
 
 static void dev_done(void *context)
@@ -302,6 +324,13 @@ static void dev_kick(void *context)
 	queue_work(dev->wq, &dev->grant);
 }
 
+static bool dev_is_wanted(void *context)
+{
+	struct fleece_metadata_dev *dev = context;
+
+	return atomic_read(&dev->nr_waiting);
+}
+
 static void dev_resume(void *context, struct list_head *waiters)
 {
 	struct fleece_metadata_dev *dev = context;
@@ -316,6 +345,7 @@ static const struct fleece_metadata_io dev_io = {
 	.since = dev_since,
 	.done = dev_done,
 	.kick = dev_kick,
+	.is_wanted = dev_is_wanted,
 	.resume = dev_resume,
 };
 
@@ -330,7 +360,9 @@ unsigned int fleece_metadata_dev_lock(struct fleece_metadata_dev *dev)
 {
 	unsigned int noio = memalloc_noio_save();
 
+	atomic_inc(&dev->nr_waiting);
 	mutex_lock(&dev->lock);
+	atomic_dec(&dev->nr_waiting);
 	return noio;
 }
 
@@ -361,19 +393,13 @@ static void grant_intents(struct work_struct *work)
 	fleece_metadata_dev_unlock(dev, noio);
 }
 
-/*
- * since() does not wait here: whoever quiesces the writes of the origin holds its lock
- * for seconds, if they are slow, and a grant is behind us.
- */
 static void settle_intents(struct work_struct *work)
 {
 	struct fleece_metadata_dev *dev =
 		container_of(to_delayed_work(work), struct fleece_metadata_dev, settle);
 	unsigned int noio = fleece_metadata_dev_lock(dev);
 
-	dev->is_trying = true;
 	fleece_metadata_settle(dev->md);
-	dev->is_trying = false;
 	/* Without intents there is nothing to be done before the next grant. */
 	if (dev->md->error ? dev->md->nr_marks < FLEECE_METADATA_MARKS :
 			     READ_ONCE(dev->md->nr_granted))
@@ -543,8 +569,10 @@ void fleece_metadata_dev_start(struct fleece_metadata_dev *dev)
 	noio = fleece_metadata_dev_lock(dev);
 	if (!dev->is_started) {
 		WRITE_ONCE(dev->is_started, true);
+		dev->may_wait = true;
 		if (!fleece_metadata_start(dev->md))
 			forget_failure(dev);
+		dev->may_wait = false;
 		/* Intents that a crash has left are taken back. */
 		arm_settle(dev);
 	}
@@ -575,7 +603,18 @@ void fleece_metadata_dev_close(struct fleece_metadata_dev *dev, struct block_dev
 	noio = fleece_metadata_dev_lock(dev);
 	/* One that is late, not lost, can yet be told that it failed. */
 	wait_for_device(dev);
+	dev->may_wait = true;
 	fleece_metadata_close(dev->md, has_head, head);
+	fleece_metadata_dev_unlock(dev, noio);
+}
+
+void fleece_metadata_dev_resize(struct fleece_metadata_dev *dev, u64 nr_sectors)
+{
+	unsigned int noio = fleece_metadata_dev_lock(dev);
+
+	dev->may_wait = true;
+	fleece_metadata_resize(dev->md, nr_sectors);
+	dev->may_wait = false;
 	fleece_metadata_dev_unlock(dev, noio);
 }
 

@@ -25,6 +25,7 @@
 #ifndef FLEECE_METADATA_DEV_H
 #define FLEECE_METADATA_DEV_H
 
+#include <linux/atomic.h>
 #include <linux/blkdev.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
@@ -41,7 +42,8 @@
 /**
  * struct fleece_metadata_owner - what a metadata device needs of its origin
  * @since: as in struct fleece_metadata_io. May take a lock, unless @try: then -EBUSY if
- *	that is taken.
+ *	that is taken: whoever quiesces the writes of the origin holds it for seconds, if
+ *	they are slow, and others wait for a grant.
  * @done: as in struct fleece_metadata_io.
  * @resume: writes that waited shall begin anew. Must not wait for them.
  * @failed: the metadata has failed with a negative errno. Called once, without a lock.
@@ -84,12 +86,13 @@ struct fleece_metadata_buffer {
  * @note: remembers the uuid if it fails; NULL when it has been given away.
  *
  * @lock: the right to be the worker.
+ * @nr_waiting: number of those who wait for it.
  *
  * Protected by @lock:
  * @is_started: fleece_metadata_start() was called; once set it stays, and is read
  *	without the lock.
  * @is_reported: @failed was called.
- * @is_trying: @since must not wait.
+ * @may_wait: @since may, because no live write can be under way.
  * @has_timed_out: the device did not get on.
  *
  * @wq: runs the two works, in order.
@@ -114,9 +117,10 @@ struct fleece_metadata_dev {
 	struct fleece_metadata_note *note;
 
 	struct mutex lock;		/* the worker's functions of metadata.h */
+	atomic_t nr_waiting;
 	bool is_started;
 	bool is_reported;
-	bool is_trying;
+	bool may_wait;
 	bool has_timed_out;
 
 	struct workqueue_struct *wq;
@@ -189,6 +193,15 @@ void fleece_metadata_dev_start(struct fleece_metadata_dev *dev);
  * Context: Process, takes dev->lock, does I/O.
  */
 void fleece_metadata_dev_close(struct fleece_metadata_dev *dev, struct block_device *lower);
+
+/**
+ * fleece_metadata_dev_resize() - the origin has another size
+ * @dev: started.
+ * @nr_sectors: the new size, see fleece_metadata_resize().
+ *
+ * Context: Process, takes dev->lock, does I/O. The origin is suspended.
+ */
+void fleece_metadata_dev_resize(struct fleece_metadata_dev *dev, u64 nr_sectors);
 
 /**
  * fleece_metadata_dev_flush_lower() - flush the cache of the device under the origin

@@ -950,14 +950,51 @@ static int forget_checkpoint(struct fleece_origin *origin, const char *name)
 	return ret;
 }
 
-int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name, int error)
+/*
+ * Whoever holds the lock may be waiting for live writes, and they for a grant: so it is
+ * waited for without being the metadata's worker. Returns true if @result, of one of its
+ * operations, says that this is needed, and it is to be called again.
+ */
+static bool wait_for_lock(struct fleece_origin *origin, int result)
 {
-	struct fleece_metadata_dev *dev = origin->durable;
-	struct fleece_md_checkpoint checkpoint;
 	unsigned int noio;
 
+	if (result != -EBUSY || READ_ONCE(origin->durable->md->error))
+		return false;
+	noio = fleece_origin_lock(origin);
+	fleece_origin_unlock(origin, noio);
+	return true;
+}
+
+static void abort_durably(struct fleece_metadata_dev *dev)
+{
+	unsigned int noio = fleece_metadata_dev_lock(dev);
+
+	fleece_metadata_abort_create(dev->md);
+	fleece_metadata_dev_unlock(dev, noio);
+}
+
+static int create_durably(struct fleece_origin *origin,
+			  const struct fleece_md_checkpoint *checkpoint)
+{
+	struct fleece_metadata_dev *dev = origin->durable;
+	unsigned int noio;
+	int ret;
+
+	do {
+		noio = fleece_metadata_dev_lock(dev);
+		ret = fleece_metadata_create(dev->md, checkpoint);
+		fleece_metadata_dev_unlock(dev, noio);
+	} while (wait_for_lock(origin, ret));
+	return ret;
+}
+
+int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name, int error)
+{
+	struct fleece_md_checkpoint checkpoint;
+
 	lockdep_assert_held(&origin->change_lock);
-	if (!dev)
+	if (!origin->durable)
 		return error;
 	/*
 	 * A write before the moment that is lost in a power cut after the commit would be a
@@ -965,30 +1002,22 @@ int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name,
 	 */
 	if (!error)
 		error = fleece_metadata_dev_flush_lower(origin->lower);
-	noio = fleece_metadata_dev_lock(dev);
 	if (!error)
 		error = describe_checkpoint(origin, name, &checkpoint);
 	if (error)
-		fleece_metadata_abort_create(dev->md);
+		abort_durably(origin->durable);
 	else
-		error = fleece_metadata_create(dev->md, &checkpoint);
+		error = create_durably(origin, &checkpoint);
 	/* If it is there: there was none of this name before. */
 	if (error)
 		forget_checkpoint(origin, name);
-	fleece_metadata_dev_unlock(dev, noio);
 	return error;
 }
 
 static void resize_metadata(struct fleece_origin *origin, sector_t nr_sectors)
 {
-	struct fleece_metadata_dev *dev = origin->durable;
-	unsigned int noio;
-
-	if (!dev)
-		return;
-	noio = fleece_metadata_dev_lock(dev);
-	fleece_metadata_resize(dev->md, nr_sectors);
-	fleece_metadata_dev_unlock(dev, noio);
+	if (origin->durable)
+		fleece_metadata_dev_resize(origin->durable, nr_sectors);
 }
 
 /* ------------------------- Changes of size ------------------------- */
@@ -1446,15 +1475,14 @@ static int delete_durably(struct fleece_origin *origin, const char *name)
 {
 	struct fleece_metadata_dev *dev = origin->durable;
 	unsigned int noio;
-	int ret = 0;
+	int ret;
 
-	noio = fleece_metadata_dev_lock(dev);
-	if (!dev->md->error)
-		ret = fleece_metadata_delete(dev->md, name);
-	if (!ret)
-		ret = forget_checkpoint(origin, name);
-	fleece_metadata_dev_unlock(dev, noio);
-	return ret;
+	do {
+		noio = fleece_metadata_dev_lock(dev);
+		ret = dev->md->error ? 0 : fleece_metadata_delete(dev->md, name);
+		fleece_metadata_dev_unlock(dev, noio);
+	} while (wait_for_lock(origin, ret));
+	return ret ?: forget_checkpoint(origin, name);
 }
 
 static int delete_checkpoint(struct fleece_origin *origin, const char *name)

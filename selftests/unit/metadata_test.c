@@ -97,6 +97,8 @@ static struct fleece_metadata *md;
 static struct fleece_history held;
 static bool is_kicked;
 static bool may_write;
+/* A settle was asked to end early. */
+static bool is_hurried;
 static u64 capacity;
 static u64 nr_sectors;
 static u32 region_granules;
@@ -293,8 +295,8 @@ static int device_flush(void *context)
 static int owner_since(void *context, const char *name, struct fleece_view *view)
 {
 	(void)context;
-	if (may_write && unit_chance(50))
-		return -ENOMEM;
+	if (may_write && unit_chance(25))
+		return unit_chance(2) ? -ENOMEM : -EBUSY;
 	require(!fleece_history_get(&held, &tracker), "history");
 	require(!fleece_history_since(&held, name, view), "no checkpoint %s", name);
 	return 0;
@@ -310,6 +312,15 @@ static void owner_kick(void *context)
 {
 	(void)context;
 	is_kicked = true;
+}
+
+static bool owner_is_wanted(void *context)
+{
+	(void)context;
+	if (!may_write || !unit_chance(50))
+		return false;
+	is_hurried = true;
+	return true;
 }
 
 static void owner_resume(void *context, struct list_head *waiters)
@@ -329,6 +340,7 @@ static const struct fleece_metadata_io io = {
 	.since = owner_since,
 	.done = owner_done,
 	.kick = owner_kick,
+	.is_wanted = owner_is_wanted,
 	.resume = owner_resume,
 };
 
@@ -426,6 +438,22 @@ static struct point *find_point(const void *uuid)
 	return NULL;
 }
 
+/* What comes in between must not confuse it; nor that it has to be asked twice. */
+static int finish_creating(const struct fleece_md_checkpoint *checkpoint)
+{
+	int ret;
+
+	do {
+		let_others_run();
+		if (unit_chance(2))
+			require(fleece_metadata_settle(md) == md->error, "settle in create");
+		if (unit_chance(2))
+			fleece_metadata_grant(md);
+		ret = fleece_metadata_create(md, checkpoint);
+	} while (ret == -EBUSY);
+	return ret;
+}
+
 static void create_checkpoint(void)
 {
 	struct fleece_md_checkpoint checkpoint = { };
@@ -446,13 +474,7 @@ static void create_checkpoint(void)
 	point->presence = UNSURE;
 	point->moment = tracker.live->start;
 	memcpy(checkpoint.uuid, &point->moment.uuid, sizeof(checkpoint.uuid));
-	let_others_run();
-	/* What comes in between must not confuse it. */
-	if (unit_chance(2))
-		require(fleece_metadata_settle(md) == md->error, "settle in create");
-	if (unit_chance(2))
-		fleece_metadata_grant(md);
-	if (!fleece_metadata_create(md, &checkpoint)) {
+	if (!finish_creating(&checkpoint)) {
 		point->presence = PRESENT;
 		met.creates++;
 		return;
@@ -526,7 +548,8 @@ static void settle(void)
 {
 	unsigned int i;
 
-	if (fleece_metadata_settle(md))
+	is_hurried = false;
+	if (fleece_metadata_settle(md) || is_hurried)
 		return;
 	nr_settles++;
 	/* Asked for, but not yet granted. */

@@ -1,0 +1,123 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will let writes that need an intent wait for no more than the metadata
+# device: neither for the writes that a snapshot waits for, nor for a deletion that waits
+# for the same. And there is no limit of time that cannot be meant.
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+
+SECTORS=32768
+ATTEMPTS=3
+load_fleece
+no_probing
+make_arena 96
+make_disk disk $SECTORS
+make_disk meta 16384
+make_disk cow "$(cow_sectors 128 256)"
+
+# grants: how many the metadata has had.
+grants()
+{
+	message origin metadata_status | cut -d' ' -f5
+}
+
+has_granted_more()
+{
+	[ "$(grants)" -gt "$1" ]
+}
+
+# write_later GRANULE: in the background, it hangs.
+write_later()
+{
+	pattern origin write 1 $(($1 * 65536)) 64k > "$SCRATCH/write.$1" 2>&1 &
+}
+
+# waits_briefly: a write gets its intent while a snapshot still waits for another write,
+# and a deletion for the snapshot.
+waits_briefly()
+{
+	local before snapshot result
+
+	before=$(grants)
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"
+	write_later 1
+	wait_until "$WAIT_SECONDS" has_granted_more "$before" || bail "preparation: the first intent"
+	before=$(grants)
+	dm_create snap "$(snapshot_table disk cow 128)" > "$SCRATCH/snapshot" 2>&1 &
+	snapshot=$!
+	# It has begun to hold back writes.
+	sleep 0.3
+	message origin checkpoint_delete two > "$SCRATCH/delete" 2>&1 &
+	sleep 0.3
+	write_later 100
+	wait_until "$WAIT_SECONDS" has_granted_more "$before" || bail "there is an intent at last"
+	kill -0 $snapshot 2> /dev/null
+	result=$?
+	or_bail dmsetup resume "$PREFIX-disk"
+	wait
+	dm_remove_deferred snap
+	return $result
+}
+
+# On a machine that stands still for ten seconds it looks as if the write had waited.
+test_quiesce()
+{
+	local attempt passed=""
+
+	format_metadata meta $SECTORS --region 64K
+	make_durable_origin origin disk meta
+	for ((attempt = 0; attempt < ATTEMPTS && ${#passed} == 0; attempt++)); do
+		or_bail message origin checkpoint_create one
+		or_bail message origin checkpoint_create two
+		or_bail message origin checkpoint_create three
+		! waits_briefly || passed=yes
+		is "the deletion was done ($attempt)" "$(cat "$SCRATCH/delete"; message origin checkpoint_list |
+			awk '{ printf "%s ", $1 }')" "one three "
+		or_bail message origin checkpoint_delete one
+		or_bail message origin checkpoint_delete three
+	done
+	is "a write gets its intent while a snapshot and a deletion wait" "$passed" yes
+	is "the writes were done" "$(sort -u "$SCRATCH"/write.*)" ok
+	or_bail dm_remove origin
+}
+
+test_parameters()
+{
+	local name before
+
+	for name in metadata_timeout_ms metadata_settle_ms; do
+		before=$(cat /sys/module/dm_fleece/parameters/$name)
+		fails "$name: 0 is refused" "Invalid" bash -c "echo 0 > /sys/module/dm_fleece/parameters/$name"
+		is "$name: it is as it was" "$(cat /sys/module/dm_fleece/parameters/$name)" "$before"
+		set_parameter $name 77
+		is "$name: it can be changed" "$(cat /sys/module/dm_fleece/parameters/$name)" 77
+	done
+}
+
+test_status()
+{
+	is "without metadata" "$(make_origin origin disk; message origin metadata_status)" "none 0 0 0 0"
+	or_bail dm_remove origin
+	format_metadata meta $SECTORS --region 64K
+	or_bail dm_create origin "$(durable_table disk meta)"
+	or_bail message origin checkpoint_create one
+	or_bail pattern origin write 1 0 64k
+	like "with metadata" "$(message origin metadata_status)" '^dirty 0 0 [1-9][0-9]* 1$'
+	or_bail dm_remove origin
+	# The intents' second sector is not in use; the first one of the slot is.
+	or_bail dd if=/dev/zero of="$(path_of meta)" bs=512 count=1 seek=4104 oflag=direct conv=notrunc
+	log_mark
+	or_bail dm_create origin "$(durable_table disk meta)"
+	expect_log "a bad sector: the log says so" "1 sectors of the metadata are bad"
+	like "a bad sector: it is counted" "$(message origin metadata_status)" '^(clean|dirty) 0 1 [0-9]+ [0-9]+$'
+	is "a bad sector: all that it tells of counts as changed" "$(map origin changed one)" \
+		"0 $((SECTORS * 512)) 1"
+	or_bail dm_remove origin
+}
+
+test_status
+test_quiesce
+test_parameters
+finish

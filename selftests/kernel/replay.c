@@ -3,13 +3,16 @@
  * replay: cuts the power, after the event, wherever it can have been cut.
  *
  * A log of dm-log-writes has what was written to the metadata device and to the origin
- * of a `fleece` target, which lie one behind the other on one device, in one order. At
- * each flush, and between two of them with any part of what was written in between, the
- * metadata is opened by the code of the module. Each checkpoint must be there exactly
- * if it was promised, and must say "changed" for every granule that was written after
- * its moment; it may say so of others only if somebody was about to write there, or if
- * their region has an intent. At some points the recovery is cut short as well, and at
- * some the images are kept, for a real target to be started from.
+ * of a `fleece` target, which lie one behind the other on one device, in one order. Both
+ * of them have a cache that a flush empties, or only one of them has: of that one are all
+ * the flushes then, and the other one keeps each write. At each flush, and between two of
+ * them with any part of what was written in between, the metadata is opened by the code
+ * of the module. Each checkpoint must be there exactly if it was promised, and must say
+ * "changed" for every granule that is not as it was at its moment, because it was written
+ * since, or because what was written before was lost; it may say so of others only if
+ * somebody was about to write there, or if their region has an intent. At some points the
+ * recovery is cut short as well, and at some the images are kept, for a real target to be
+ * started from.
  *
  *   replay --log FILE --meta-sectors N --origin-sectors N --granule SECTORS
  *          --meta-image FILE --head-image FILE [--writers N] [--points N] [--seed N]
@@ -37,8 +40,9 @@
 #define SECTOR			FLEECE_MD_SECTOR_BYTES
 #define HEAD_SECTORS		(FLEECE_MD_HEAD_BYTES / SECTOR)
 #define CHECKPOINTS_MAX		4096
-/* Torn points between two flushes. */
+/* Torn points between two flushes, and where a settle has written both of its kinds. */
 #define TORN			4
+#define TORN_SETTLE		8
 /* One point in so many has a recovery that is cut short. */
 #define RECOVERIES		4
 #define PROBLEMS_MAX		10
@@ -55,6 +59,8 @@ static struct {
  * asked: nothing that stands before this can be after its moment.
  * certain: everything that stands behind this is after its moment.
  * made, unmaking, unmade: it was promised; it may be gone; it is gone.
+ * before: the entry that has touched a granule last when it was asked for: at its moment
+ * there was this one, or a later one. Until it is gone.
  */
 struct checkpoint {
 	char name[FLEECE_MD_NAME_BYTES];
@@ -63,6 +69,7 @@ struct checkpoint {
 	size_t made;
 	size_t unmaking;
 	size_t unmade;
+	size_t *before;
 };
 
 /*
@@ -94,11 +101,35 @@ static uint64_t nr_granules;
 static size_t *touched;
 /* When there was no intent last. */
 static size_t settled;
+/* Where things are on the metadata device. */
+static struct fleece_md_layout layout;
+
+/* Kinds of places. */
+enum kind {
+	SUPERBLOCKS,
+	INTENTS,
+	FINE_BITS,
+	ORIGIN,
+	NR_KINDS,
+};
+
+/*
+ * What stands in a cache: whose writes do, and those that are there, in their order. The
+ * next flush is only for the order of the log, and empties no cache.
+ */
+static struct {
+	bool has_metadata, has_origin;
+	size_t *entries;
+	size_t nr_entries;
+	unsigned int nr_of[NR_KINDS];
+	bool is_ignoring;
+} cache = { .has_metadata = true, .has_origin = true };
 static struct state durable, tried, recovered;
 static uint64_t random_state;
 static unsigned int nr_problems;
 static struct {
 	unsigned long points, flushes, torn, quiet, recoveries, judged, excess, intents;
+	unsigned long settles, lost;
 } met;
 
 static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *format, ...)
@@ -139,6 +170,15 @@ static bool is_of_metadata(const struct write_log_entry *entry)
 	return entry->sector < request.meta_sectors;
 }
 
+static enum kind kind_of(const struct write_log_entry *entry)
+{
+	if (!is_of_metadata(entry))
+		return ORIGIN;
+	if (entry->sector < FLEECE_MD_INTENTS_START)
+		return SUPERBLOCKS;
+	return entry->sector < layout.slots_start ? INTENTS : FINE_BITS;
+}
+
 static uint64_t first_granule(const struct write_log_entry *entry)
 {
 	return (entry->sector - request.meta_sectors) / request.granule_sectors;
@@ -159,6 +199,12 @@ static bool touches(const struct write_log_entry *entry, uint64_t first, uint64_
 static bool is_mark(const struct write_log_entry *entry, const char *mark)
 {
 	return entry->flags & WRITE_LOG_MARK && !strcmp((const char *)entry->data, mark);
+}
+
+static bool is_change_of_caches(const struct write_log_entry *entry)
+{
+	return entry->flags & WRITE_LOG_MARK &&
+	       !strncmp((const char *)entry->data, "cache:", strlen("cache:"));
 }
 
 /* Marks of moments when nothing is on its way to the origin. */
@@ -201,7 +247,9 @@ static struct checkpoint *new_checkpoint(const char *name, size_t place)
  * Marks of whoever made the log: "create:C": C is asked for. "moment:C": it is going to
  * be, nothing is on its way to the origin, and nothing gets there before its moment.
  * "created:C", "deleting:C", "deleted:C": as the words say. "quiet", "settled": nothing
- * is on its way to the origin; nor is there an intent. "end": it is complete.
+ * is on its way to the origin; nor is there an intent. "cache:both", "cache:metadata",
+ * "cache:origin": who has one from now on; all are empty. "ordering": the flush before the
+ * next mark is of neither device. "end": it is complete.
  */
 static void note_mark(const char *mark, size_t place)
 {
@@ -243,6 +291,7 @@ static void note_commit(const struct write_log_entry *entry, size_t flush)
 	memcpy(copy, entry->data, entry->nr_sectors * SECTOR);
 	if (fleece_md_decode(copy, entry->sector != 0, &root, &error))
 		die("a commit that is torn: %s", error);
+	fleece_md_layout(&root, &layout);
 	for (i = 0; i < root.nr_checkpoints; i++) {
 		checkpoint = find_checkpoint(root.checkpoints[i].name);
 		if (!checkpoint)
@@ -458,12 +507,19 @@ static void owner_done(void *context)
 	(void)context;
 }
 
+static bool owner_is_wanted(void *context)
+{
+	(void)context;
+	return false;
+}
+
 static const struct fleece_metadata_io io = {
 	.read = device_read,
 	.write = device_write,
 	.flush = device_flush,
 	.since = owner_since,
 	.done = owner_done,
+	.is_wanted = owner_is_wanted,
 };
 
 static void close_metadata(void)
@@ -569,6 +625,12 @@ static bool is_flying(const struct point *point, struct flying *flying, uint64_t
 	return true;
 }
 
+/* What was there at the moment, or something older than what came then, is not there now. */
+static bool is_lost(const struct point *point, const struct checkpoint *checkpoint, uint64_t g)
+{
+	return checkpoint->before && point->state->latest[g] < checkpoint->before[g];
+}
+
 /* Of one checkpoint: @bits is all that it says. */
 static void judge_map(const struct point *point, const struct checkpoint *checkpoint,
 		      const unsigned long *bits, const unsigned long *before)
@@ -577,7 +639,11 @@ static void judge_map(const struct point *point, const struct checkpoint *checkp
 	uint64_t g;
 
 	for (g = 0; g < nr_granules; g++) {
+		met.lost += is_lost(point, checkpoint, g);
 		if (!test_bit(g, bits)) {
+			if (is_lost(point, checkpoint, g))
+				problem(point, "%s: granule %" PRIu64 ", where entry %zu was lost, is missing",
+					checkpoint->name, g, checkpoint->before[g]);
 			if (checkpoint->certain != NEVER &&
 			    point->state->latest[g] > checkpoint->certain)
 				problem(point, "%s: granule %" PRIu64 ", written by entry %zu, is missing",
@@ -719,62 +785,159 @@ static bool is_kept(void)
 	return met.points % every_kept == every_kept - 1;
 }
 
-/* A part of what was written since the last flush has arrived, sector by sector. */
-static void tear(size_t begin, size_t end)
+static bool has_cache(const struct write_log_entry *entry)
 {
-	struct point point = { .state = &tried, .end = end, .what = "power cut" };
-	bool is_by_device = chance(2);
-	uint64_t devices = random_below(&random_state, 4);
-	uint64_t odds = 1 + random_below(&random_state, 4);
-	size_t i;
-	uint64_t k;
-
-	for (i = begin; i < end; i++) {
-		for (k = 0; k < write_log.entries[i].nr_sectors; k++) {
-			if (is_by_device ?
-			    devices >> is_of_metadata(&write_log.entries[i]) & 1 :
-			    random_below(&random_state, 5) < odds)
-				apply_sector(&tried, i, k);
-		}
-	}
-	met.torn++;
-	examine(&point, is_kept());
-	for (i = begin; i < end; i++)
-		revert_entry(i);
+	return is_of_metadata(entry) ? cache.has_metadata : cache.has_origin;
 }
 
-static void flush(size_t begin, size_t end)
+/* A part of an entry arrives: of kinds of places, or of sectors. */
+static void apply_part(size_t number, bool is_by_kind, uint64_t kinds, uint64_t odds)
 {
-	struct point point = { .state = &durable, .end = end, .what = "flush" };
-	unsigned int n;
+	const struct write_log_entry *entry = &write_log.entries[number];
+	uint64_t k;
+
+	for (k = 0; k < entry->nr_sectors; k++) {
+		if (is_by_kind ? kinds >> kind_of(entry) & 1 :
+				 random_below(&random_state, 5) < odds)
+			apply_sector(&tried, number, k);
+	}
+}
+
+/*
+ * A part of what is in a cache has arrived, and of the entry that is on its way, if it is
+ * not a flush.
+ */
+static void tear(size_t end)
+{
+	struct point point = { .state = &tried, .end = end, .what = "power cut" };
+	bool is_by_kind = chance(2);
+	uint64_t kinds = random_below(&random_state, 1 << NR_KINDS);
+	uint64_t odds = 1 + random_below(&random_state, 4);
 	size_t i;
 
-	for (n = 0; n < TORN && begin < end; n++) {
-		if (chance(every_point))
-			tear(begin, end);
+	for (i = 0; i < cache.nr_entries; i++)
+		apply_part(cache.entries[i], is_by_kind, kinds, odds);
+	apply_part(end, false, 0, random_below(&random_state, 6));
+	met.torn++;
+	examine(&point, is_kept());
+	for (i = 0; i < cache.nr_entries; i++)
+		revert_entry(cache.entries[i]);
+	revert_entry(end);
+}
+
+/* What a settle has written is looked at each time: it is written rarely. */
+static void tear_often(size_t end)
+{
+	bool is_settle = cache.nr_of[INTENTS] && cache.nr_of[FINE_BITS];
+	unsigned int times = is_settle ? TORN_SETTLE : TORN;
+	unsigned int n;
+
+	met.settles += is_settle;
+	for (n = 0; n < times && cache.nr_entries; n++) {
+		if (is_settle || chance(every_point))
+			tear(end);
 	}
-	for (i = begin; i < end; i++) {
-		apply_entry(&durable, i);
-		apply_entry(&tried, i);
+}
+
+static void empty_cache(void)
+{
+	size_t i;
+
+	for (i = 0; i < cache.nr_entries; i++) {
+		apply_entry(&durable, cache.entries[i]);
+		apply_entry(&tried, cache.entries[i]);
 	}
+	cache.nr_entries = 0;
+	memset(cache.nr_of, 0, sizeof(cache.nr_of));
+}
+
+static void flush(size_t end)
+{
+	struct point point = { .state = &durable, .end = end, .what = "flush" };
+
+	if (cache.is_ignoring)
+		return;
+	tear_often(end);
+	empty_cache();
 	if (chance(every_point)) {
 		met.flushes++;
 		examine(&point, is_kept());
 	}
 }
 
-/* Nothing is on its way, so nothing may be too much. */
+/* Writes that stay in no cache: of the metadata, each is like a flush. */
+static void arrive(size_t number)
+{
+	if (is_of_metadata(&write_log.entries[number]))
+		tear_often(number);
+	apply_entry(&durable, number);
+	apply_entry(&tried, number);
+}
+
+static void write_entry(size_t number)
+{
+	const struct write_log_entry *entry = &write_log.entries[number];
+
+	if (!has_cache(entry)) {
+		arrive(number);
+		return;
+	}
+	cache.entries[cache.nr_entries++] = number;
+	cache.nr_of[kind_of(entry)]++;
+}
+
+/* Nothing is on its way, so nothing may be too much. If all has arrived, cache or not. */
 static void rest(size_t number)
 {
 	struct point point = {
-		.state = &durable, .end = number, .what = "rest", .is_quiet = true,
+		.state = &tried, .end = number, .what = "rest", .is_quiet = true,
 		.is_settled = is_mark(&write_log.entries[number], "settled"),
 	};
+	size_t i;
 
 	if (point.is_settled)
 		settled = number;
 	met.quiet++;
+	for (i = 0; i < cache.nr_entries; i++)
+		apply_entry(&tried, cache.entries[i]);
 	examine(&point, false);
+	for (i = 0; i < cache.nr_entries; i++)
+		revert_entry(cache.entries[i]);
+}
+
+/* What there is when a checkpoint is asked for, as long as it can be there. */
+static void remember_before(size_t number)
+{
+	size_t bytes = nr_granules * sizeof(*touched);
+	unsigned int i;
+
+	for (i = 0; i < nr_checkpoints; i++) {
+		if (checkpoints[i].asked == number) {
+			checkpoints[i].before = malloc(bytes);
+			if (!checkpoints[i].before)
+				die("out of memory");
+			memcpy(checkpoints[i].before, touched, bytes);
+		} else if (checkpoints[i].unmade == number) {
+			free(checkpoints[i].before);
+			checkpoints[i].before = NULL;
+		}
+	}
+}
+
+static void pass_mark(size_t number)
+{
+	const struct write_log_entry *entry = &write_log.entries[number];
+	const char *mark = (const char *)entry->data;
+
+	cache.is_ignoring = !strcmp(mark, "ordering");
+	remember_before(number);
+	if (is_rest(entry))
+		rest(number);
+	if (!is_change_of_caches(entry))
+		return;
+	empty_cache();
+	cache.has_metadata = strcmp(mark, "cache:origin");
+	cache.has_origin = strcmp(mark, "cache:metadata");
 }
 
 static void touch(size_t number)
@@ -792,18 +955,19 @@ static void touch(size_t number)
 
 static void replay(void)
 {
-	size_t begin = 1;
+	const struct write_log_entry *entry;
 	size_t i;
 
 	for (i = 1; i < write_log.nr_entries; i++) {
-		if (write_log.entries[i].flags & (WRITE_LOG_FUA | WRITE_LOG_DISCARD))
+		entry = &write_log.entries[i];
+		if (entry->flags & (WRITE_LOG_FUA | WRITE_LOG_DISCARD))
 			die("entry %zu is of a kind that this program does not replay", i);
-		if (write_log.entries[i].flags & WRITE_LOG_FLUSH) {
-			flush(begin, i);
-			begin = i;
-		} else if (is_rest(&write_log.entries[i])) {
-			rest(i);
-		}
+		if (entry->flags & WRITE_LOG_MARK)
+			pass_mark(i);
+		else if (entry->flags & WRITE_LOG_FLUSH)
+			flush(i);
+		else if (entry->nr_sectors)
+			write_entry(i);
 		touch(i);
 	}
 }
@@ -812,12 +976,21 @@ static void replay(void)
 
 static void plan_points(void)
 {
+	const struct write_log_entry *entry;
 	uint64_t nr_flushes = 0;
+	bool is_through = false;
 	uint64_t all;
 	size_t i;
 
-	for (i = 1; i < write_log.nr_entries; i++)
-		nr_flushes += !!(write_log.entries[i].flags & WRITE_LOG_FLUSH);
+	for (i = 1; i < write_log.nr_entries; i++) {
+		entry = &write_log.entries[i];
+		if (entry->flags & WRITE_LOG_MARK)
+			is_through = is_mark(entry, "cache:origin") ||
+				     (is_through && !is_change_of_caches(entry));
+		else
+			nr_flushes += entry->flags & WRITE_LOG_FLUSH ||
+				      (is_through && is_of_metadata(entry));
+	}
 	all = nr_flushes * (TORN + 1);
 	if (request.points && all > request.points)
 		every_point = all / request.points;
@@ -887,6 +1060,9 @@ int main(int argc, char **argv)
 		      request.granule_sectors;
 	random_state = request.seed;
 	touched = calloc(nr_granules, sizeof(*touched));
+	cache.entries = calloc(write_log.nr_entries, sizeof(*cache.entries));
+	if (!touched || !cache.entries)
+		die("out of memory");
 	for (i = 0; i < FLEECE_MD_SLOTS_MAX; i++)
 		reported[i] = malloc(BITS_TO_LONGS(nr_granules) * sizeof(unsigned long));
 	init_state(&durable);
@@ -895,8 +1071,10 @@ int main(int argc, char **argv)
 	scan_log();
 	plan_points();
 	replay();
-	printf("# %zu entries, %u checkpoints; %lu points: %lu flushes, %lu torn, %lu at rest; %lu recoveries cut short; %lu maps judged, %lu intents, %lu granules too many\n",
+	printf("# %zu entries, %u checkpoints; %lu points: %lu flushes, %lu torn, %lu at rest; %lu times in a settle; %lu recoveries cut short\n",
 	       write_log.nr_entries, nr_checkpoints, met.points, met.flushes, met.torn, met.quiet,
-	       met.recoveries, met.judged, met.intents, met.excess);
+	       met.settles, met.recoveries);
+	printf("# %lu maps judged, %lu intents, %lu granules too many, %lu lost\n",
+	       met.judged, met.intents, met.excess, met.lost);
 	return nr_problems != 0;
 }

@@ -36,6 +36,8 @@ gets "three fields" 0 "a /dev/sdb - 0 auto" "" "a /dev/sdb -\n"
 gets "tabs, and no line feed at the end" 0 "a /dev/sdb /dev/sdc 0 auto" "" \
 	"a\t/dev/sdb\t\t/dev/sdc"
 gets "options" 0 "a /dev/sdb - 131072 manual" "" "a /dev/sdb - granularity=128K,noauto\n"
+gets "one that needs its metadata" 0 "a /dev/sdb /dev/sdc 0 auto strict" "" \
+	"a /dev/sdb /dev/sdc initramfs,needs-metadata\n"
 gets "no options" 0 "a /dev/sdb - 0 auto" "" "a /dev/sdb - -\n"
 gets "a comment behind" 0 "a /dev/sdb - 0 auto" "" "a /dev/sdb - # - noauto\n"
 gets "one for the initial RAM disk" 0 "a /dev/sdb - 0 auto" "" "a /dev/sdb - initramfs\n"

@@ -17,9 +17,10 @@ int main(int argc, char **argv)
 	status = fleecetab_read(argv[1], &tab);
 	for (i = 0; i < tab.count; i++) {
 		entry = &tab.entries[i];
-		printf("%s %s %s %" PRIu64 " %s\n", entry->name, entry->device,
+		printf("%s %s %s %" PRIu64 " %s%s\n", entry->name, entry->device,
 		       entry->metadata[0] ? entry->metadata : "-", entry->granularity,
-		       entry->is_manual ? "manual" : "auto");
+		       entry->is_manual ? "manual" : "auto",
+		       entry->needs_metadata ? " strict" : "");
 	}
 	fleecetab_free(&tab);
 	return status;

@@ -79,6 +79,20 @@ struct model_device *model_add(const char *name, const char *uuid, const char *t
 	return device;
 }
 
+/* As `lvextend` in another terminal would. */
+static void meddle(void)
+{
+	struct model_device *device = model_find(model->meddle_with);
+	struct model_table table = { .type = "linear", .params = "8:0 4096" };
+
+	table.sectors = 2 * MODEL_SECTORS;
+	memset(&device->inactive, 0, sizeof(device->inactive));
+	if (model->is_meddler_slow)
+		device->inactive = table;
+	else
+		device->live = table;
+}
+
 /* Write down a change; the one that shall fail fails. */
 static int change(const char *what, const char *name)
 {
@@ -89,6 +103,8 @@ static int change(const char *what, const char *name)
 	if (getpid() != model->main_pid)
 		return 0;
 	model->changes++;
+	if (model->changes == model->meddle_at)
+		meddle();
 	if (model->changes == model->kill_at)
 		kill(getpid(), SIGKILL);
 	return model->changes == model->fail_at ? -EIO : 0;
@@ -391,6 +407,10 @@ enum status lock_changes(void)
 {
 	model->locks++;
 	return DONE;
+}
+
+void lock_release(void)
+{
 }
 
 enum status cow_make(const struct cow_request *request, const struct origin *origin,

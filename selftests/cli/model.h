@@ -58,6 +58,9 @@ struct model_device {
  * @log: what was done to devices, words separated by blanks.
  * @changes: how many changes were made since model_reset().
  * @fail_at: this change fails; 0: none.
+ * @meddle_at: before this change somebody else gives @meddle_with another table; 0: never.
+ * @meddle_with: a device.
+ * @is_meddler_slow: the table is only loaded then.
  * @kill_at: the process dies of SIGKILL before this change; 0: never.
  * @stick_on: suspending this device waits until no other one is suspended.
  * @cows: COW devices in existence.
@@ -73,6 +76,9 @@ struct model {
 	char log[4096];
 	atomic_uint changes;
 	unsigned int fail_at;
+	unsigned int meddle_at;
+	char meddle_with[128];
+	bool is_meddler_slow;
 	unsigned int kill_at;
 	char stick_on[128];
 	unsigned int cows;

@@ -85,6 +85,11 @@ static bool is_table(const char *name, const char *type)
 	       !device->inactive.type[0];
 }
 
+static bool has_params(const char *name, const char *params)
+{
+	return !strcmp(model_find(name)->live.params, params);
+}
+
 static void set_up_live(void)
 {
 	model_reset();
@@ -139,6 +144,50 @@ static void test_attach(void)
 		done += status == DONE;
 	}
 	tap_ok(at == 7 && done == 1, "attach makes %u changes, each was made to fail", at - 1);
+}
+
+/* Somebody else changes the device meanwhile: their table stays, and is nowhere below ours. */
+static void test_attach_meddled(bool is_slow)
+{
+	unsigned int at, nr_wrong = 0;
+
+	for (at = 1; at <= 6; at++) {
+		set_up_live();
+		set_text(model->meddle_with, "vg-lv");
+		model->meddle_at = at;
+		model->is_meddler_slow = is_slow;
+		if (run("fleece attach vg-lv") == DONE)
+			/* Ours was loaded over theirs, which is lost to us both. */
+			nr_wrong += !is_slow || at != 4 || !is_table("vg-lv", "fleece");
+		else
+			nr_wrong += model_find("vg-lv-lower") ||
+				    (!is_slow && !has_params("vg-lv", "8:0 4096"));
+		nr_wrong += model_find("vg-lv")->is_suspended;
+	}
+	tap_ok(!nr_wrong, "attach gives way when another program %s a table before any change",
+	       is_slow ? "loads" : "changes");
+}
+
+static void test_detach_meddled(void)
+{
+	static const char theirs[] = "8:0 4096";
+	unsigned int at, nr_wrong = 0;
+
+	for (at = 1; at <= 3; at++) {
+		set_up_live();
+		run("fleece attach vg-lv");
+		set_text(model->meddle_with, "vg-lv");
+		model->meddle_at = model->changes + at;
+		nr_wrong += run("fleece detach vg-lv") != BUSY || !has_params("vg-lv", theirs) ||
+			    model_find("vg-lv")->inactive.type[0];
+		set_up_live();
+		run("fleece attach vg-lv");
+		set_text(model->meddle_with, "vg-lv-lower");
+		model->meddle_at = model->changes + 1;
+		nr_wrong += run("fleece detach vg-lv") != BUSY || !is_table("vg-lv", "fleece") ||
+			    model_find("vg-lv")->inactive.type[0];
+	}
+	tap_ok(!nr_wrong, "detach gives way, too");
 }
 
 static void test_attach_refusals(void)
@@ -336,20 +385,30 @@ static bool become_resumed(const char *one, const char *two)
 	return false;
 }
 
-/* Die of SIGKILL before the @at-th change; false if it came to an end. */
+/*
+ * Die of SIGKILL before the @at-th change; false if it came to an end. Until its guardian has
+ * ended as well, the next command would wait for the lock that it holds.
+ */
 static bool die_at(const char *line, unsigned int at)
 {
-	int status;
+	int status, alive[2];
+	char byte;
 	pid_t pid;
 
 	fflush(NULL);
+	if (pipe(alive))
+		abort();
 	pid = fork();
 	if (pid == 0) {
 		model->main_pid = getpid();
 		model->kill_at = at;
 		_exit(run(line));
 	}
+	close(alive[1]);
 	waitpid(pid, &status, 0);
+	while (read(alive[0], &byte, 1) > 0)
+		;
+	close(alive[0]);
 	return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
 }
 
@@ -381,16 +440,67 @@ static void test_kill(void)
 	tap_ok(at == 7, "the attach was killed at each of %u changes", at - 1);
 }
 
+static bool is_attached(void)
+{
+	return is_table("vg-lv", "fleece") && is_table("vg-lv-lower", "linear") &&
+	       has_params("vg-lv-lower", "8:0 2048");
+}
+
+static bool is_detached(void)
+{
+	return is_table("vg-lv", "linear") && !model_find("vg-lv-lower") &&
+	       has_params("vg-lv", "8:0 2048");
+}
+
+/* Die before the @at-th change of one verb, run another one; is the device whole then? */
+static bool recovers(const char *dying, unsigned int at, bool is_attach)
+{
+	int status;
+
+	die_at(dying, model->changes + at);
+	model->main_pid = getpid();
+	model->kill_at = 0;
+	/* The first one may have come to its end, or not have begun. */
+	if (is_attach) {
+		status = run("fleece attach vg-lv");
+		return is_attached() && (status == DONE || status == BUSY);
+	}
+	status = run("fleece detach vg-lv");
+	return is_detached() && (status == DONE || status == NO_DEVICE);
+}
+
+/* What a killed command has left is no obstacle to the next one. */
+static void test_leftovers(void)
+{
+	unsigned int at, nr_wrong = 0;
+	int next;
+
+	for (at = 1; at <= 6; at++) {
+		for (next = 0; next < 2; next++) {
+			set_up_live();
+			nr_wrong += !recovers("fleece attach vg-lv", at, next);
+			set_up_live();
+			run("fleece attach vg-lv");
+			nr_wrong += !recovers("fleece detach vg-lv", at, next);
+		}
+	}
+	tap_ok(!nr_wrong, "after a kill at any change, the next attach and detach are whole");
+}
+
 int main(void)
 {
 	test_attach();
+	test_attach_meddled(false);
+	test_attach_meddled(true);
 	test_attach_refusals();
 	test_detach();
+	test_detach_meddled();
 	test_detach_plain();
 	test_snapshot();
 	test_checkpoints();
 	test_snapshot_refusals();
 	test_stuck_freeze();
 	test_kill();
+	test_leftovers();
 	return tap_end();
 }

@@ -175,9 +175,6 @@ test_missed()
 
 test_tab()
 {
-	local node
-
-	node=$(readlink -f "$meta")
 	cat > "$tab" <<-END
 		# the first one
 		$data	/dev/$GROUP/data	$meta
@@ -190,6 +187,15 @@ test_tab()
 		"$(dmsetup table "$PREFIX-plain" | cut -d' ' -f6)" 32
 	is "the third one is not attached" "$(dmsetup table "$(dm_name other)" | cut -d' ' -f3)" linear
 	says "attach of all again" "is attached already" "$FLEECE" attach --all="$tab"
+	grep "^$PREFIX" "$tab" | sed "s/granularity=16K/granularity=32K/" > "$tab.other"
+	exits "attach of all with another granularity" 1 "$FLEECE" attach --all="$tab.other"
+	grep "^$data" "$tab" | sed "s:$meta:/dev/$GROUP/meta-other:" > "$tab.other"
+	exits "with another metadata device" 1 "$FLEECE" attach --all="$tab.other"
+	grep "^$data" "$tab" | sed "s:/dev/$GROUP/data:/dev/$GROUP/other:" > "$tab.other"
+	exits "with another device" 1 "$FLEECE" attach --all="$tab.other"
+	is "changes nothing" "$(metadata_state "$data") $(dmsetup table "$PREFIX-plain" | cut -d' ' -f6)" \
+		"clean 32"
+	exits "attach of one that is attached" 5 "$FLEECE" attach "$spare" --name "$PREFIX-plain"
 	succeeds "detach of all" "$FLEECE" detach --all="$tab"
 	is "is done" "$(dmsetup table "$data" | cut -d' ' -f3)" linear
 	echo "nonsense" >> "$tab"
@@ -198,15 +204,127 @@ test_tab()
 	succeeds "nor does it keep others" dmsetup info "$PREFIX-plain"
 	exits "or from being detached" 1 "$FLEECE" detach --all="$tab"
 	is "all of them" "$(dmsetup table "$data" | cut -d' ' -f3)" linear
-	# Appears while it is waited for.
-	echo "$data /dev/$GROUP/data $SCRATCH/later" > "$tab"
-	(sleep 2 && ln -s "$node" "$SCRATCH/later") &
-	succeeds "attach waits for devices" "$FLEECE" attach --all="$tab" --wait 60
-	wait
-	or_bail "$FLEECE" detach --all="$tab"
-	echo "$data /dev/$GROUP/data $SCRATCH/never" > "$tab"
-	exits "but not for ever" 1 "$FLEECE" attach --all="$tab" --wait 1
 	exits "no such file" 1 "$FLEECE" attach --all="$SCRATCH/none"
+}
+
+is_attached()
+{
+	[ "$(dmsetup table "$1" | cut -d' ' -f3)" = fleece ]
+}
+
+# One device appears late: the others do not wait for it, nor do other commands.
+test_wait()
+{
+	local waiter status=0
+
+	cat > "$tab" <<-END
+		$data $SCRATCH/later $meta
+		$PREFIX-plain $spare -
+	END
+	succeeds "attach of what is there, early" "$FLEECE" attach --all="$tab" --early
+	is "leaves out what is not" "$(is_attached "$PREFIX-plain" && ! is_attached "$data"; echo $?)" 0
+	or_bail "$FLEECE" detach --all="$tab"
+	"$FLEECE" attach --all="$tab" --wait 600 > "$SCRATCH/said" 2>&1 &
+	waiter=$!
+	defer kill_waiter $waiter
+	succeeds "attach does not wait for all" wait_until 30 is_attached "$PREFIX-plain"
+	succeeds "and keeps no other command waiting" wait_until 30 flock -n /run/fleece/lock true
+	is "while it waits for one" "$(is_attached "$data"; echo $?)" 1
+	ln -s "$(readlink -f "/dev/$GROUP/data")" "$SCRATCH/later"
+	wait $waiter || status=$?
+	is "that has appeared" "$status $(metadata_state "$data")" "0 clean"
+	or_bail "$FLEECE" detach --all="$tab"
+	echo "$data $SCRATCH/never $meta" > "$tab"
+	exits "it does not wait for ever" 1 "$FLEECE" attach --all="$tab" --wait 1
+}
+
+kill_waiter()
+{
+	kill "$1" 2> /dev/null || :
+}
+
+# The machine needs the device more than its checkpoints, unless the file says otherwise.
+test_without_metadata()
+{
+	local name=$PREFIX-plain kind
+
+	or_bail "$FLEECE" attach "$spare" --name "$name" --metadata "/dev/$GROUP/small"
+	or_bail "$FLEECE" checkpoint create "$name" one
+	or_bail "$FLEECE" detach "$name"
+	for kind in "$SCRATCH/never" "/dev/$GROUP/used" "$meta"; do
+		printf '%s\n' "$name $spare $kind granularity=32K" > "$tab"
+		exits "attach of all without metadata" 1 "$FLEECE" attach --all="$tab" --wait 1
+		is "the device is there, without" "$(metadata_state "$name")" none
+		is "with what else was asked for" "$(dmsetup table "$name" | cut -d' ' -f6)" 64
+		exits "once more, it is not as it should be" 1 "$FLEECE" attach --all="$tab"
+		or_bail "$FLEECE" detach "$name"
+	done
+	is "checkpoints elsewhere are not touched" "$("$FLEECE" metadata dump "/dev/$GROUP/small" --json |
+		jq -r '.checkpoints[].name')" one
+	echo "$name $spare /dev/$GROUP/small granularity=32K" > "$tab"
+	says "it says so" "WITHOUT its metadata" sh -c "$FLEECE attach --all=$tab 2>&1 || :"
+	is "its own are dropped, as changes are missed now" \
+		"$("$FLEECE" metadata dump "/dev/$GROUP/small" --json | jq '.checkpoints | length')" 0
+	or_bail "$FLEECE" detach "$name"
+	echo "$name $spare /dev/$GROUP/used needs-metadata" > "$tab"
+	exits "one that needs it" 1 "$FLEECE" attach --all="$tab"
+	fails "is not attached" "No such device" dmsetup table "$name"
+	echo "$data /dev/$GROUP/data /dev/$GROUP/used" > "$tab"
+	exits "a volume, too" 1 "$FLEECE" attach --all="$tab"
+	is "is attached without" "$(metadata_state "$data")" none
+	or_bail "$FLEECE" detach "$data"
+}
+
+is_open()
+{
+	[ "$(dmsetup info -c --noheadings -o open "$1")" -gt 0 ]
+}
+
+# Between the look at the device and the target nobody can begin to write to it. Reading the
+# metadata takes as long as is needed to try.
+test_claim()
+{
+	local attacher status=0
+
+	or_bail "$FLEECE" attach "$data" --metadata "$meta"
+	or_bail "$FLEECE" checkpoint create "$data" four
+	or_bail "$FLEECE" detach "$data"
+	or_bail mkfs.ext4 -q -F "/dev/mapper/$data"
+	or_bail dmsetup suspend "$(dm_name meta)"
+	"$FLEECE" attach "$data" --metadata "$meta" > "$SCRATCH/said" 2>&1 &
+	attacher=$!
+	succeeds "attach has claimed the device" wait_until 30 is_open "$data"
+	succeeds "and looks at its metadata" wait_until 30 is_open "$(dm_name meta)"
+	fails "nobody can mount it meanwhile" "busy|mounted" mount "/dev/mapper/$data" "$SCRATCH/data"
+	or_bail dmsetup resume "$(dm_name meta)"
+	wait $attacher || status=$?
+	is "then it is attached" "$status $(checkpoints "$data")" "0 four"
+	succeeds "and can be mounted" mount "/dev/mapper/$data" "$SCRATCH/data"
+	or_bail umount "$SCRATCH/data"
+	or_bail "$FLEECE" checkpoint delete "$data" four
+	or_bail "$FLEECE" detach "$data"
+}
+
+# A kill in the middle, of an attach and of a detach.
+test_leftovers()
+{
+	local name=$PREFIX-plain
+
+	or_bail dmsetup create "$name" --uuid FLEECE-origin-left --notable
+	says "an origin that was never started is no obstacle" "left over" \
+		"$FLEECE" attach "$spare" --name "$name"
+	or_bail "$FLEECE" detach "$name"
+	or_bail dmsetup create "$data-lower" --uuid FLEECE-lower-left \
+		--table "$(dmsetup table "$data")"
+	fails "check finds a lower device that is left over" "fleece detach $data" "$FLEECE" check
+	says "it is no obstacle" "left over" "$FLEECE" attach "$data"
+	is "the origin has a new one" "$(dmsetup info -c --noheadings -o open "$data-lower")" 1
+	or_bail "$FLEECE" detach "$data"
+	or_bail dmsetup create "$data-lower" --uuid FLEECE-lower-left \
+		--table "$(dmsetup table "$data")"
+	says "detach removes it" "$data detached" "$FLEECE" detach "$data"
+	fails "then it is gone" "No such device" dmsetup table "$data-lower"
+	exits "and there is nothing to detach" 4 "$FLEECE" detach "$data"
 }
 
 for volume in meta meta-other small; do
@@ -221,4 +339,8 @@ test_live
 test_unseen
 test_missed
 test_tab
+test_wait
+test_without_metadata
+test_claim
+test_leftovers
 finish

@@ -63,12 +63,13 @@ static bool check_server(void)
 /* A lower device whose origin is gone, or a snapshot that was never started. */
 static bool check_device(const struct fleece_dm_info *info)
 {
+	int length = (int)strlen(info->name) - (int)strlen(LOWER_SUFFIX);
 	struct snapshot snapshot;
 	char detail[160 + DM_NAME_LEN];
 
 	if (device_has_prefix(info->uuid, LOWER_UUID) && !info->open_count) {
-		snprintf(detail, sizeof(detail), "no origin uses it; try 'dmsetup remove %s'",
-			 info->name);
+		snprintf(detail, sizeof(detail), "no origin uses it; try 'fleece detach %.*s'",
+			 length > 0 ? length : 0, info->name);
 		print_line(false, info->name, detail);
 		return false;
 	}

@@ -34,21 +34,12 @@ enum status report_dm(int error, const char *name, const char *what)
 		      why[0] ? " (" : "", why, why[0] ? ")" : "");
 }
 
-static void load_module(void)
-{
-	static const char *const argv[] = { "modprobe", "-q", "dm-fleece", NULL };
-	char output[256];
-
-	/* Whether it worked is seen when the control device is opened. */
-	process_run(argv, output, sizeof(output));
-}
-
 static enum status open_control(int *control)
 {
 	int fd = fleece_control_open();
 
 	if (fd == -ENOENT || fd == -ENXIO || fd == -ENODEV) {
-		load_module();
+		process_load_module("dm-fleece");
 		fd = fleece_control_open();
 	}
 	if (fd == -EPROTO)
@@ -168,6 +159,7 @@ int origin_read(const struct fleece_dm_info *info, struct origin *origin)
 {
 	struct fleece_dm_table table, status;
 	int ret = read_target(info->name, ORIGIN_TARGET, &table, &status);
+	const char *metadata;
 
 	memset(origin, 0, sizeof(*origin));
 	if (ret)
@@ -175,6 +167,9 @@ int origin_read(const struct fleece_dm_info *info, struct origin *origin)
 	origin->dm = *info;
 	origin->size = table.targets[0].length * SECTOR_SIZE;
 	ret = parse_devno(table.targets[0].params, &origin->lower);
+	metadata = table_word(table.targets[0].params, 1);
+	if (!ret && *metadata != '-')
+		ret = parse_devno(metadata, &origin->metadata);
 	if (!ret)
 		ret = fleece_origin_status_parse(status.targets[0].params, &origin->status);
 	fleece_dm_table_free(&table);
@@ -263,7 +258,7 @@ int device_open(const struct fleece_dm_info *info)
 	return fd < 0 ? -errno : fd;
 }
 
-bool device_is_used(const struct fleece_dm_info *info)
+int device_claim(const struct fleece_dm_info *info)
 {
 	const struct timespec pause = { .tv_nsec = 100000000 };
 	struct fleece_dm_info now;
@@ -272,15 +267,16 @@ bool device_is_used(const struct fleece_dm_info *info)
 
 	snprintf(path, sizeof(path), "/dev/dm-%u", minor(info->devno));
 	for (i = 0; i < 20; i++) {
-		if (!fleece_dm_info(info->name, &now) && !now.open_count)
-			return false;
 		fd = open(path, O_RDONLY | O_EXCL | O_CLOEXEC);
 		if (fd < 0)
-			return true;
+			return -errno;
+		/* Nobody but us. */
+		if (!fleece_dm_info(info->name, &now) && now.open_count == 1)
+			return fd;
 		close(fd);
 		nanosleep(&pause, NULL);
 	}
-	return true;
+	return -EBUSY;
 }
 
 int device_uuid(char *uuid, const char *prefix, const char *suffix)

@@ -37,12 +37,14 @@
  * struct origin - a device with target "fleece"
  * @dm: the device.
  * @lower: the device its table names.
+ * @metadata: its metadata device; 0: none.
  * @size: bytes.
  * @status: as of the look-up.
  */
 struct origin {
 	struct fleece_dm_info dm;
 	dev_t lower;
+	dev_t metadata;
 	uint64_t size;
 	struct fleece_origin_status status;
 };
@@ -149,14 +151,16 @@ dev_t snapshot_unstarted_cow(const struct fleece_dm_info *info);
 int device_open(const struct fleece_dm_info *info);
 
 /**
- * device_is_used() - whether somebody may be writing to a device
+ * device_claim() - keep a device from being used
  * @info: the device.
  *
- * Who only looks at it, as udev does, is waited for, up to two seconds.
+ * As long as the descriptor is open, nobody can mount it, or put a device or swap on it. Who
+ * only looks at it, as udev does, is waited for, up to two seconds.
  *
- * Return: true if it is mounted, below another device, or open still.
+ * Return: a descriptor, or -errno; -EBUSY: it is mounted, below another device, or open still,
+ * so somebody may be writing to it.
  */
-bool device_is_used(const struct fleece_dm_info *info);
+int device_claim(const struct fleece_dm_info *info);
 
 /**
  * device_uuid() - make a new uuid

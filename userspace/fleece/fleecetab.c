@@ -9,8 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "device.h"
 #include "size.h"
@@ -61,6 +59,10 @@ static enum status parse_option(const struct place *place, char *text,
 {
 	if (!strcmp(text, "noauto")) {
 		entry->is_manual = true;
+		return DONE;
+	}
+	if (!strcmp(text, "needs-metadata")) {
+		entry->needs_metadata = true;
 		return DONE;
 	}
 	/* For the scripts that make the initial RAM disk. */
@@ -174,34 +176,4 @@ void fleecetab_free(struct fleecetab *tab)
 	free(tab->entries);
 	tab->entries = NULL;
 	tab->count = 0;
-}
-
-static bool are_present(const struct fleecetab *tab)
-{
-	const struct fleecetab_entry *entry;
-	size_t i;
-
-	for (i = 0; i < tab->count; i++) {
-		entry = &tab->entries[i];
-		if (entry->is_manual)
-			continue;
-		if (access(entry->device, F_OK) ||
-		    (entry->metadata[0] && access(entry->metadata, F_OK)))
-			return false;
-	}
-	return true;
-}
-
-void fleecetab_wait(const struct fleecetab *tab, unsigned int seconds)
-{
-	const struct timespec pause = { .tv_nsec = 100000000 };
-	struct timespec now;
-	time_t end;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	end = now.tv_sec + seconds;
-	while (!are_present(tab) && now.tv_sec < end) {
-		nanosleep(&pause, NULL);
-		clock_gettime(CLOCK_MONOTONIC, &now);
-	}
 }

@@ -20,6 +20,7 @@
  * @metadata: path of its metadata device; empty: none.
  * @granularity: bytes; 0: not given.
  * @is_manual: not to be attached with all others.
+ * @needs_metadata: not to be attached without its metadata.
  */
 struct fleecetab_entry {
 	char name[DM_NAME_LEN];
@@ -27,6 +28,7 @@ struct fleecetab_entry {
 	char metadata[PATH_MAX];
 	uint64_t granularity;
 	bool is_manual;
+	bool needs_metadata;
 };
 
 /**
@@ -56,15 +58,5 @@ enum status fleecetab_read(const char *path, struct fleecetab *tab);
  * @tab: it.
  */
 void fleecetab_free(struct fleecetab *tab);
-
-/**
- * fleecetab_wait() - wait for devices to appear
- * @tab: whose.
- * @seconds: no longer than this.
- *
- * Those of entries that are attached with all others. Whether they have appeared is for
- * the caller to find out.
- */
-void fleecetab_wait(const struct fleecetab *tab, unsigned int seconds);
 
 #endif

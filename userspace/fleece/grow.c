@@ -5,10 +5,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "change.h"
 #include "cow.h"
 #include "device.h"
-#include "lock.h"
-#include "process.h"
 #include "size.h"
 #include "verbs.h"
 
@@ -55,11 +54,6 @@ enum status verb_grow(int argc, char **argv)
 		return verb_usage("SNAPSHOT and SIZE are needed");
 	if (fleece_size_parse(argv[optind + 1], &bytes) || !bytes || bytes % SECTOR_SIZE)
 		return verb_usage("'%s' is not a size in whole sectors", argv[optind + 1]);
-	status = device_start(NULL);
-	if (status == DONE)
-		status = lock_changes();
-	if (status != DONE)
-		return status;
-	process_hold_signals();
-	return grow(argv[optind], bytes);
+	status = change_begin();
+	return status == DONE ? grow(argv[optind], bytes) : status;
 }

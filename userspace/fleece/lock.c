@@ -7,8 +7,11 @@
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define LOCK_FILE	RUN_DIR "/lock"
+
+static int lock_fd = -1;
 
 enum status lock_run_dir(void)
 {
@@ -20,20 +23,24 @@ enum status lock_run_dir(void)
 enum status lock_changes(void)
 {
 	enum status status = lock_run_dir();
-	int fd;
 
 	if (status != DONE)
 		return status;
-	/* Never closed: the lock ends with the process. */
-	fd = open(LOCK_FILE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd < 0)
+	lock_fd = open(LOCK_FILE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (lock_fd < 0)
 		return report_errno(errno, NULL, "cannot open " LOCK_FILE);
-	if (!flock(fd, LOCK_EX | LOCK_NB))
+	if (!flock(lock_fd, LOCK_EX | LOCK_NB))
 		return DONE;
 	if (errno == EWOULDBLOCK) {
 		fprintf(stderr, "fleece: waiting for another command that holds " LOCK_FILE "\n");
-		if (!flock(fd, LOCK_EX))
+		if (!flock(lock_fd, LOCK_EX))
 			return DONE;
 	}
 	return report_errno(errno, NULL, "cannot lock " LOCK_FILE);
+}
+
+void lock_release(void)
+{
+	close(lock_fd);
+	lock_fd = -1;
 }

@@ -20,11 +20,16 @@ enum status lock_run_dir(void);
  *
  * Two commands at work on one origin would each suspend and resume it within the
  * other's point in time. The lock is this process's, and that of the guardian of
- * window.c, which may have to outlive it; it ends with both.
+ * window.c, which may have to outlive it; it ends with both, or with lock_release().
  *
  * Context: before process_hold_signals(), so that the wait can be interrupted.
  * Return: DONE or, reported, FAILED.
  */
 enum status lock_changes(void);
+
+/**
+ * lock_release() - let the next command change devices
+ */
+void lock_release(void);
 
 #endif

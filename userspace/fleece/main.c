@@ -17,7 +17,8 @@ static const struct verb verbs[] = {
 	  "  --metadata DEV      checkpoints survive reboots and crashes there; an empty DEV is\n"
 	  "                      set up, see also metadata\n"
 	  "  --all[=FILE]        all that /etc/fleece/fleecetab, or FILE, lists\n"
-	  "  --wait S            with --all: for S seconds until their devices are there\n"
+	  "  --wait S            with --all: each when its devices are there, up to S seconds\n"
+	  "  --early             with --all: only those whose devices are there\n"
 	  "  --freeze-timeout S  give up when I/O cannot be held within S seconds (default 10)\n" },
 	{ "detach", verb_detach, "NAME | --all",
 	  "Undoes attach. Checkpoints are lost, but of a plain device with a metadata device.\n"

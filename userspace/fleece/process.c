@@ -149,7 +149,7 @@ close_out:
 	return ret;
 }
 
-void process_hold_signals(void)
+static void mask_signals(int how)
 {
 	sigset_t mask;
 
@@ -158,7 +158,17 @@ void process_hold_signals(void)
 	sigaddset(&mask, SIGQUIT);
 	sigaddset(&mask, SIGTERM);
 	sigaddset(&mask, SIGHUP);
-	sigprocmask(SIG_BLOCK, &mask, NULL);
+	sigprocmask(how, &mask, NULL);
+}
+
+void process_hold_signals(void)
+{
+	mask_signals(SIG_BLOCK);
+}
+
+void process_release_signals(void)
+{
+	mask_signals(SIG_UNBLOCK);
 }
 
 void process_find(char *path, size_t size, const char *directory, const char *program)
@@ -182,4 +192,13 @@ void process_find(char *path, size_t size, const char *directory, const char *pr
 		}
 	}
 	snprintf(path, size, "%s", program);
+}
+
+void process_load_module(const char *name)
+{
+	const char *const argv[] = { "modprobe", "-q", name, NULL };
+	char output[64];
+
+	/* Whether it worked is seen at the first use. */
+	process_run(argv, output, sizeof(output));
 }

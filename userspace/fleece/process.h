@@ -25,6 +25,13 @@ int process_run(const char *const argv[], char *output, size_t size);
 void process_hold_signals(void);
 
 /**
+ * process_release_signals() - let it end this process again
+ *
+ * One that has come meanwhile ends it now.
+ */
+void process_release_signals(void);
+
+/**
  * process_find() - where another program of ours is
  * @path: room for its path.
  * @size: of the room.
@@ -34,5 +41,13 @@ void process_hold_signals(void);
  * It is looked for beside this program, where it is built, and in PATH.
  */
 void process_find(char *path, size_t size, const char *directory, const char *program);
+
+/**
+ * process_load_module() - have modprobe load a module
+ * @name: of the module.
+ *
+ * Whether it worked is seen at its first use.
+ */
+void process_load_module(const char *name);
 
 #endif

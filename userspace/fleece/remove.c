@@ -6,10 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "change.h"
 #include "cow.h"
 #include "device.h"
-#include "lock.h"
-#include "process.h"
 #include "size.h"
 #include "verbs.h"
 
@@ -53,12 +52,9 @@ enum status verb_remove(int argc, char **argv)
 		;
 	if (optind == argc)
 		return verb_usage("at least one SNAPSHOT is needed");
-	first = device_start(NULL);
-	if (first == DONE)
-		first = lock_changes();
+	first = change_begin();
 	if (first != DONE)
 		return first;
-	process_hold_signals();
 	for (i = optind; i < argc; i++) {
 		status = remove_snapshot(argv[i]);
 		if (first == DONE)

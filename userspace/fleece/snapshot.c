@@ -12,12 +12,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "change.h"
 #include "checkpoint.h"
 #include "cow.h"
 #include "device.h"
 #include "json.h"
-#include "lock.h"
-#include "process.h"
 #include "size.h"
 #include "verbs.h"
 #include "window.h"
@@ -631,13 +630,9 @@ enum status verb_snapshot(int argc, char **argv)
 	else
 		status = report_errno(ENOMEM, NULL, "cannot prepare");
 	if (status == DONE)
-		status = device_start(NULL);
+		status = change_begin();
 	if (status == DONE)
-		status = lock_changes();
-	if (status == DONE) {
-		process_hold_signals();
 		status = snapshot(&request);
-	}
 	free(request.devices);
 	free(request.snapshots);
 	return status;

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fleece, boot: attaches and detaches what fleecetab lists, see boot.h. What goes wrong with
+ * one origin costs no other one: neither its attachment nor its time.
+ */
+#include "boot.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "attach.h"
+#include "change.h"
+#include "detach.h"
+#include "fleecetab.h"
+#include "metadata_device.h"
+
+static bool find_origin(const char *name, struct origin *origin)
+{
+	struct fleece_dm_info info;
+
+	return !fleece_dm_info(name, &info) && !origin_read(&info, origin);
+}
+
+/* Are all its devices there? */
+static bool is_present(const struct fleecetab_entry *entry)
+{
+	return !access(entry->device, F_OK) &&
+	       (!entry->metadata[0] || !access(entry->metadata, F_OK));
+}
+
+/* It is, or will be used without its metadata: what is written must not look unchanged then. */
+static void miss_entry(const struct fleecetab_entry *entry)
+{
+	struct metadata_origin origin = { .path = entry->device };
+	struct stat st;
+
+	if (!entry->metadata[0] || access(entry->metadata, F_OK) || stat(entry->device, &st) ||
+	    !S_ISBLK(st.st_mode))
+		return;
+	origin.devno = st.st_rdev;
+	if (!device_size(st.st_rdev, &origin.size))
+		metadata_miss(entry->metadata, &origin);
+}
+
+/* Rather without checkpoints than not at all: what is mounted from it may be needed. */
+static enum status attach_without_metadata(const struct fleecetab_entry *entry,
+					   struct attach *attach)
+{
+	attach->metadata = NULL;
+	attach->metadata_devno = 0;
+	attach->granularity = entry->granularity;
+	if (attach_device(attach) == DONE)
+		report_note(entry->name,
+			    "WARNING: is attached WITHOUT its metadata device %s: changes are only kept in RAM, and the next backup must be a full one",
+			    entry->metadata);
+	return FAILED;
+}
+
+static enum status attach_entry(const struct fleecetab_entry *entry, const struct boot *boot)
+{
+	struct attach attach = {
+		.device = entry->device,
+		.name = entry->name,
+		.metadata = entry->metadata[0] ? entry->metadata : NULL,
+		.granularity = entry->granularity,
+		.limit_ms = boot->limit_ms,
+	};
+	struct origin origin;
+	enum status status;
+
+	if (find_origin(entry->name, &origin)) {
+		status = attach_compare(&attach, &origin);
+		if (status == DONE)
+			printf("%s is attached already\n", entry->name);
+		return status;
+	}
+	status = attach_device(&attach);
+	if (status == DONE)
+		return DONE;
+	/* Of refused metadata, these are those that are its own. */
+	if (!attach.is_metadata_refused || status == FAILED)
+		miss_entry(entry);
+	if (!attach.is_metadata_refused || entry->needs_metadata)
+		return status;
+	return attach_without_metadata(entry, &attach);
+}
+
+/* ------------------------- All of them ------------------------- */
+
+/* Which have had their turn. */
+struct run {
+	const struct boot *boot;
+	struct fleecetab tab;
+	bool *is_done;
+	enum status status;
+};
+
+static bool has_turn(const struct run *run, size_t index, bool is_last)
+{
+	const struct fleecetab_entry *entry = &run->tab.entries[index];
+
+	return !run->is_done[index] && !entry->is_manual && (is_last || is_present(entry));
+}
+
+/* Attach those that are there, or with @is_last all that are left. Are any left then? */
+static bool attach_some(struct run *run, bool is_last)
+{
+	enum status ready = DONE;
+	bool is_begun = false, is_any_left = false;
+	size_t i;
+
+	for (i = 0; i < run->tab.count; i++) {
+		if (!has_turn(run, i, is_last)) {
+			is_any_left |= !run->is_done[i] && !run->tab.entries[i].is_manual;
+			continue;
+		}
+		if (!is_begun)
+			ready = change_begin();
+		is_begun = true;
+		if (ready != DONE) {
+			run->status = ready;
+			miss_entry(&run->tab.entries[i]);
+		} else if (attach_entry(&run->tab.entries[i], run->boot) != DONE) {
+			run->status = FAILED;
+		}
+		run->is_done[i] = true;
+	}
+	fflush(stdout);
+	/* Others are not to wait as long as we do. */
+	if (is_begun && ready == DONE)
+		change_end();
+	return is_any_left;
+}
+
+static time_t now_s(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec;
+}
+
+enum status boot_attach(const struct boot *boot)
+{
+	const struct timespec pause = { .tv_nsec = 100000000 };
+	time_t end = now_s() + boot->wait_ms / 1000;
+	struct run run = { .boot = boot };
+
+	run.status = fleecetab_read(boot->tab, &run.tab);
+	/* One more than there are, so that none is no special case. */
+	run.is_done = calloc(run.tab.count + 1, sizeof(*run.is_done));
+	if (!run.is_done)
+		run.status = report_errno(ENOMEM, boot->tab, "cannot prepare");
+	else
+		while (attach_some(&run, !boot->is_early && now_s() >= end) && !boot->is_early)
+			nanosleep(&pause, NULL);
+	free(run.is_done);
+	fleecetab_free(&run.tab);
+	return run.status;
+}
+
+enum status boot_detach(const char *path, unsigned int limit_ms)
+{
+	struct fleecetab tab;
+	enum status status = fleecetab_read(path, &tab), ret = change_begin();
+	struct origin origin;
+	size_t i;
+
+	for (i = tab.count; i-- && ret == DONE;) {
+		if (find_origin(tab.entries[i].name, &origin) &&
+		    detach(tab.entries[i].name, limit_ms) != DONE)
+			status = FAILED;
+	}
+	fleecetab_free(&tab);
+	return ret == DONE ? status : ret;
+}

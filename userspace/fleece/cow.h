@@ -129,14 +129,4 @@ int cow_kind_parse(const char *name, enum cow_kind *kind);
  */
 enum cow_kind cow_kind_of(const char *uuid);
 
-/**
- * cow_lvm_split() - take apart the dm name of a logical volume
- * @name: for example "vg-my--lv".
- * @group: set to the volume group's name; room for DM_NAME_LEN characters.
- * @volume: set to the volume's name; room for DM_NAME_LEN characters.
- *
- * Return: 0, or -EINVAL when it is not of this form.
- */
-int cow_lvm_split(const char *name, char *group, char *volume);
-
 #endif

@@ -18,59 +18,12 @@
 #include "device.h"
 #include "json.h"
 #include "size.h"
+#include "snapshot_request.h"
 #include "verbs.h"
 #include "window.h"
 
-#define DEFAULT_PERCENT		20
-#define DEFAULT_CLUSTER		(64ULL << 10)
 /* COW devices are made in units of a page. */
 #define COW_UNIT		4096ULL
-
-/**
- * struct request - the command line
- * @names: the origins.
- * @count: number of them.
- * @devices: values of --cow, in their order.
- * @device_count: number of them, 0 or @count.
- * @snapshots: values of --name, in their order.
- * @snapshot_count: number of them, 0 or @count.
- * @cow: what COW space to make without --cow.
- * @percent: its size in percent of the origin; 0: @cow has it in bytes.
- * @cluster: bytes.
- * @since: checkpoint, or NULL.
- * @checkpoint: checkpoint, or NULL.
- * @on_error: value for on_cbw_error, or NULL.
- * @on_full: value for on_cow_full, or NULL.
- * @timeout_ms: value for cbw_timeout, or NULL.
- * @low_water: value, or NULL.
- * @staging: bytes.
- * @has_staging: @staging was given.
- * @is_releasing: --release-on-discard.
- * @limit_ms: longest freeze.
- * @is_json: --json.
- */
-struct request {
-	char **names;
-	size_t count;
-	const char **devices;
-	size_t device_count;
-	const char **snapshots;
-	size_t snapshot_count;
-	struct cow_request cow;
-	unsigned int percent;
-	uint64_t cluster;
-	const char *since;
-	const char *checkpoint;
-	const char *on_error;
-	const char *on_full;
-	const char *timeout_ms;
-	const char *low_water;
-	uint64_t staging;
-	bool has_staging;
-	bool is_releasing;
-	unsigned int limit_ms;
-	bool is_json;
-};
 
 /**
  * struct member - one origin and its new snapshot
@@ -88,7 +41,7 @@ struct member {
 	bool is_created;
 };
 
-static enum status name_snapshot(const struct request *request, size_t index,
+static enum status name_snapshot(const struct snapshot_request *request, size_t index,
 				 struct member *member)
 {
 	const char *name = member->origin.dm.name;
@@ -107,7 +60,7 @@ static enum status name_snapshot(const struct request *request, size_t index,
 	return DONE;
 }
 
-static enum status check_origin(const struct request *request, struct member *member)
+static enum status check_origin(const struct snapshot_request *request, struct member *member)
 {
 	struct fleece_checkpoint_line found;
 	const char *name = member->origin.dm.name;
@@ -121,7 +74,7 @@ static enum status check_origin(const struct request *request, struct member *me
 	return DONE;
 }
 
-static enum status find_origins(const struct request *request, struct member *members)
+static enum status find_origins(const struct snapshot_request *request, struct member *members)
 {
 	enum status status;
 	size_t i, j;
@@ -146,7 +99,8 @@ static enum status find_origins(const struct request *request, struct member *me
 	return DONE;
 }
 
-static enum status make_cow(const struct request *request, size_t index, struct member *member)
+static enum status make_cow(const struct snapshot_request *request, size_t index,
+			    struct member *member)
 {
 	struct cow_request cow = request->cow;
 	enum status status;
@@ -180,7 +134,8 @@ static void add_feature(char *text, size_t size, unsigned int *words, const char
 }
 
 /* The parameters of a snapshot's table. */
-static int make_params(const struct request *request, const struct member *member, char **params)
+static int make_params(const struct snapshot_request *request, const struct member *member,
+		       char **params)
 {
 	char features[512] = "", staging[32], origin[DEVNO_TEXT], cow[DEVNO_TEXT];
 	unsigned int words = 0;
@@ -212,7 +167,7 @@ static int make_params(const struct request *request, const struct member *membe
 }
 
 /* Make the snapshot's device and load its table; the next resume starts it. */
-static enum status load_snapshot(const struct request *request, struct member *member)
+static enum status load_snapshot(const struct snapshot_request *request, struct member *member)
 {
 	struct fleece_dm_target target = { .type = SNAPSHOT_TARGET };
 	struct fleece_dm_table table = { .targets = &target, .count = 1 };
@@ -241,7 +196,7 @@ static enum status load_snapshot(const struct request *request, struct member *m
 	return DONE;
 }
 
-static enum status prepare(const struct request *request, struct member *members)
+static enum status prepare(const struct snapshot_request *request, struct member *members)
 {
 	enum status status = find_origins(request, members);
 	size_t i;
@@ -262,7 +217,7 @@ static bool is_started(const struct member *member)
 	       !info.is_suspended;
 }
 
-static void undo(const struct request *request, struct member *members)
+static void undo(const struct snapshot_request *request, struct member *members)
 {
 	bool has_checkpoint;
 	size_t i;
@@ -347,7 +302,7 @@ static int make_plan(struct plan *plan, const struct member *members, size_t cou
 	return 0;
 }
 
-static enum status take(const struct request *request, const struct member *members,
+static enum status take(const struct snapshot_request *request, const struct member *members,
 			uint64_t *frozen_us)
 {
 	struct plan plan = { 0 };
@@ -379,7 +334,7 @@ static enum status take(const struct request *request, const struct member *memb
 	return status;
 }
 
-static void print_json(const struct request *request, const struct member *members,
+static void print_json(const struct snapshot_request *request, const struct member *members,
 		       uint64_t frozen_us)
 {
 	struct fleece_json json = { .out = stdout };
@@ -408,7 +363,7 @@ static void print_json(const struct request *request, const struct member *membe
 	fleece_json_object_end(&json);
 }
 
-static void print_result(const struct request *request, const struct member *members,
+static void print_result(const struct snapshot_request *request, const struct member *members,
 			 uint64_t frozen_us)
 {
 	char size[FLEECE_SIZE_TEXT];
@@ -426,7 +381,7 @@ static void print_result(const struct request *request, const struct member *mem
 	       (unsigned long long)frozen_us % 1000);
 }
 
-static enum status snapshot(const struct request *request)
+static enum status snapshot(const struct snapshot_request *request)
 {
 	struct member *members = calloc(request->count, sizeof(*members));
 	uint64_t frozen_us = 0;
@@ -453,187 +408,15 @@ static enum status snapshot(const struct request *request)
 	return status;
 }
 
-enum option_value {
-	COW = 256, COW_SIZE, COW_KIND, COW_DIR, CLUSTER, SINCE, CHECKPOINT, ON_ERROR, TIMEOUT,
-	ON_FULL, LOW_WATER, STAGING, RELEASE, LIMIT, JSON, NAME,
-};
-
-static const struct option options[] = {
-	{ "name", required_argument, NULL, NAME },
-	{ "cow", required_argument, NULL, COW },
-	{ "cow-size", required_argument, NULL, COW_SIZE },
-	{ "cow-kind", required_argument, NULL, COW_KIND },
-	{ "cow-dir", required_argument, NULL, COW_DIR },
-	{ "cluster", required_argument, NULL, CLUSTER },
-	{ "since", required_argument, NULL, SINCE },
-	{ "checkpoint", required_argument, NULL, CHECKPOINT },
-	{ "on-cbw-error", required_argument, NULL, ON_ERROR },
-	{ "cbw-timeout", required_argument, NULL, TIMEOUT },
-	{ "on-cow-full", required_argument, NULL, ON_FULL },
-	{ "low-water", required_argument, NULL, LOW_WATER },
-	{ "staging", required_argument, NULL, STAGING },
-	{ "release-on-discard", no_argument, NULL, RELEASE },
-	{ "freeze-timeout", required_argument, NULL, LIMIT },
-	{ "json", no_argument, NULL, JSON },
-	{ "help", no_argument, NULL, 'h' },
-	{ 0 },
-};
-
-static enum status parse_cow_size(struct request *request)
-{
-	size_t length = strlen(optarg);
-
-	request->percent = 0;
-	if (length && optarg[length - 1] == '%') {
-		if (fleece_percent_parse(optarg, &request->percent) || !request->percent)
-			return verb_usage("'%s' is not a percentage from 1%% to 100%%", optarg);
-		return DONE;
-	}
-	if (fleece_size_parse(optarg, &request->cow.bytes) || !request->cow.bytes)
-		return verb_usage("'%s' is not a size", optarg);
-	return DONE;
-}
-
-static enum status parse_policy(const char *option, const char *const *values, const char **policy)
-{
-	for (; *values; values++) {
-		if (!strcmp(optarg, *values)) {
-			*policy = *values;
-			return DONE;
-		}
-	}
-	return verb_usage("'%s' is no value of %s", optarg, option);
-}
-
-static bool is_number(const char *text)
-{
-	size_t digits = strspn(text, "0123456789");
-
-	return digits && !text[digits] && digits < 19;
-}
-
-static enum status parse_names(const char *text, const char **name)
-{
-	if (!fleece_name_is_valid(text))
-		return verb_usage("'%s' cannot be the name of a checkpoint", text);
-	*name = text;
-	return DONE;
-}
-
-static enum status parse_numbers(int option, struct request *request)
-{
-	if (option == CLUSTER) {
-		if (fleece_size_parse(optarg, &request->cluster) ||
-		    !device_unit_is_valid(request->cluster))
-			return verb_usage("the cluster must be a power of two from 4K to 16M");
-	} else if (option == STAGING) {
-		if (fleece_size_parse(optarg, &request->staging) ||
-		    request->staging % SECTOR_SIZE)
-			return verb_usage("'%s' is not a size in whole sectors", optarg);
-		request->has_staging = true;
-	} else if (option == TIMEOUT || option == LOW_WATER) {
-		if (!is_number(optarg))
-			return verb_usage("'%s' is not a number", optarg);
-		*(option == TIMEOUT ? &request->timeout_ms : &request->low_water) = optarg;
-	} else if (window_limit_parse(optarg, &request->limit_ms)) {
-		return verb_usage("'%s' is not a number of seconds from 1 to 3600", optarg);
-	}
-	return DONE;
-}
-
-static enum status parse_option(int option, struct request *request)
-{
-	static const char *const on_error[] = {
-		"break_snapshot", "break_cluster", "break_write", NULL
-	};
-	static const char *const on_full[] = { "break", "wait", NULL };
-
-	switch (option) {
-	case NAME:
-		if (!fleece_name_is_valid(optarg))
-			return verb_usage("'%s' cannot be the name of a snapshot", optarg);
-		request->snapshots[request->snapshot_count++] = optarg;
-		return DONE;
-	case COW:
-		request->devices[request->device_count++] = optarg;
-		return DONE;
-	case COW_SIZE:
-		return parse_cow_size(request);
-	case COW_KIND:
-		if (cow_kind_parse(optarg, &request->cow.kind))
-			return verb_usage("'%s' is none of lvm, zram and file", optarg);
-		return DONE;
-	case COW_DIR:
-		request->cow.dir = optarg;
-		return DONE;
-	case SINCE:
-		return parse_names(optarg, &request->since);
-	case CHECKPOINT:
-		return parse_names(optarg, &request->checkpoint);
-	case ON_ERROR:
-		return parse_policy("--on-cbw-error", on_error, &request->on_error);
-	case ON_FULL:
-		return parse_policy("--on-cow-full", on_full, &request->on_full);
-	case RELEASE:
-		request->is_releasing = true;
-		return DONE;
-	case JSON:
-		request->is_json = true;
-		return DONE;
-	default:
-		return parse_numbers(option, request);
-	}
-}
-
-static enum status parse_request(int argc, char **argv, struct request *request)
-{
-	enum status status;
-	bool has_size = false;
-	int option;
-
-	while ((option = verb_option(argc, argv, options)) >= 0) {
-		has_size |= option == COW_SIZE || option == COW_KIND || option == COW_DIR;
-		status = parse_option(option, request);
-		if (status != DONE)
-			return status;
-	}
-	request->names = argv + optind;
-	request->count = (size_t)(argc - optind);
-	if (!request->count)
-		return verb_usage("at least one NAME is needed");
-	if (request->device_count && has_size)
-		return verb_usage("--cow names a device, so --cow-size, --cow-kind and --cow-dir make no sense");
-	if (request->device_count && request->device_count != request->count)
-		return verb_usage("%zu origins need as many --cow, not %zu", request->count,
-				  request->device_count);
-	if (request->snapshot_count && request->snapshot_count != request->count)
-		return verb_usage("%zu origins need as many --name, not %zu", request->count,
-				  request->snapshot_count);
-	if (request->cow.dir && request->cow.kind != COW_AUTO && request->cow.kind != COW_FILE)
-		return verb_usage("--cow-dir goes with --cow-kind file");
-	return DONE;
-}
-
 enum status verb_snapshot(int argc, char **argv)
 {
-	struct request request = {
-		.percent = DEFAULT_PERCENT,
-		.cluster = DEFAULT_CLUSTER,
-		.limit_ms = WINDOW_LIMIT_MS,
-	};
-	enum status status;
+	struct snapshot_request request;
+	enum status status = snapshot_request_parse(argc, argv, &request);
 
-	request.devices = calloc((size_t)argc, sizeof(*request.devices));
-	request.snapshots = calloc((size_t)argc, sizeof(*request.snapshots));
-	if (request.devices && request.snapshots)
-		status = parse_request(argc, argv, &request);
-	else
-		status = report_errno(ENOMEM, NULL, "cannot prepare");
 	if (status == DONE)
 		status = change_begin();
 	if (status == DONE)
 		status = snapshot(&request);
-	free(request.devices);
-	free(request.snapshots);
+	snapshot_request_free(&request);
 	return status;
 }

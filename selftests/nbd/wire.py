@@ -6,6 +6,7 @@ The titles begin with the number of the conformance item, which are listed in
 the project's notes on NBD. The server runs under sanitizers, with snapshots in
 memory.
 """
+import fcntl
 import os
 import random
 import re
@@ -14,6 +15,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -1061,6 +1063,73 @@ def unusable():
     run_wrong(["--socket", "/nonexistent/socket", disk], 1, "cannot listen")
     run_wrong(["--socket", "/" + "x" * 200, disk], 1, "too long")
     run_wrong(["--stdio", "--pid-file", "/nonexistent/pid", disk], 1, "cannot write")
+
+
+def start_at(path):
+    """A server that may not be able to start."""
+    command = [nbdclient.TESTSERVER, "--socket", path, DISK]
+    return subprocess.Popen(command + nbdclient.sandbox_options(command[0]),
+                            stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def end_all(processes):
+    """End those that run; how many did."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+        equal(process.wait(timeout=20), 0, "exit status")
+    return len(running)
+
+
+def links(directory):
+    """Where the links in a directory lead."""
+    found = []
+    for name in os.listdir(directory):
+        try:
+            found.append(os.readlink(os.path.join(directory, name)))
+        except FileNotFoundError:
+            pass
+    return found
+
+
+@own("several servers start at once on a socket that was left behind: one of them gets it")
+def one_of_many():
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "socket")
+        for _ in range(5):
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(path)
+            servers = [start_at(path) for _ in range(6)]
+            try:
+                while sum(server.poll() is None for server in servers) > 1:
+                    time.sleep(0.01)
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(path)
+                    equal(client.recv(8), b"NBDMAGIC", "greeting")
+                equal(os.listdir(directory), ["socket"], "files")
+            finally:
+                equal(end_all(servers), 1, "servers that run")
+
+
+@own("a server waits until another one has taken care of the socket file")
+def locked_path():
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "socket")
+        with open(path + ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            server = start_at(path)
+            opened = "/proc/%d/fd" % server.pid
+            while not any("socket.lock" in name for name in links(opened)):
+                equal(server.poll(), None, "exit status")
+            expect(not os.path.exists(path), "the file is there")
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        while not os.path.exists(path):
+            equal(server.poll(), None, "exit status")
+            time.sleep(0.01)
+        while os.path.exists(path + ".lock"):
+            time.sleep(0.01)
+        equal(end_all([server]), 1, "servers that run")
+        equal(os.listdir(directory), [], "files left behind")
 
 
 @own("socket files: one in use is respected, one left behind is replaced, others are kept")

@@ -21,6 +21,7 @@
 #include <linux/vm_sockets.h>
 
 #include "log.h"
+#include "path_lock.h"
 #include "text.h"
 
 #define DEFAULT_PORT	"10809"
@@ -93,6 +94,38 @@ static int set_access(const char *path, const struct socket_access *access)
 	return chmod(path, access->mode) ? -errno : 0;
 }
 
+/* Leaves no file behind when it fails. */
+static int bind_and_listen(int fd, const struct sockaddr_un *address,
+			   const struct socket_access *access)
+{
+	int ret = bind_unix(fd, address);
+
+	if (ret)
+		return ret;
+	ret = set_access(address->sun_path, access);
+	if (!ret && listen(fd, BACKLOG))
+		ret = -errno;
+	if (ret)
+		unlink(address->sun_path);
+	return ret;
+}
+
+/*
+ * A socket that is bound, but not listened on yet, looks like one that was left behind:
+ * no other server may look at it before.
+ */
+static int listen_at(int fd, const struct sockaddr_un *address, const struct socket_access *access)
+{
+	int lock = path_lock(address->sun_path);
+	int ret;
+
+	if (lock < 0)
+		return lock;
+	ret = bind_and_listen(fd, address, access);
+	path_unlock(lock, address->sun_path);
+	return ret;
+}
+
 int listen_unix(struct listener_set *set, const char *path, const struct socket_access *access)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -106,16 +139,9 @@ int listen_unix(struct listener_set *set, const char *path, const struct socket_
 		return -EMFILE;
 	memcpy(address.sun_path, path, strlen(path));
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCKET_FLAGS, 0);
-	ret = fd < 0 ? -errno : bind_unix(fd, &address);
+	ret = fd < 0 ? -errno : listen_at(fd, &address, access);
 	if (ret)
 		return close_failed(fd, path, ret);
-	ret = set_access(path, access);
-	if (!ret && listen(fd, BACKLOG))
-		ret = -errno;
-	if (ret) {
-		unlink(path);
-		return close_failed(fd, path, ret);
-	}
 	add_listener(set, fd, AF_UNIX);
 	log_info("listening on %s", path);
 	return 0;

@@ -41,6 +41,7 @@ struct session {
 	struct fuzz_head head;
 	struct stop stop;
 	struct budget budget;
+	struct slots slots;
 	struct export_table exports;
 	struct connection_rules rules;
 	unsigned int reads;
@@ -100,6 +101,8 @@ static struct backend *set_up(struct session *session)
 	session->rules.exports = &session->exports;
 	session->rules.stop = &session->stop;
 	session->rules.budget = &session->budget;
+	slots_init(&session->slots, 1);
+	session->rules.slots = &session->slots;
 	session->rules.holes = session->head.flags & FUZZ_HOLES;
 	session->rules.multi_conn = session->head.flags & FUZZ_MULTI_CONN;
 	session->rules.read_once = session->head.flags & FUZZ_READ_ONCE;
@@ -145,13 +148,14 @@ static void run(const uint8_t *in, size_t length, struct session *session)
 		abort();
 	connection_serve(connection);
 	connection_destroy(connection);
-	/* All that was reserved for replies was given back. */
-	if (session->budget.held)
+	/* All that was reserved was given back. */
+	if (session->budget.held || session->slots.used)
 		abort();
 	judge(session, in);
 	free(session->transport.out);
 	export_table_release(&session->exports);
 	backend->ops->close(backend);
+	slots_release(&session->slots);
 	budget_release(&session->budget);
 }
 

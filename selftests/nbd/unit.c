@@ -60,6 +60,7 @@ static uint32_t next_random(uint32_t *state)
 struct fixture {
 	struct stop stop;
 	struct budget budget;
+	struct slots slots;
 	struct backend *backend;
 	struct export_table table;
 	struct connection_rules rules;
@@ -79,6 +80,8 @@ static void set_up(struct fixture *fixture, const char *text)
 	fixture->rules.stop = &fixture->stop;
 	budget_init(&fixture->budget, BUDGET_POOL);
 	fixture->rules.budget = &fixture->budget;
+	slots_init(&fixture->slots, 1);
+	fixture->rules.slots = &fixture->slots;
 	fixture->rules.workers = 1;
 }
 
@@ -87,6 +90,7 @@ static void tear_down(struct fixture *fixture)
 	free(fixture->out);
 	export_table_release(&fixture->table);
 	fixture->backend->ops->close(fixture->backend);
+	slots_release(&fixture->slots);
 	budget_release(&fixture->budget);
 }
 

@@ -10,6 +10,7 @@ import fcntl
 import os
 import random
 import re
+import select
 import signal
 import socket
 import struct
@@ -858,6 +859,80 @@ def idle_handshakes():
     finally:
         for one in idle:
             one.socket.close()
+        server.stop()
+
+
+@own("C6 clients that choose no export take no place of others, however many and for how long")
+def crowd_of_idle():
+    server = Server("--max-connections", "2", "--handshake-timeout", "0", DISK)
+    idle = []
+    try:
+        with Client(server) as first:
+            first.open(b"disk")
+            for _ in range(150):
+                idle.append(Client(server))
+            # The oldest had to go, the others need not.
+            idle[0].expect_end()
+            equal(idle[-1].option(LIST)[-1][0], ACK, "LIST of the last")
+            with Client(server) as second:
+                second.open(b"disk")
+                equal(second.read(0, 16), pattern(0, 16), "data for one that chooses")
+            equal(first.read(0, 16), pattern(0, 16), "data for one that has chosen")
+        equal(server.log().count("the oldest are disconnected"), 1, server.log())
+    finally:
+        for one in idle:
+            one.socket.close()
+        server.stop()
+
+
+@own("--max-connections: who chooses an export when all are in use waits for a place")
+def wait_for_slot():
+    for option in (GO, EXPORT_NAME):
+        server = Server("--max-connections", "1", "--handshake-timeout", "0", DISK)
+        try:
+            with Client(server) as first, Client(server) as second, Client(server) as third:
+                first.open(b"disk")
+                waiting = [second.socket, third.socket]
+                for client in (second, third):
+                    client.send_option(option, go_data(b"disk") if option == GO else b"disk")
+                expect(not select.select(waiting, (), (), 0.3)[0], "a second one was served")
+                first.request(DISC)
+                chosen, _, _ = select.select(waiting, (), (), 20)
+                equal(len(chosen), 1, "clients that got the place")
+                waiting.remove(chosen[0])
+                chosen[0].close()
+                equal(select.select(waiting, (), (), 20)[0], waiting, "the last one")
+        finally:
+            server.stop()
+
+
+@own("--max-connections: the wait for a place ends with the time of the handshake")
+def wait_in_vain():
+    server = Server("--max-connections", "1", "--handshake-timeout", "5", DISK)
+    try:
+        with Client(server) as first, Client(server) as second:
+            first.open(b"disk")
+            second.send_option(GO, go_data(b"disk"))
+            second.expect_end()
+            expect("disconnected: all connections are in use" in server.log(), server.log())
+            equal(first.read(0, 16), pattern(0, 16), "data for the first")
+    finally:
+        server.stop()
+
+
+@own("C16 who waits for a place when the server ends gets ERR_SHUTDOWN")
+def stop_waiting_for_slot():
+    server = Server("--max-connections", "1", "--handshake-timeout", "0", DISK)
+    try:
+        with Client(server) as first, Client(server) as second:
+            first.open(b"disk")
+            second.send_option(GO, go_data(b"disk"))
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            equal(second.reply(GO)[0], SHUTDOWN, "answer to GO")
+            first.request(DISC)
+            equal(second.option(ABORT), [(ACK, b"")], "ABORT")
+    finally:
         server.stop()
 
 

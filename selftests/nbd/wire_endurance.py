@@ -164,7 +164,6 @@ def crowd():
             client = Client(server)
             client.socket.settimeout(120)
             clients.append(client)
-        for number, client in enumerate(clients):
             client.open(b"big", FORMS[number % 3])
         for number, client in enumerate(clients):
             client.wanted = client.request(READ, number * M + 512, 4096)

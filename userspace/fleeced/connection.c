@@ -53,8 +53,8 @@ void connection_serve(struct connection *connection)
 	struct transport *transport = connection->transport;
 
 	if (connection->rules->handshake_ms)
-		transport->ops->set_deadline(transport,
-					     clock_ms() + connection->rules->handshake_ms);
+		connection->deadline_ms = clock_ms() + connection->rules->handshake_ms;
+	transport->ops->set_deadline(transport, connection->deadline_ms);
 	if (!handshake_run(connection)) {
 		transport->ops->set_deadline(transport, 0);
 		transport->ops->set_readahead(transport, true);
@@ -69,6 +69,7 @@ void connection_serve(struct connection *connection)
 	if (transport->ops->end && connection_status(connection) != CONNECTION_DEAD)
 		transport->ops->end(transport);
 	transport->ops->shutdown(transport);
+	slots_give(connection->rules->slots, &connection->slot);
 }
 
 void connection_abort(struct connection *connection)
@@ -89,6 +90,7 @@ void connection_raise_status(struct connection *connection, enum connection_stat
 	/* The thread that reads requests must not wait for a client that is lost. */
 	if (died) {
 		budget_share_close(connection->rules->budget, &connection->share);
+		slots_close_one(connection->rules->slots, &connection->slot);
 		connection->transport->ops->shutdown(connection->transport);
 	}
 }

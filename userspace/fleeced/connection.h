@@ -16,6 +16,7 @@
 #include "budget.h"
 #include "export.h"
 #include "protocol.h"
+#include "slots.h"
 #include "stop.h"
 #include "transport.h"
 
@@ -33,6 +34,7 @@
  * @exports: what is offered.
  * @stop: the end of the server.
  * @budget: for the replies of all clients.
+ * @slots: for clients that have chosen an export.
  * @multi_conn: clients may use several connections at once.
  * @read_once: release what a READ has delivered.
  * @holes: send zeroes as holes where the form of replies allows it.
@@ -43,6 +45,7 @@ struct connection_rules {
 	const struct export_table *exports;
 	struct stop *stop;
 	struct budget *budget;
+	struct slots *slots;
 	bool multi_conn;
 	bool read_once;
 	bool holes;
@@ -103,6 +106,9 @@ enum connection_status {
  * @transport: to the client.
  * @rules: of the server.
  *
+ * Set by connection_serve(), then constant:
+ * @deadline_ms: end of the handshake; 0: none.
+ *
  * Set by the handshake, then constant:
  * @fixed_newstyle: the client may use other options than EXPORT_NAME.
  * @no_zeroes: no padding after EXPORT_NAME.
@@ -124,6 +130,9 @@ enum connection_status {
  * Protected by the lock of @rules->budget:
  * @share: bytes of the large replies being worked on.
  *
+ * Protected by the lock of @rules->slots:
+ * @slot: its own, from the choice of an export to the end.
+ *
  * Atomic, for the log:
  * @reads: READ requests answered with data.
  * @read_bytes: delivered.
@@ -136,6 +145,7 @@ struct connection {
 
 	struct transport *transport;
 	const struct connection_rules *rules;
+	int64_t deadline_ms;
 
 	bool fixed_newstyle;
 	bool no_zeroes;
@@ -153,6 +163,7 @@ struct connection {
 	atomic_size_t batch_length;
 
 	struct budget_share share;
+	struct slot slot;
 
 	atomic_ullong reads;
 	atomic_ullong read_bytes;

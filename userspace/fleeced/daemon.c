@@ -32,6 +32,7 @@ struct daemon {
 	struct export_table exports;
 	struct stop stop;
 	struct budget budget;
+	struct slots slots;
 	struct service_manager manager;
 	struct janitor janitor;
 	struct tls_credentials *tls;
@@ -246,12 +247,12 @@ static void fill_rules(struct daemon *daemon)
 	rules->exports = &daemon->exports;
 	rules->stop = &daemon->stop;
 	rules->budget = &daemon->budget;
+	rules->slots = &daemon->slots;
 	rules->multi_conn = !options->stdio && options->max_connections != 1;
 	rules->read_once = options->read_once;
 	rules->holes = !options->no_holes;
 	rules->handshake_ms = (int64_t)options->handshake_seconds * 1000;
 	rules->workers = CONNECTION_WORKERS;
-	daemon->server.max_connections = options->max_connections;
 	daemon->server.stall_ms = (int64_t)options->stall_seconds * 1000;
 	daemon->server.manager = &daemon->manager;
 	daemon->server.janitor = &daemon->janitor;
@@ -338,6 +339,7 @@ int daemon_main(int argc, char **argv,
 	daemon->manager.fd = -1;
 	janitor_init(&daemon->janitor);
 	budget_init(&daemon->budget, BUDGET_POOL);
+	slots_init(&daemon->slots, daemon->options.max_connections);
 	ret = stop_init(&daemon->stop);
 	if (!ret)
 		ret = start(daemon, open_backend);
@@ -346,6 +348,7 @@ int daemon_main(int argc, char **argv,
 		_exit(EXIT_FAILURE);
 	close_devices(daemon);
 	service_manager_close(&daemon->manager);
+	slots_release(&daemon->slots);
 	budget_release(&daemon->budget);
 	tls_credentials_release(daemon->tls);
 	stop_release(&daemon->stop);

@@ -34,6 +34,18 @@ static int choose_export(struct connection *connection, const struct export *exp
 	return NEXT_TRANSMISSION;
 }
 
+/* Waits until this client, too, may have an export. */
+static bool take_slot(struct connection *connection)
+{
+	if (slots_take(connection->rules->slots, &connection->slot, connection->deadline_ms))
+		return true;
+	if (!stop_is_requested(connection->rules->stop) &&
+	    connection_status(connection) != CONNECTION_DEAD)
+		log_info("%s: disconnected: all connections are in use (--max-connections)",
+			 connection->transport->peer);
+	return false;
+}
+
 static int do_export_name(struct client_option *option)
 {
 	struct connection *connection = option->connection;
@@ -53,6 +65,8 @@ static int do_export_name(struct client_option *option)
 			 log_quote(quoted, sizeof(quoted), name, length));
 		return NEXT_END;
 	}
+	if (!take_slot(connection))
+		return NEXT_END;
 	memset(&reply, 0, sizeof(reply));
 	reply.size = htobe64(export->backend->size);
 	reply.flags = htobe16(connection_flags(connection, export, false));
@@ -153,6 +167,10 @@ static int do_info_or_go(struct client_option *option)
 	export = export_table_find(connection->rules->exports, name, length);
 	if (!export)
 		return option_refuse(option, NBD_REP_ERR_UNKNOWN, "no export of this name");
+	if (option->code == NBD_OPT_GO && !take_slot(connection))
+		return stop_is_requested(connection->rules->stop) ?
+		       option_refuse(option, NBD_REP_ERR_SHUTDOWN, "the server is shutting down") :
+		       NEXT_END;
 	reply_export(option, export, has_contexts(connection, name, length));
 	reply_items(option, export);
 	option_acknowledge(option);

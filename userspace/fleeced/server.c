@@ -24,14 +24,23 @@
 /* How long to leave waiting clients alone when descriptors or memory ran out. */
 #define RETRY_MS	200
 
-/* Least time between two log lines that say that all connections are in use. */
-#define FULL_LOG_MS	60000
+/*
+ * Clients that have not chosen an export yet: with so many, the one that has had the most
+ * time has to go for each that comes; with so many, others wait.
+ */
+#define HANDSHAKES_MAX	128
+#define HANDSHAKES_LIMIT (2 * HANDSHAKES_MAX)
 
+/* Least time between two log lines that say that clients had to go. */
+#define CROWD_LOG_MS	60000
+
+/* In the order in which they came, the last one first. */
 struct client {
 	struct client *next;
 	struct connection *connection;
 	pthread_t thread;
 	int wake;
+	bool is_dropped;
 	atomic_bool is_done;
 };
 
@@ -40,7 +49,7 @@ struct client {
  * @clients: served by a thread each; @count of them.
  * @wake: eventfd, written by a thread that ends.
  * @told_count: the @count that the service manager knows.
- * @full_log_ms: when the log said last that all connections are in use, or 0.
+ * @crowd_log_ms: when the log said last that clients had to go, or 0.
  * @retry_ms: do not accept before this time; 0: no such need.
  * @give_up_ms: after the stop: when to stop waiting for clients.
  */
@@ -49,7 +58,7 @@ struct loop {
 	struct client *clients;
 	unsigned int count;
 	unsigned int told_count;
-	int64_t full_log_ms;
+	int64_t crowd_log_ms;
 	int signals;
 	int wake;
 	int64_t retry_ms;
@@ -138,20 +147,6 @@ static int add_client(struct loop *loop, int in, int out, const char *peer)
 	return 0;
 }
 
-/* So that an administrator knows why a client does not get an answer. */
-static void log_if_full(struct loop *loop)
-{
-	unsigned int max = loop->server->max_connections;
-	int64_t now = clock_ms();
-
-	if (max < 2 || loop->count < max ||
-	    (loop->full_log_ms && now < loop->full_log_ms + FULL_LOG_MS))
-		return;
-	loop->full_log_ms = now;
-	log_info("all %u connections are in use, more clients have to wait (--max-connections)",
-		 max);
-}
-
 static void tell_count(struct loop *loop)
 {
 	if (loop->told_count == loop->count || stop_is_requested(loop->server->rules.stop))
@@ -160,14 +155,47 @@ static void tell_count(struct loop *loop)
 	service_manager_tell(loop->server->manager, "STATUS=%u clients", loop->count);
 }
 
+/* Those that have left, but are still listed, count too. */
+static unsigned int count_handshakes(const struct loop *loop)
+{
+	return loop->count - slots_used(loop->server->rules.slots);
+}
+
+static void log_crowd(struct loop *loop)
+{
+	int64_t now = clock_ms();
+
+	if (loop->crowd_log_ms && now < loop->crowd_log_ms + CROWD_LOG_MS)
+		return;
+	loop->crowd_log_ms = now;
+	log_info("more than %d clients have connected, but chosen no export: the oldest are disconnected",
+		 HANDSHAKES_MAX);
+}
+
+/* An honest client needs far less time than it takes so many others to come. */
+static void drop_oldest(struct loop *loop)
+{
+	struct slots *slots = loop->server->rules.slots;
+	struct client *client, *oldest = NULL;
+
+	for (client = loop->clients; client; client = client->next)
+		if (!client->is_dropped && !slots_has(slots, &client->connection->slot))
+			oldest = client;
+	if (!oldest)
+		return;
+	oldest->is_dropped = true;
+	connection_abort(oldest->connection);
+	log_crowd(loop);
+}
+
 static void accept_client(struct loop *loop, const struct listener *listener)
 {
 	char peer[80];
 	int fd = listen_accept(listener, peer, sizeof(peer));
 	int ret = fd < 0 ? fd : add_client(loop, fd, fd, peer);
 
-	if (!ret)
-		log_if_full(loop);
+	if (!ret && count_handshakes(loop) > HANDSHAKES_MAX)
+		drop_oldest(loop);
 	if (!ret || ret == -EAGAIN || ret == -ECONNABORTED || ret == -EINTR)
 		return;
 	log_error("cannot serve a new client: %s", strerror(-ret));
@@ -207,6 +235,7 @@ static void handle_signal(struct loop *loop)
 		service_manager_tell(loop->server->manager, "STOPPING=1");
 		stop_request(loop->server->rules.stop);
 		budget_close(loop->server->rules.budget);
+		slots_close(loop->server->rules.slots);
 		listen_close(&loop->server->listeners);
 		janitor_remove(loop->server->janitor, loop->server->socket_path);
 		loop->give_up_ms = clock_ms() + DRAIN_MS;
@@ -219,12 +248,11 @@ static void handle_signal(struct loop *loop)
 
 static bool can_accept(struct loop *loop)
 {
-	const struct server *server = loop->server;
-
 	if (loop->retry_ms && clock_ms() < loop->retry_ms)
 		return false;
 	loop->retry_ms = 0;
-	return !server->max_connections || loop->count < server->max_connections;
+	return !slots_are_full(loop->server->rules.slots) &&
+	       count_handshakes(loop) < HANDSHAKES_LIMIT;
 }
 
 static int wait_limit(struct loop *loop)

@@ -19,7 +19,6 @@
  * @socket_path: file to remove as soon as they are closed, or NULL.
  * @janitor: removes it.
  * @tls: every client has to use it; NULL: no client can.
- * @max_connections: more clients wait until others have left; 0: no limit.
  * @stall_ms: see transport_fd_create().
  * @manager: who is told what the server does.
  */
@@ -29,7 +28,6 @@ struct server {
 	const char *socket_path;
 	struct janitor *janitor;
 	const struct tls_credentials *tls;
-	unsigned int max_connections;
 	int64_t stall_ms;
 	const struct service_manager *manager;
 };

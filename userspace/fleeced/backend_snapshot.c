@@ -172,6 +172,24 @@ static const struct backend_ops snapshot_ops = {
 	.close = snapshot_close,
 };
 
+/* Of a module that is older than FLEECE_IOC_RELEASE, which did not change the version. */
+static const struct backend_ops unreleasable_ops = {
+	.read = snapshot_read,
+	.extents = snapshot_extents,
+	.state = snapshot_state,
+	.close = snapshot_close,
+};
+
+/* A release of nothing is refused by a module that knows what it is. */
+static const struct backend_ops *find_ops(const struct snapshot_backend *snapshot)
+{
+	if (fleece_control_release(snapshot->control, snapshot->device, 0, 0) != -ENOTTY)
+		return &snapshot_ops;
+	log_info("%s: the dm_fleece module that is loaded is too old to release anything for fleeced: load the one that came with it",
+		 snapshot->path);
+	return &unreleasable_ops;
+}
+
 /* A checkpoint that cannot be relied on is not offered at all. */
 static int load_checkpoints(struct snapshot_backend *snapshot)
 {
@@ -223,13 +241,13 @@ int backend_snapshot_create(const char *path, int device, int control,
 
 	if (!snapshot)
 		return -ENOMEM;
-	snapshot->base.ops = &snapshot_ops;
 	snapshot->base.size = info->size;
 	snapshot->base.has_maps = true;
 	snprintf(snapshot->base.since, sizeof(snapshot->base.since), "%s", info->since);
 	snapshot->path = path;
 	snapshot->device = device;
 	snapshot->control = control;
+	snapshot->base.ops = find_ops(snapshot);
 	ret = fstat(device, &status) || fcntl(device, F_SETFL, O_DIRECT) ? -errno : 0;
 	if (!ret) {
 		snapshot->number = status.st_rdev;

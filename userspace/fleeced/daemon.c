@@ -107,7 +107,7 @@ static int open_devices(struct daemon *daemon,
 			return ret;
 	}
 	if ((options->allow_release || options->read_once) && !can_release_any(daemon)) {
-		log_error("%s: none of the devices is a fleece snapshot",
+		log_error("%s: none of the devices is a fleece snapshot of a module that can release",
 			  options->allow_release ? "--allow-release" : "--read-once");
 		return -EINVAL;
 	}

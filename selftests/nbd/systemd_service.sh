@@ -11,102 +11,31 @@
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$here/../systemd.sh"
 
 SECTORS=32768
 CLUSTER=128
 FLEECED=$FLEECE_TREE/userspace/fleeced/fleeced
-SYSTEMD=/usr/lib/systemd/systemd
-UNITS=$SCRATCH/units
-CGROUP=/sys/fs/cgroup
 UNIT=fleeced@$PREFIX-snap
 UNIT_OPTIONS=fleeced-$PREFIX-snap
 URI="nbd+unix:///$PREFIX-snap?socket=/run/fleece/$PREFIX-snap.sock"
-manager=
-mounted=
 
 # What every unit needs, and none of those of this machine.
-make_units()
+set_up_units()
 {
-	local target
-
-	or_bail make -s -C "$FLEECE_TREE/userspace" install-units DESTDIR= UNITDIR="$UNITS" \
-		SBINDIR="$(dirname "$FLEECED")"
-	# Of Debian's own, only the names are needed.
-	for target in sysinit basic sockets shutdown; do
-		printf '[Unit]\nDefaultDependencies=no\n' > "$UNITS/$target.target"
-	done
-	mkdir "$UNITS/fleeced@.service.d" "$SCRATCH/none"
+	make_units "$FLEECED" sysinit basic sockets shutdown
+	mkdir "$UNITS/fleeced@.service.d"
 	printf '[Service]\nStandardError=append:%s\n' "$SCRATCH/log" \
 		> "$UNITS/fleeced@.service.d/log.conf"
 	echo "FLEECED_OPTIONS=--allow-release" > "/etc/default/$UNIT_OPTIONS"
+	defer rm -f "/etc/default/$UNIT_OPTIONS"
 }
 
-# rmdir_tree DIRECTORY: a control group and those in it, once all processes are gone.
-rmdir_tree()
+# of NAME [socket]: a property of one of the two units.
+of()
 {
-	[ ! -d "$1" ] || find "$1" -depth -type d -exec rmdir {} +
-}
-
-stop_systemd()
-{
-	[ -n "$manager" ] || return 0
-	kill -KILL "$manager"
-	wait "$manager" 2> /dev/null
-	manager=
-	rm -f "/etc/default/$UNIT_OPTIONS"
-	wait_until 20 rmdir_tree "$CGROUP/fleece" || note "$CGROUP/fleece is left"
-	[ -z "$mounted" ] || umount "$CGROUP"
-}
-
-# boot GROUP: become systemd, process 1 of new namespaces, in a control group of its own. What
-# it keeps in /run/systemd would make others believe that it runs this machine.
-boot()
-{
-	echo $BASHPID > "$1/cgroup.procs"
-	exec env -i PATH="$PATH" container=fleece SYSTEMD_UNIT_PATH="$UNITS" \
-		SYSTEMD_GENERATOR_PATH="$SCRATCH/none" \
-		unshare --pid --fork --kill-child --mount --mount-proc --cgroup -- sh -c "
-			umount $CGROUP
-			mount -t cgroup2 cgroup2 $CGROUP && mount -t tmpfs tmpfs /run/systemd &&
-			exec $SYSTEMD --system --unit=basic.target --log-target=console --show-status=no"
-}
-
-start_systemd()
-{
-	if ! grep -q " $CGROUP cgroup2 " /proc/mounts; then
-		or_bail mount -t cgroup2 cgroup2 "$CGROUP"
-		mounted=yes
-	fi
-	mkdir "$CGROUP/fleece"
-	mkdir -p /run/systemd
-	defer stop_systemd
-	boot "$CGROUP/fleece" < /dev/null > "$SCRATCH/systemd" 2>&1 &
-	manager=$!
-	wait_until 60 is_started || bail "systemd starts" "$(tail -n 20 "$SCRATCH/systemd")"
-}
-
-is_started()
-{
-	[ "$(ctl is-active basic.target 2> /dev/null)" = active ]
-}
-
-# inside COMMAND...: among the processes of the new systemd.
-inside()
-{
-	local first
-
-	first=$(pgrep -P "$manager") && timeout 60 nsenter -t "$first" -a "$@"
-}
-
-ctl()
-{
-	inside systemctl "$@"
-}
-
-# property NAME [socket]: of one of the two units.
-property()
-{
-	ctl show --value -p "$1" "$UNIT.${2:-service}"
+	property "$1" "$UNIT.${2:-service}"
 }
 
 # A client that does not stop by itself, and says why it had to.
@@ -125,13 +54,13 @@ except nbd.Error as error:
 
 test_first_client()
 {
-	is "there is no server without a client" "$(property ActiveState socket) $(property ActiveState)" \
+	is "there is no server without a client" "$(of ActiveState socket) $(of ActiveState)" \
 		"active inactive"
 	succeeds "the first client starts it" nbdcopy "$URI" "$SCRATCH/image"
 	succeeds "and gets the right data" cmp "$SCRATCH/golden" "$SCRATCH/image"
-	is "the service is up" "$(property ActiveState)/$(property SubState)" active/running
-	is "nothing has failed" "$(property Result) $(property NRestarts)" "success 0"
-	like "it tells how many clients it has" "$(property StatusText)" "^[0-9]+ clients$"
+	is "the service is up" "$(of ActiveState)/$(of SubState)" active/running
+	is "nothing has failed" "$(of Result) $(of NRestarts)" "success 0"
+	like "it tells how many clients it has" "$(of StatusText)" "^[0-9]+ clients$"
 }
 
 test_confined()
@@ -146,10 +75,10 @@ client.connect_uri(sys.argv[1])
 client.trim(131072, 4194304)' "${URI/snap\?/snap%2Brelease?}"
 	is "as many clusters as were asked for" "$(snapshot_field snap released)" 2
 	status=$(inside grep -E '^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp):' \
-		"/proc/$(property MainPID)/status" | tr -s '\t ' ' ' | paste -sd' ')
+		"/proc/$(of MainPID)/status" | tr -s '\t ' ' ' | paste -sd' ')
 	like "it is nobody, has no rights and gets none" "$status" \
 		"^Uid: 65534 65534 65534 65534 CapEff: 0+ CapBnd: 0+ NoNewPrivs: 1 Seccomp: 2$"
-	is "it sees no network" "$(inside nsenter -t "$(property MainPID)" -n ip -o link |
+	is "it sees no network" "$(inside nsenter -t "$(of MainPID)" -n ip -o link |
 		cut -d: -f2 | paste -sd,)" " lo"
 }
 
@@ -164,8 +93,8 @@ test_drained()
 	wait "$client"
 	is "a client that reads is told so" "$(tail -n 1 "$SCRATCH/reader")" ESHUTDOWN
 	is "the server has ended by itself" \
-		"$(property Result) $(property ExecMainCode) $(property ExecMainStatus)" "success 1 0"
-	is "the socket is still there" "$(property ActiveState socket)" active
+		"$(of Result) $(of ExecMainCode) $(of ExecMainStatus)" "success 1 0"
+	is "the socket is still there" "$(of ActiveState socket)" active
 	is "the next client starts the service again" "$(nbdinfo --size "$URI")" $((SECTORS * 512))
 }
 
@@ -173,24 +102,24 @@ test_killed()
 {
 	local before
 
-	before=$(property MainPID)
+	before=$(of MainPID)
 	inside kill -KILL "$before"
 	wait_until 60 has_restarted || not_ok "it is started again after it was killed" \
 		"$(ctl --no-pager status "$UNIT.service")"
 	is "clients are served as before" "$(nbdinfo --size "$URI")" $((SECTORS * 512))
-	is "it has been started again once" "$(property NRestarts)" 1
+	is "it has been started again once" "$(of NRestarts)" 1
 }
 
 has_restarted()
 {
-	[ "$(property NRestarts)" = 1 ] && [ "$(property ActiveState)" = active ]
+	[ "$(of NRestarts)" = 1 ] && [ "$(of ActiveState)" = active ]
 }
 
 test_stopped()
 {
 	succeeds "both units are stopped" ctl stop "$UNIT.socket" "$UNIT.service"
 	is "the socket's file is gone" "$(find /run/fleece -name '*.sock')" ""
-	is "and both have ended well" "$(property Result socket) $(property Result)" "success success"
+	is "and both have ended well" "$(of Result socket) $(of Result)" "success success"
 	is "nothing in the log is an error" \
 		"$(grep -vE 'listening|ready|opened|closed|ending|the client left' "$SCRATCH/log")" ""
 }
@@ -207,8 +136,8 @@ or_bail message origin checkpoint_create first
 or_bail pattern origin write 2 1M 64k
 make_snapshot snap disk cow $CLUSTER
 or_bail dd if="$(path_of snap)" of="$SCRATCH/golden" bs=1M iflag=direct status=none
-make_units
-start_systemd
+set_up_units
+start_systemd basic
 succeeds "the socket unit is started" ctl start "$UNIT.socket"
 test_first_client
 test_confined

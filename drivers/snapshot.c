@@ -258,6 +258,19 @@ static int write_header(struct block_device *cow)
 	return ret;
 }
 
+/* Why a checkpoint cannot be created, by the errno. */
+static char *checkpoint_error(int error)
+{
+	switch (error) {
+	case -EEXIST:
+		return "checkpoint: the origin already has a checkpoint of this name";
+	case -ENOSPC:
+		return "checkpoint: the origin has too many checkpoints, or its metadata no room";
+	default:
+		return "checkpoint: it cannot be added to the origin's";
+	}
+}
+
 static int check_checkpoints(struct fleece_origin *origin,
 			     const struct fleece_snapshot_options *options, char **error)
 {
@@ -277,10 +290,8 @@ static int check_checkpoints(struct fleece_origin *origin,
 	if (!options->checkpoint[0])
 		return 0;
 	ret = fleece_tracker_check_new(&origin->tracker, options->checkpoint);
-	if (ret == -EEXIST)
-		*error = "checkpoint: the origin already has a checkpoint of this name";
-	else if (ret)
-		*error = "checkpoint: the origin has too many checkpoints";
+	if (ret)
+		*error = checkpoint_error(ret);
 	return ret;
 }
 
@@ -382,9 +393,10 @@ static int take_with_checkpoint(struct fleece_snapshot *snap, char **error)
 	int ret;
 
 	change = fleece_origin_begin_change(origin);
-	*error = "checkpoint: it cannot be added to the origin's";
 	ret = fleece_origin_begin_checkpoint(origin, checkpoint);
-	if (!ret) {
+	if (ret) {
+		*error = checkpoint_error(ret);
+	} else {
 		ret = take_snapshot(snap, error);
 		ret = fleece_origin_end_checkpoint(origin, checkpoint, ret);
 		if (ret && snap->is_taken) {

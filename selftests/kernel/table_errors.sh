@@ -138,6 +138,12 @@ test_used_cow_device()
 	make_origin origin2 other
 	refuses "a COW device of another origin's snapshot" "busy|$INVALID" "COW|use|busy" \
 		"0 $SECTORS fleece-snapshot $other $cow 128"
+	refuses "the COW device of a snapshot as origin" "busy" "is the COW device" \
+		"0 $SECTORS fleece $cow - 128"
+	refuses "the device of another origin as COW device" "busy" "itself an origin" \
+		"0 $SECTORS fleece-snapshot $disk $other 128"
+	refuses "another origin as COW device" "busy" "itself an origin" \
+		"0 $SECTORS fleece-snapshot $disk $(path_of origin2) 128"
 	succeeds "the snapshot is removed" dm_remove snap
 	succeeds "the other origin is removed" dm_remove origin2
 }
@@ -145,22 +151,41 @@ test_used_cow_device()
 test_cow_devices()
 {
 	make_disk tiny 2048
+	defer dm_remove_deferred bad
 	make_disk small $((2048 + 64))
 	refuses "COW device with room for the header only" "$INVALID|No space" "small" \
 		"0 $SECTORS fleece-snapshot $disk $(path_of tiny) 128"
 	refuses "COW device with room for half a cluster" "$INVALID|No space" "small" \
 		"0 $SECTORS fleece-snapshot $disk $(path_of small) 128"
+	or_bail dm_create bad "0 $(blockdev --getsz "$cow") error"
+	refuses "a COW device that cannot be written" "error" "header of the COW device" \
+		"0 $SECTORS fleece-snapshot $disk $(path_of bad) 128"
+	or_bail dm_remove bad
+}
+
+# refuses_mounted DESCRIPTION LOG DEVICE TABLE: while it is mounted.
+refuses_mounted()
+{
+	or_bail mkfs.ext4 -q "$3"
+	or_bail mount "$3" "$SCRATCH/mnt"
+	refuses "$1" "busy" "$2" "$4"
+	or_bail umount "$SCRATCH/mnt"
+}
+
+test_mounted()
+{
 	if ! command -v mkfs.ext4 > /dev/null; then
-		skip "a mounted COW device" "mkfs.ext4 is not installed"
+		skip "mounted devices" "mkfs.ext4 is not installed"
 		return
 	fi
 	mkdir "$SCRATCH/mnt"
-	or_bail mkfs.ext4 -q "$cow"
-	or_bail mount "$cow" "$SCRATCH/mnt"
 	defer eval "mountpoint -q $SCRATCH/mnt && umount $SCRATCH/mnt || :"
-	refuses "a mounted COW device" "busy" "COW|use|busy|cow" \
+	refuses_mounted "a mounted COW device" "COW device is in use" "$cow" \
 		"0 $SECTORS fleece-snapshot $disk $cow 128"
-	or_bail umount "$SCRATCH/mnt"
+	refuses_mounted "a mounted origin" "Origin device is in use" "$other" \
+		"0 $SECTORS fleece $other - 128"
+	refuses_mounted "a mounted metadata device" "Metadata device is in use" "$other" \
+		"0 $SECTORS fleece $disk $other 128"
 }
 
 test_zoned()
@@ -176,6 +201,8 @@ test_zoned()
 		"0 $SECTORS fleece-snapshot $disk /dev/nullb0 128"
 	refuses "a zoned origin" "$INVALID|not supported" "zoned" \
 		"0 $(blockdev --getsz /dev/nullb0) fleece /dev/nullb0 - 128"
+	refuses "a zoned metadata device" "$INVALID|not supported" "zoned" \
+		"0 $SECTORS fleece $disk /dev/nullb0 128"
 }
 
 test_origin_tables
@@ -189,6 +216,7 @@ test_snapshot_features
 is "the origin is untouched" "$(status_of origin)" "${before/ 0 none/ 16 none}"
 test_used_cow_device
 test_cow_devices
+test_mounted
 test_zoned
 make_snapshot last disk cow 128
 gets "a right table still works" ok last verify 1 0 1M

@@ -1,0 +1,189 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# This test will resume tables that were right when they were loaded and are not any
+# more: the origin is gone, checkpoints have come and gone, the origin has grown, or a
+# write of it does not come to an end. Each is refused with a reason, and all goes on.
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/../lib.sh"
+
+SMALL=16384
+LARGE=32768
+load_fleece
+make_arena 48
+make_disk disk $LARGE
+make_disk cow "$(cow_sectors 128 256)"
+
+origin_table()
+{
+	echo "0 $1 fleece $(path_of disk) - 128"
+}
+
+# start_origin SECTORS
+start_origin()
+{
+	or_bail dm_create origin "$(origin_table "$1")"
+	or_bail pattern origin write 1 0 -
+}
+
+size_of_origin()
+{
+	blockdev --getsz "$(path_of origin)"
+}
+
+# load_late [FEATURES]: a snapshot that is not taken before it is resumed.
+load_late()
+{
+	or_bail dmsetup create "$PREFIX-late" --notable
+	or_bail dmsetup load "$PREFIX-late" --table \
+		"0 $LARGE fleece-snapshot $(path_of disk) $(path_of cow) 128 ${1:-}"
+}
+
+# refuses_late WHAT ERROR LOG
+refuses_late()
+{
+	log_mark
+	fails "$1: refused" "$2" dmsetup resume "$PREFIX-late"
+	expect_log "$1: the log says why" "snapshot not taken: $3"
+	succeeds "$1: it can be removed" dm_remove late
+}
+
+test_no_origin()
+{
+	start_origin $LARGE
+	load_late
+	or_bail dm_remove origin
+	refuses_late "the origin was removed" "No such device" "the origin's device is not active"
+
+	or_bail dmsetup create "$PREFIX-origin" --notable
+	or_bail dmsetup load "$PREFIX-origin" --table "$(origin_table $LARGE)"
+	load_late
+	refuses_late "the origin was not started" "No such device" \
+		"the origin's device is not active"
+	or_bail dmsetup resume "$PREFIX-origin"
+	load_late
+	succeeds "of one that is started a snapshot is taken" dmsetup resume "$PREFIX-late"
+	or_bail dm_remove late
+	or_bail dm_remove origin
+}
+
+test_checkpoints()
+{
+	start_origin $LARGE
+	or_bail message origin checkpoint_create one
+	load_late "2 since one"
+	or_bail message origin checkpoint_delete one
+	refuses_late "since a checkpoint that was deleted" "No such" "since: .* no such checkpoint"
+
+	load_late "2 checkpoint two"
+	or_bail message origin checkpoint_create two
+	refuses_late "a checkpoint that was created" "File exists" "checkpoint: .* already has"
+	is "all that there are is there" "$(origin_field origin checkpoints)" 1
+	is "and no snapshot" "$(origin_field origin snapshots)" 0
+	or_bail dm_remove origin
+}
+
+# shellcheck disable=SC2317 # called by wait_until
+write_is_under_way()
+{
+	local number
+
+	number=$(dmsetup info -c --noheadings -o minor "$PREFIX-origin")
+	[ "$(awk '{ print $2 }' "/sys/block/dm-$((number))/inflight")" -gt 0 ]
+}
+
+# Leaves a write of the origin under way in $writer, until the disk is resumed.
+begin_write()
+{
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"
+	pattern origin write 2 0 64k > "$SCRATCH/write" &
+	writer=$!
+	wait_until 20 write_is_under_way || bail "preparation: a write is under way"
+}
+
+end_write()
+{
+	or_bail dmsetup resume "$PREFIX-disk"
+	wait "$writer"
+	is "$1: the write succeeds" "$(cat "$SCRATCH/write")" ok
+}
+
+test_endless_write()
+{
+	start_origin $LARGE
+	or_bail message origin checkpoint_create one
+	load_late
+	begin_write
+	refuses_late "a write does not end" "timed out" "writes .* under way do not complete"
+	log_mark
+	fails "as for a checkpoint: refused" "timed out" message origin checkpoint_create two
+	expect_log "as for a checkpoint: the log says why" "have not completed"
+	end_write "it ends"
+	is "it ends: nothing is left of both" "$(status_of origin | cut -d' ' -f5-)" "0 1 one"
+	load_late
+	succeeds "it ends: a snapshot is taken" dmsetup resume "$PREFIX-late"
+	gets "it ends: with what was written" ok late verify 2 0 64k
+	succeeds "it ends: and a checkpoint" message origin checkpoint_create two
+	or_bail dm_remove late
+	or_bail dm_remove origin
+}
+
+# shellcheck disable=SC2317 # called by wait_until
+no_table_is_loaded()
+{
+	[ "$(dmsetup info -c --noheadings -o tables_loaded "$PREFIX-origin")" = Live ]
+}
+
+# grow_with_late_table: makes the origin LARGE, and leaves a table of SMALL loaded.
+grow_with_late_table()
+{
+	local resumer
+
+	# A write that is under way keeps the resume from suspending what is live.
+	begin_write
+	or_bail dmsetup load "$PREFIX-origin" --table "$(origin_table $LARGE)"
+	dmsetup resume --nolockfs "$PREFIX-origin" > "$SCRATCH/resume" 2>&1 &
+	resumer=$!
+	wait_until 20 no_table_is_loaded || bail "preparation: the resume has taken its table"
+	or_bail dmsetup load "$PREFIX-origin" --table "$(origin_table $SMALL)"
+	end_write "a longer table is on its way"
+	wait $resumer
+	is "a longer table is on its way: the origin has grown" "$? $(size_of_origin)" "0 $LARGE"
+}
+
+# A shorter table that was loaded when the origin was as short: nobody has looked whether
+# it may shrink.
+test_late_table()
+{
+	start_origin $SMALL
+	or_bail message origin checkpoint_create first
+	or_bail dm_create snap "0 $SMALL fleece-snapshot $(path_of disk) $(path_of cow) 128"
+	grow_with_late_table
+	log_mark
+	fails "one that would shrink it: refused" "busy" dmsetup resume "$PREFIX-origin"
+	expect_log "one that would shrink it: the log says what to do" "load it again"
+	succeeds "the longer one is taken again" replace_table origin "$(origin_table $LARGE)"
+	is "the origin has its size" "$(size_of_origin)" $LARGE
+	gets "it is written to" ok origin write 3 1M 64k
+	wait_copied snap
+	is "the snapshot goes on" "$(snapshot_field snap state) $(snapshot_field snap copied)" \
+		"active 2"
+	gets "it has the old data" ok snap verify 1 0 -
+	is "the checkpoint is kept" "$(map origin changed first)" \
+		"0 65536 1,65536 983040 0,1048576 65536 1,1114112 7274496 0,8388608 8388608 1"
+	fails "a shorter one is refused when it is loaded" "failed" \
+		dmsetup load "$PREFIX-origin" --table "$(origin_table $SMALL)"
+	or_bail dm_remove snap
+	or_bail dm_remove origin
+}
+
+defer dm_remove_deferred origin
+defer dm_remove_deferred snap
+defer dm_remove_deferred late
+defer dmsetup resume "$PREFIX-disk"
+test_no_origin
+test_checkpoints
+test_endless_write
+test_late_table
+finish

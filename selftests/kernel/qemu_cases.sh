@@ -6,7 +6,7 @@
 # else its code promises. A case has the name of QEMU's; "better" stands where the
 # snapshot is to do more than QEMU's does.
 #
-# What has no meaning without QEMU:
+# docs/qemu-cases.rst has them in a table. What has no meaning without QEMU:
 # - insertion of the filter into a drained graph of nodes, policies handed from one
 #   filter to another, permissions of nodes: there is no graph of nodes here.
 # - min-cluster-size, the cluster of a target in qcow2: the table has the cluster.

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# This test will run the two blocks of the README's quick start word for word:
-# one on a mounted logical volume, one with nothing but dmsetup.
+# This test will run the blocks of the README's quick start word for word: one on a mounted
+# logical volume, one with nothing but dmsetup; and those about reboots.
 #
 #     vg0-data (ext4) on a loop device      sdb, sdc: emulated SCSI disks
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,11 +18,11 @@ requires_module loop
 [ ! -e /backup ] || skip_all "/backup exists"
 ! vgs vg0 > /dev/null 2>&1 || skip_all "a volume group vg0 exists"
 
-# block NUMBER: an indented block of the quick start, counted from 1.
+# block NUMBER [SECTION]: an indented block of the quick start, or that section, counted from 1.
 block()
 {
-	awk -v wanted="$1" '
-		/^## / { inside = ($0 == "## Quick start"); next }
+	awk -v wanted="$1" -v section="## ${2:-Quick start}" '
+		/^## / { inside = ($0 == section); next }
 		!inside { next }
 		/^    / { if (!block) number++; block = 1 }
 		# A blank line between two indented ones belongs to the block.
@@ -52,10 +52,10 @@ make_volume()
 	sync
 }
 
-# run_block NUMBER TEXT: each command must succeed.
+# run_block NUMBER TEXT [SECTION]: each command must succeed.
 run_block()
 {
-	block "$1" > "$SCRATCH/block$1"
+	block "$1" "${3:-}" > "$SCRATCH/block$1"
 	[ -s "$SCRATCH/block$1" ] || bail "the quick start has block $1"
 	if bash -e "$SCRATCH/block$1" > "$SCRATCH/out$1" 2>&1; then
 		ok "$2"
@@ -72,6 +72,28 @@ succeeds "the backup of monday has a filesystem" e2fsck -fn /backup/monday.img
 is "the volume is as it was" "$(dmsetup table vg0-data | cut -d' ' -f3)" linear
 is "the file is there" "$(cat /mnt/file)" monday
 rm -f /backup/monday.img
+
+# reboot: all devices go and come back, without a word to anybody.
+reboot()
+{
+	umount /mnt && dmsetup remove --retry vg0-data && dmsetup remove --retry vg0-data-lower &&
+		vgchange -qq -an vg0 && vgchange -qq -ay vg0
+}
+
+# systemd_attach.sh has a real one.
+mkdir "$SCRATCH/bin" /etc/fleece
+defer rm -rf /etc/fleece
+ln -s /bin/true "$SCRATCH/bin/systemctl"
+PATH=$SCRATCH/bin:$PATH
+run_block 1 "the commands for reboots" "Across reboots"
+echo wednesday > /mnt/file
+or_bail reboot
+succeeds "what the service does at boot" fleece attach --all
+mount /dev/vg0/data /mnt || bail "a mount"
+like "the metadata is in use" "$(fleece status vg0-data)" "metadata +(clean|dirty)"
+like "the next backup is an incremental one" "$(fleece map vg0-data --since wednesday)" " dirty"
+run_block 2 "the commands to end that" "Across reboots"
+is "the volume is as it was" "$(dmsetup table vg0-data | cut -d' ' -f3)" linear
 
 modprobe scsi_debug add_host=3 per_host_store=1 dev_size_mb=32 delay=0 ||
 	bail "three emulated SCSI disks"

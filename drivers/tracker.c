@@ -304,10 +304,10 @@ const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker
 	*changed = 0;
 	if (!newest)
 		return NULL;
-	/* Out of memory: the count is missing, and a count of all is never too low. */
+	/* Invalid, or out of memory: nobody knows, and a count of all is never too low. */
 	*changed = tracker->nr_granules;
-	if (!fleece_history_get(&history, tracker)) {
-		if (!fleece_history_known_since(&history, newest->start.name, &view))
+	if (!newest->start.is_invalid && !fleece_history_get(&history, tracker)) {
+		if (!fleece_history_since(&history, newest->start.name, &view))
 			*changed = fleece_bits_count(&view);
 		fleece_history_put(&history);
 	}
@@ -402,6 +402,11 @@ void fleece_history_count(struct fleece_history *history)
 		count_word(history, index);
 		if (index % WORDS_PER_TURN == WORDS_PER_TURN - 1)
 			cond_resched();
+	}
+	/* What is not known has to count as changed. */
+	for (i = 0; i < history->nr_entries; i++) {
+		if (history->entries[i].moment.is_invalid)
+			history->entries[i].changed = history->nr_granules;
 	}
 }
 

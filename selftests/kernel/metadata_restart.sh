@@ -122,6 +122,11 @@ invalid()
 {
 	is "$1: they are listed as invalid" \
 		"$(message origin checkpoint_list | awk '{ print $5 }' | sort -u)" invalid
+	is "$1: all counts as changed since each of them" \
+		"$(message origin checkpoint_list | awk '{ print $4 }' | sort -u)" \
+		"$(status_of origin | awk '{ print $2 }')"
+	is "$1: in the status as well" \
+		"$(status_of origin | awk '{ print $3 - $2 }')" 0
 	fails "$1: their maps are refused" ESTALE maps origin extents changed one
 	fails "$1: as bits, too" ESTALE maps origin bitmap changed one
 	is "$1: the ioctl says so" "$(maps origin checkpoints | awk '{ print $4 }' | sort -u)" 2

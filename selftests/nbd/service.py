@@ -224,6 +224,13 @@ def vsock_wrong():
         run_wrong(["--vsock", address, DISK], 1, "not a loopback address")
 
 
+@test("--listen: addresses that make no sense are refused")
+def listen_wrong():
+    for address in ("127.0.0.1:99999", "127.0.0.1: 80", "127.0.0.1:-1", "127.0.0.1:", ":1", "[::1",
+                    "[::1]1", "127.0.0.1:65536", "127.0.0.1:http"):
+        run_wrong(["--listen", address, DISK], 1, "not ADDRESS or ADDRESS:PORT")
+
+
 def statuses(pid):
     """What the kernel says of each thread of a process."""
     found = []

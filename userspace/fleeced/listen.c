@@ -150,6 +150,7 @@ int listen_unix(struct listener_set *set, const char *path, const struct socket_
 /* Splits ADDR[:PORT] in place. An address with several colons needs no brackets. */
 static int split_address(char *text, const char **host, const char **port)
 {
+	unsigned int number;
 	char *end;
 
 	*port = DEFAULT_PORT;
@@ -169,7 +170,8 @@ static int split_address(char *text, const char **host, const char **port)
 			*port = end + 1;
 		}
 	}
-	return **host && **port ? 0 : -EINVAL;
+	/* Of one that is too large getaddrinfo() takes the lower bits. */
+	return **host && text_to_number(*port, UINT16_MAX, &number) ? 0 : -EINVAL;
 }
 
 /* Can nobody outside of this machine connect? */
@@ -281,8 +283,13 @@ int listen_tcp(struct listener_set *set, const char *address, bool allow_any)
 
 	if (!text)
 		return -ENOMEM;
-	ret = split_address(text, &host, &port);
-	found = ret ? EAI_NONAME : getaddrinfo(host, port, &hints, &list);
+	if (split_address(text, &host, &port)) {
+		log_error("cannot listen on %s: it is not ADDRESS or ADDRESS:PORT, with a PORT up to 65535",
+			  address);
+		free(text);
+		return -EINVAL;
+	}
+	found = getaddrinfo(host, port, &hints, &list);
 	if (found) {
 		log_error("cannot listen on %s: %s", address, gai_strerror(found));
 		free(text);

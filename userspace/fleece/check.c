@@ -10,11 +10,23 @@
 
 #include "control.h"
 #include "device.h"
+#include "json.h"
 #include "process.h"
 #include "verbs.h"
 
+/* For programs; NULL: lines for people. */
+static struct fleece_json *document;
+
 static void print_line(bool is_good, const char *what, const char *detail)
 {
+	if (document) {
+		fleece_json_object(document, NULL);
+		fleece_json_string(document, "name", what);
+		fleece_json_bool(document, "ok", is_good);
+		fleece_json_string(document, "detail", detail);
+		fleece_json_object_end(document);
+		return;
+	}
 	printf("%-5s %s%s%s\n", is_good ? "ok" : "BAD", what, detail[0] ? ": " : "", detail);
 }
 
@@ -106,28 +118,54 @@ static bool check_devices(void)
 	return is_good;
 }
 
-enum status verb_check(int argc, char **argv)
+static enum status check_all(int control)
 {
-	static const struct option options[] = {
-		{ "help", no_argument, NULL, 'h' },
-		{ 0 },
-	};
 	bool is_good;
-	enum status status;
-	int control;
 
-	while (verb_option(argc, argv, options) >= 0)
-		;
-	if (optind < argc)
-		return verb_usage("unexpected argument '%s'", argv[optind]);
-	status = device_start(&control);
-	if (status != DONE)
-		return status;
 	check_module(control);
-	close(control);
 	if (!check_targets())
 		return NO_MODULE;
 	is_good = check_server();
 	is_good &= check_devices();
 	return is_good ? DONE : FAILED;
+}
+
+static enum status check_for_programs(int control)
+{
+	struct fleece_json json = { .out = stdout };
+	enum status status;
+
+	document = &json;
+	fleece_json_object(&json, NULL);
+	fleece_json_number(&json, "version", 1);
+	fleece_json_array(&json, "checks");
+	status = check_all(control);
+	fleece_json_array_end(&json);
+	fleece_json_bool(&json, "ok", status == DONE);
+	fleece_json_object_end(&json);
+	document = NULL;
+	return status;
+}
+
+enum status verb_check(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
+	};
+	bool is_json = false;
+	enum status status;
+	int control;
+
+	while (verb_option(argc, argv, options) >= 0)
+		is_json = true;
+	if (optind < argc)
+		return verb_usage("unexpected argument '%s'", argv[optind]);
+	status = device_start(&control);
+	if (status != DONE)
+		return status;
+	status = is_json ? check_for_programs(control) : check_all(control);
+	close(control);
+	return status;
 }

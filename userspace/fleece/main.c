@@ -90,7 +90,7 @@ static const struct verb verbs[] = {
 	  "  --checkpoints N     create: room for so many, 1 to 256 (default 64)\n"
 	  "  --force             create: whatever DEVICE holds\n"
 	  "  --json              dump: for programs\n" },
-	{ "check", verb_check, "",
+	{ "check", verb_check, "[--json]",
 	  "Checks module, server and command, and looks for leftovers.\n" },
 };
 

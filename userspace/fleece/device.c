@@ -177,6 +177,21 @@ int origin_read(const struct fleece_dm_info *info, struct origin *origin)
 	return ret;
 }
 
+/* Of the feature arguments one has no value, and the others one each. */
+static void find_since(const char *params, char *since)
+{
+	static const char flag[] = "release_on_discard", wanted[] = "since ";
+	const char *word = table_word(params, 4), *value;
+
+	since[0] = 0;
+	while (*word) {
+		value = table_word(word, 1);
+		if (!strncasecmp(word, wanted, strlen(wanted)))
+			snprintf(since, FLEECE_NAME_SIZE, "%.*s", (int)strcspn(value, " "), value);
+		word = strncasecmp(word, flag, strlen(flag)) ? table_word(value, 1) : value;
+	}
+}
+
 int snapshot_read(const struct fleece_dm_info *info, struct snapshot *snapshot)
 {
 	struct fleece_dm_table table, status;
@@ -189,6 +204,7 @@ int snapshot_read(const struct fleece_dm_info *info, struct snapshot *snapshot)
 	snapshot->size = table.targets[0].length * SECTOR_SIZE;
 	snapshot->cluster = strtoull(table_word(table.targets[0].params, 2), NULL, 10) *
 			    SECTOR_SIZE;
+	find_since(table.targets[0].params, snapshot->since);
 	ret = parse_devno(table.targets[0].params, &snapshot->lower);
 	if (!ret)
 		ret = parse_devno(table_word(table.targets[0].params, 1), &snapshot->cow);
@@ -216,12 +232,15 @@ dev_t snapshot_unstarted_cow(const struct fleece_dm_info *info)
 enum status device_origin(const char *text, struct origin *origin)
 {
 	struct fleece_dm_info info;
+	struct snapshot snapshot;
 	enum status status = device_find(text, &info);
 	int ret;
 
 	if (status != DONE)
 		return status;
 	ret = origin_read(&info, origin);
+	if (ret == -ENODEV && !snapshot_read(&info, &snapshot))
+		return report(NO_DEVICE, text, "is a snapshot, not an origin");
 	if (ret == -ENODEV)
 		return report(NO_DEVICE, text, "is not attached; try 'fleece attach %s'", text);
 	return ret ? report_dm(ret, text, "cannot read table and status") : DONE;

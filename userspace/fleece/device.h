@@ -56,6 +56,7 @@ struct origin {
  * @cow: its COW device.
  * @size: bytes.
  * @cluster: bytes.
+ * @since: only what changed since this checkpoint is accessible; empty: all is.
  * @status: as of the look-up.
  */
 struct snapshot {
@@ -64,6 +65,7 @@ struct snapshot {
 	dev_t cow;
 	uint64_t size;
 	uint64_t cluster;
+	char since[FLEECE_NAME_SIZE];
 	struct fleece_snapshot_status status;
 };
 

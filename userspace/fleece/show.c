@@ -9,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "checkpoint.h"
 #include "cow.h"
 #include "device.h"
 #include "json.h"
@@ -109,6 +110,22 @@ static unsigned int percent(uint64_t part, uint64_t whole)
 	return whole ? (unsigned int)(part * 100 / whole) : 0;
 }
 
+/* False as well when it is gone by now. */
+static bool newest_is_valid(const struct origin *origin)
+{
+	struct fleece_checkpoint_line *list;
+	bool is_valid = false;
+	size_t count, i;
+
+	if (!origin->status.newest[0] || checkpoint_list(origin, &list, &count))
+		return false;
+	for (i = 0; i < count; i++)
+		if (!strcmp(list[i].name, origin->status.newest))
+			is_valid = list[i].is_valid;
+	free(list);
+	return is_valid;
+}
+
 static void json_origin(struct fleece_json *json, const struct origin *origin)
 {
 	struct fleece_metadata_status metadata;
@@ -133,6 +150,7 @@ static void json_origin(struct fleece_json *json, const struct origin *origin)
 	fleece_json_number(json, "checkpoints", origin->status.checkpoints);
 	fleece_json_string(json, "newest_checkpoint",
 			   origin->status.newest[0] ? origin->status.newest : NULL);
+	fleece_json_bool(json, "newest_is_valid", newest_is_valid(origin));
 	fleece_json_bool(json, "suspended", origin->dm.is_suspended);
 	fleece_json_object_end(json);
 }
@@ -149,6 +167,7 @@ static void json_snapshot(struct fleece_json *json, const struct inventory *all,
 	fleece_json_string(json, "device", path);
 	fleece_json_string(json, "uuid", snapshot->dm.uuid);
 	fleece_json_string(json, "origin", origin_name(all, snapshot));
+	fleece_json_string(json, "since", snapshot->since[0] ? snapshot->since : NULL);
 	fleece_json_string(json, "state", status->is_broken ? "broken" : "active");
 	fleece_json_number(json, "size_bytes", snapshot->size);
 	fleece_json_number(json, "cluster_bytes", snapshot->cluster);
@@ -244,8 +263,9 @@ static void print_origin(const struct origin *origin)
 	print_metadata(origin);
 	printf("  checkpoints   %u\n", origin->status.checkpoints);
 	if (origin->status.newest[0])
-		printf("  changed       %s since %s\n",
-		       fleece_size_format(size, changed_bytes(origin)), origin->status.newest);
+		printf("  changed       %s since %s%s\n",
+		       fleece_size_format(size, changed_bytes(origin)), origin->status.newest,
+		       newest_is_valid(origin) ? "" : ", which is invalid: make a full backup");
 	printf("  snapshots     %u\n", origin->status.snapshots);
 }
 
@@ -269,9 +289,10 @@ static void print_snapshot(const struct inventory *all, const struct snapshot *s
 	       percent(status->used_slots, status->total_slots),
 	       device_path(path, sizeof(path), snapshot->cow),
 	       cow_kind_name(cow_kind_of(snapshot->dm.uuid)));
-	printf("  accessible    %llu of %llu clusters\n",
+	printf("  accessible    %llu of %llu clusters%s%s\n",
 	       (unsigned long long)status->accessible_clusters,
-	       (unsigned long long)status->total_clusters);
+	       (unsigned long long)status->total_clusters,
+	       snapshot->since[0] ? ", what changed since " : "", snapshot->since);
 	printf("  clusters      %llu copied, %llu released, %llu lost\n",
 	       (unsigned long long)status->copied_clusters,
 	       (unsigned long long)status->released_clusters,

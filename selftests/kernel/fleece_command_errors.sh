@@ -79,6 +79,8 @@ succeeds "checkpoint create" "$FLEECE" checkpoint create "$name" one
 exits "checkpoint create of one that exists" 5 "$FLEECE" checkpoint create "$name" one
 exits "checkpoint delete of an unknown one" 7 "$FLEECE" checkpoint delete "$name" two
 exits "checkpoint of an unknown device" 4 "$FLEECE" checkpoint list none
+is "check finds nothing wrong" "$("$FLEECE" check --json | jq '.ok, all(.checks[]; .ok)' | paste -sd,)" \
+	true,true
 or_bail pattern plain write 1 64k 8k
 is "map of the origin since its newest checkpoint" "$("$FLEECE" map "$name" | tr -s ' ' | paste -sd,)" \
 	" 0 65536 0 clean, 65536 8192 1 dirty, 73728 16703488 0 clean"
@@ -152,6 +154,10 @@ exits "serve of a broken snapshot" 6 "$FLEECE" serve "$name-snap"
 exits "release of a broken snapshot" 6 "$FLEECE" release "$name-snap" all
 exits "wait for a broken snapshot to fill" 6 "$FLEECE" wait "$name-snap" --for full=100%
 says "check tells of it" "$name-snap: is broken" sh -c "$FLEECE check || :"
+is "also a program" "$("$FLEECE" check --json |
+	jq -r --arg name "$name-snap" '.ok, (.checks[] | select(.name == $name) | .ok)' | paste -sd,)" \
+	false,false
+fails "a snapshot is not taken for an origin" "is a snapshot" "$FLEECE" checkpoint list "$name-snap"
 succeeds "remove of a broken snapshot" "$FLEECE" remove "$name-snap"
 is "the COW device of the user is left" "$(dmsetup info "$PREFIX-cow" | grep -c ACTIVE)" 1
 
@@ -165,6 +171,8 @@ like "its table has them" "$(dmsetup table "$name-snap")" \
 	"^0 $SECTORS fleece-snapshot [0-9]+:[0-9]+ [0-9]+:[0-9]+ 8 [0-9]+ .*since two.*checkpoint three.*on_cbw_error break_cluster on_cow_full wait"
 # Not with blkdiscard: that of util-linux 2.36 reads first, even with -f, and nothing of a
 # snapshot where nothing has changed can be read.
+is "its status names the checkpoint" "$("$FLEECE" status "$name-snap" --json |
+	jq -r '.snapshots[0].since')" two
 gets "a discard releases" ok plain-snap discard 0 -
 is "nothing can be read" "$("$FLEECE" status "$name-snap" --json |
 	jq '.snapshots[0].accessible_clusters')" 0
@@ -202,10 +210,32 @@ test_serve()
 	exits "serve on the same socket" 5 "$FLEECE" serve "$name-snap" --socket "$socket"
 	exits "remove of a served snapshot" 5 "$FLEECE" remove "$name-snap"
 	stop_server
+	fails "one that cannot listen says why" "0.0.0.0 is not a loopback address" \
+		"$FLEECE" serve "$name-snap" --background --socket "$SCRATCH/other" \
+		--pid-file "$SCRATCH/other.pid" --log-file "$SCRATCH/log" --listen 0.0.0.0
 	wait_until 20 "$FLEECE" remove "$name-snap" || not_ok "remove after serving"
 	no_snapshot "served"
 }
 test_serve
+
+# Commands that can work: there is nothing else in it.
+test_serve_since()
+{
+	if [ ! -x "$FLEECE_TREE/userspace/fleeced/fleeced" ]; then
+		skip "serve of a limited snapshot" "fleeced is not built"
+		return
+	fi
+	or_bail snapshot --cow "$(path_of cow)" --since two
+	"$FLEECE" serve "$name-snap" --background --socket "$SCRATCH/nbd" \
+		--pid-file "$SCRATCH/pid" --log-file "$SCRATCH/log" > "$SCRATCH/said"
+	stop_server
+	is "serve of a limited snapshot shows what can be done with it" \
+		"$(awk '/^ / { print $1, $2 }' "$SCRATCH/said" | sed "s/'.*//" | paste -sd,)" \
+		"nbdinfo ,nbdinfo --map=qemu:dirty-bitmap:two,fleece pull"
+	like "and the pull is an incremental one" "$(cat "$SCRATCH/said")" " --since two"
+	wait_until 20 "$FLEECE" remove "$name-snap" || not_ok "remove after serving"
+}
+test_serve_since
 
 # serve_uris OPTION...: serve in the background; the URIs that were printed.
 serve_uris()

@@ -49,9 +49,14 @@ struct serve {
 	bool is_background;
 	char pid_file[PATH_MAX];
 	char log_file[PATH_MAX];
+	/* Bytes that were in it before. */
+	off_t log_start;
 	char **more;
 	char checkpoint[FLEECE_NAME_SIZE];
 };
+
+/* Enough for what is said before it gets ready, or not. */
+#define LOG_SHOWN	2048
 
 /* Atomic, as a signal handler reads it. */
 static atomic_int server_pid;
@@ -145,12 +150,25 @@ static void start_server(const struct serve *serve, char **argv, const char *rea
 	_exit(errno == ENOENT ? NO_MODULE : FAILED);
 }
 
+/* What the server has said, for who started it in the background. */
+static void show_log(const struct serve *serve)
+{
+	char text[LOG_SHOWN];
+	int log = open(serve->log_file, O_RDONLY | O_CLOEXEC);
+	ssize_t length = log < 0 ? -1 : pread(log, text, sizeof(text), serve->log_start);
+
+	if (log >= 0)
+		close(log);
+	if (length > 0)
+		fwrite(text, 1, (size_t)length, stderr);
+}
+
 static enum status ended(const struct serve *serve, int status)
 {
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		return DONE;
 	if (serve->is_background)
-		report_note(NULL, SERVER " may have said why in %s", serve->log_file);
+		show_log(serve);
 	if (WIFSIGNALED(status))
 		return report(FAILED, NULL, SERVER " died of signal %d", WTERMSIG(status));
 	return report(WEXITSTATUS(status) == NO_MODULE ? NO_MODULE : FAILED, NULL,
@@ -197,9 +215,24 @@ static void print_quoted(const char *text)
 	putchar('\'');
 }
 
+/* Of a limited snapshot nothing else can be read: the backup made at @since is completed. */
+static void print_incremental(const char *uri, const char *name, const char *since)
+{
+	printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n", since, uri);
+	printf("  fleece pull '%s' %s.raw --since %s\n", uri, name, since);
+}
+
 static void print_commands(const struct serve *serve, const char *uri, const char *name)
 {
+	struct fleece_dm_info info;
+	struct snapshot snapshot;
+
 	printf("  nbdinfo '%s'\n", uri);
+	if (!fleece_dm_info(name, &info) && !snapshot_read(&info, &snapshot) &&
+	    snapshot.since[0]) {
+		print_incremental(uri, name, snapshot.since);
+		return;
+	}
 	if (name == serve->names[0] && serve->checkpoint[0])
 		printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n", serve->checkpoint, uri);
 	printf("  fleece pull '%s' %s.raw\n", uri, name);
@@ -352,6 +385,7 @@ static enum status find_snapshots(struct serve *serve, char (*devices)[PATH_MAX]
 static enum status choose_files(struct serve *serve)
 {
 	enum status status = lock_run_dir();
+	struct stat st;
 
 	if (status != DONE)
 		return status;
@@ -366,6 +400,8 @@ static enum status choose_files(struct serve *serve)
 	if (!serve->log_file[0])
 		snprintf(serve->log_file, sizeof(serve->log_file), RUN_DIR "/%s.log",
 			 serve->names[0]);
+	if (!stat(serve->log_file, &st))
+		serve->log_start = st.st_size;
 	if (!connect_socket(serve->socket))
 		return report(BUSY, serve->names[0], "somebody serves on %s already",
 			      serve->socket);

@@ -784,8 +784,8 @@ static void invalidate_checkpoints(struct fleece_metadata *md,
 {
 	struct fleece_md_root *root = &md->root;
 	/* A start that cannot be read any more is not the same. */
-	bool was_written = root->state == FLEECE_MD_CLEAN && root->has_head_crc &&
-			   !(origin->has_head_crc && root->head_crc == origin->head_crc);
+	bool was_written = root->state == FLEECE_MD_CLEAN && root->has_head_hash &&
+			   !(origin->has_head_hash && root->head_hash == origin->head_hash);
 	u32 i;
 
 	if (root->state != FLEECE_MD_INVALID && !was_written)
@@ -1072,8 +1072,8 @@ int fleece_metadata_start(struct fleece_metadata *md)
 	kvfree(md->window);
 	md->window = NULL;
 	md->root.state = FLEECE_MD_DIRTY;
-	md->root.has_head_crc = false;
-	md->root.head_crc = 0;
+	md->root.has_head_hash = false;
+	md->root.head_hash = 0;
 	/* One that a commit has lost, which was durable once, may have used this number. */
 	if (md->root.next_segment < FLEECE_MD_NUMBER_MAX)
 		md->root.next_segment++;
@@ -1095,7 +1095,7 @@ static int write_dirty(struct fleece_metadata *md)
 	return ret ?: finish(md, write_selected(md, newest, &view));
 }
 
-int fleece_metadata_close(struct fleece_metadata *md, bool has_head_crc, u32 head_crc)
+int fleece_metadata_close(struct fleece_metadata *md, bool has_head_hash, u32 head_hash)
 {
 	int ret;
 
@@ -1106,8 +1106,8 @@ int fleece_metadata_close(struct fleece_metadata *md, bool has_head_crc, u32 hea
 	if (ret)
 		return ret;
 	md->root.state = FLEECE_MD_CLEAN;
-	md->root.has_head_crc = has_head_crc;
-	md->root.head_crc = has_head_crc ? head_crc : 0;
+	md->root.has_head_hash = has_head_hash;
+	md->root.head_hash = has_head_hash ? head_hash : 0;
 	return finish(md, commit(md));
 }
 

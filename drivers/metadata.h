@@ -161,16 +161,16 @@ struct fleece_metadata {
  * @granule_sectors: granularity of its table.
  * @device_sectors: size of the metadata device.
  * @may_have_grown: a size above the recorded one is a growth, not a refusal.
- * @has_head_crc: @head_crc is given.
- * @head_crc: CRC-32C of the first FLEECE_MD_HEAD_BYTES of the origin.
+ * @has_head_hash: @head_hash is given.
+ * @head_hash: CRC-32C of the first FLEECE_MD_HEAD_BYTES of the origin.
  */
 struct fleece_metadata_origin {
 	u64 nr_sectors;
 	u32 granule_sectors;
 	u64 device_sectors;
 	bool may_have_grown;
-	bool has_head_crc;
-	u32 head_crc;
+	bool has_head_hash;
+	u32 head_hash;
 };
 
 /**
@@ -220,8 +220,8 @@ int fleece_metadata_start(struct fleece_metadata *md);
 /**
  * fleece_metadata_close() - write everything, mark it clean
  * @md: started; no live write comes any more.
- * @has_head_crc: @head_crc is given.
- * @head_crc: as in struct fleece_metadata_origin, of now.
+ * @has_head_hash: @head_hash is given.
+ * @head_hash: as in struct fleece_metadata_origin, of now.
  *
  * Of failed metadata the mark of failure is tried again, if it is not there yet. Nothing
  * but fleece_metadata_free() may follow.
@@ -229,7 +229,7 @@ int fleece_metadata_start(struct fleece_metadata *md);
  * Context: Worker.
  * Return: 0, or the negative errno of the failure.
  */
-int fleece_metadata_close(struct fleece_metadata *md, bool has_head_crc, u32 head_crc);
+int fleece_metadata_close(struct fleece_metadata *md, bool has_head_hash, u32 head_hash);
 
 /**
  * fleece_metadata_free() - free the memory

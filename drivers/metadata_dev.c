@@ -410,11 +410,12 @@ static void settle_intents(struct work_struct *work)
 /* ------------------------- Beginning and end ------------------------- */
 
 /* Where many file systems count how often they were used. */
-static bool read_head(struct block_device *lower, u64 nr_sectors, u32 *crc)
+static bool read_head(struct block_device *lower, u64 nr_sectors, u32 *head_hash)
 {
 	struct page *page;
 	unsigned int at;
 	struct bio *bio;
+	u64 hash = 0;
 	int ret = 0;
 
 	if (nr_sectors < FLEECE_MD_HEAD_BYTES / SECTOR_SIZE)
@@ -423,15 +424,14 @@ static bool read_head(struct block_device *lower, u64 nr_sectors, u32 *crc)
 	if (!page)
 		return false;
 	bio = fleece_bio_alloc(lower, 1, REQ_OP_READ, GFP_KERNEL, &fs_bio_set);
-	*crc = ~0;
 	for (at = 0; at < FLEECE_MD_HEAD_BYTES && !ret; at += FLEECE_MD_BLOCK_BYTES) {
 		fleece_bio_reset(bio, lower, REQ_OP_READ | REQ_SYNC);
 		bio->bi_iter.bi_sector = at >> SECTOR_SHIFT;
 		__bio_add_page(bio, page, FLEECE_MD_BLOCK_BYTES, 0);
 		ret = submit_bio_wait(bio);
-		*crc = crc32c(*crc, page_address(page), FLEECE_MD_BLOCK_BYTES);
+		hash = fleece_md_hash(hash, page_address(page), FLEECE_MD_BLOCK_BYTES);
 	}
-	*crc = ~*crc;
+	*head_hash = (u32)hash;
 	bio_put(bio);
 	__free_page(page);
 	return !ret;
@@ -543,7 +543,7 @@ struct fleece_metadata_dev *fleece_metadata_dev_open(const struct fleece_metadat
 	*error = "out of memory";
 	if (!dev)
 		return ERR_PTR(-ENOMEM);
-	origin.has_head_crc = read_head(config->lower, config->nr_sectors, &origin.head_crc);
+	origin.has_head_hash = read_head(config->lower, config->nr_sectors, &origin.head_hash);
 	noio = memalloc_noio_save();
 	ret = fleece_metadata_open(&dev_io, dev, &origin, &dev->md, error);
 	memalloc_noio_restore(noio);

@@ -15,6 +15,9 @@
 #endif
 #include "metadata_format.h"
 
+/* Odd, so that nothing is lost; its bits are as good as random. */
+#define HASH_FACTOR	0x9e3779b97f4a7c15ULL
+
 /* ------------------------- Geometry ------------------------- */
 
 static bool is_power_in(__u32 value, __u32 least, __u32 most)
@@ -106,6 +109,21 @@ enum fleece_md_verdict fleece_md_verify(const __u8 *uuid, __u64 sector, __u32 fi
 	return tag < first ? FLEECE_MD_VOID : FLEECE_MD_CURRENT;
 }
 
+/* ------------------------- Start of the origin ------------------------- */
+
+__u64 fleece_md_hash(__u64 hash, const void *content, unsigned int bytes)
+{
+	__le64 word;
+	unsigned int at;
+
+	for (at = 0; at < bytes; at += sizeof(word)) {
+		memcpy(&word, (const __u8 *)content + at, sizeof(word));
+		hash = (hash ^ __le64_to_cpu(word)) * HASH_FACTOR;
+		hash ^= hash >> 32;
+	}
+	return hash;
+}
+
 /* ------------------------- Encoding ------------------------- */
 
 static unsigned int table_sectors(__u32 nr_checkpoints)
@@ -152,8 +170,8 @@ static void encode_superblock(const struct fleece_md_root *root,
 	super->next_segment = __cpu_to_le32(root->next_segment);
 	super->base = __cpu_to_le32(root->base);
 	super->written = __cpu_to_le64(root->written);
-	super->flags = __cpu_to_le32(root->has_head_crc ? FLEECE_MD_HAS_HEAD_CRC : 0);
-	super->head_crc = __cpu_to_le32(root->has_head_crc ? root->head_crc : 0);
+	super->flags = __cpu_to_le32(root->has_head_hash ? FLEECE_MD_HAS_HEAD_HASH : 0);
+	super->head_hash = __cpu_to_le32(root->has_head_hash ? root->head_hash : 0);
 	memcpy(super->identity, root->identity,
 	       strnlen(root->identity, sizeof(super->identity) - 1));
 }
@@ -293,15 +311,15 @@ static const char *decode_rest(const struct fleece_md_superblock *super,
 
 	if (state < FLEECE_MD_CLEAN || state > FLEECE_MD_INVALID)
 		return "the state is not known";
-	if (flags & ~FLEECE_MD_HAS_HEAD_CRC)
+	if (flags & ~FLEECE_MD_HAS_HEAD_HASH)
 		return "a flag is not known";
 	root->state = state;
 	root->compat = __le64_to_cpu(super->compat);
 	root->ro_compat = __le64_to_cpu(super->ro_compat);
 	root->written = __le64_to_cpu(super->written);
-	root->has_head_crc = flags & FLEECE_MD_HAS_HEAD_CRC;
-	root->head_crc = __le32_to_cpu(super->head_crc);
-	if (root->head_crc && !root->has_head_crc)
+	root->has_head_hash = flags & FLEECE_MD_HAS_HEAD_HASH;
+	root->head_hash = __le32_to_cpu(super->head_hash);
+	if (root->head_hash && !root->has_head_hash)
 		return "there is a checksum of the origin that is not said to be there";
 	if (super->reserved || !is_zero(super->padding, sizeof(super->padding)))
 		return "a reserved field is not zero";

@@ -39,7 +39,7 @@
 #define FLEECE_MD_REGION_DEFAULT	8192U
 #define FLEECE_MD_ORIGIN_MAX		137438953472ULL
 
-/* head_crc is of the first 128 KiB of the origin. */
+/* head_hash is of the first 128 KiB of the origin. */
 #define FLEECE_MD_HEAD_BYTES		131072
 
 /* Places on the device. */
@@ -56,7 +56,7 @@
 #define FLEECE_MD_MAP_BITS		(FLEECE_MD_MAP_WORDS * 64)
 
 /* Flags of a superblock and of an entry. */
-#define FLEECE_MD_HAS_HEAD_CRC		1U
+#define FLEECE_MD_HAS_HEAD_HASH		1U
 #define FLEECE_MD_CHECKPOINT_INVALID	1U
 
 /**
@@ -90,8 +90,8 @@ struct fleece_md_header {
  * @next_segment: number for the next checkpoint.
  * @base: intents with tags below are void.
  * @written: seconds since 1970.
- * @flags: FLEECE_MD_HAS_HEAD_CRC.
- * @head_crc: of the start of the origin.
+ * @flags: FLEECE_MD_HAS_HEAD_HASH.
+ * @head_hash: of the start of the origin.
  * @table_crc: of the table.
  * @reserved: zero.
  * @identity: of the origin.
@@ -118,7 +118,7 @@ struct fleece_md_superblock {
 	__le32 base;
 	__le64 written;
 	__le32 flags;
-	__le32 head_crc;
+	__le32 head_hash;
 	__le32 table_crc;
 	__le32 reserved;
 	__u8 identity[FLEECE_MD_IDENTITY_BYTES];
@@ -219,8 +219,8 @@ struct fleece_md_checkpoint {
  * @next_segment: number for the next checkpoint.
  * @base: intents with tags below are void.
  * @written: seconds since 1970.
- * @has_head_crc: @head_crc is given.
- * @head_crc: of the start of the origin.
+ * @has_head_hash: @head_hash is given.
+ * @head_hash: of the start of the origin.
  * @identity: of the origin; NUL-terminated.
  * @nr_slots: number of slots.
  * @nr_checkpoints: length of @checkpoints.
@@ -239,8 +239,8 @@ struct fleece_md_root {
 	__u32 next_segment;
 	__u32 base;
 	__u64 written;
-	bool has_head_crc;
-	__u32 head_crc;
+	bool has_head_hash;
+	__u32 head_hash;
 	char identity[FLEECE_MD_IDENTITY_BYTES];
 	__u32 nr_slots;
 	__u32 nr_checkpoints;
@@ -332,6 +332,19 @@ void fleece_md_seal(const __u8 *uuid, __u64 sector, __u32 tag, void *content);
  */
 enum fleece_md_verdict fleece_md_verify(const __u8 *uuid, __u64 sector, __u32 first, __u32 last,
 					const void *content);
+
+/**
+ * fleece_md_hash() - the hash of the start of an origin, or of a part of it
+ * @hash: what the call for the part before has returned, 0 for the first one.
+ * @content: the content.
+ * @bytes: length, a multiple of 8.
+ *
+ * Not a CRC: file systems write superblocks that end with their own CRC-32C, and that of
+ * such a one is the same whatever is in it.
+ *
+ * Return: the hash; its low half is what is recorded.
+ */
+__u64 fleece_md_hash(__u64 hash, const void *content, unsigned int bytes);
 
 /**
  * fleece_md_encode() - make the copy of superblock and table

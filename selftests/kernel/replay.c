@@ -25,7 +25,6 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <linux/bitops.h>
-#include <linux/crc32c.h>
 #include <linux/kernel.h>
 #include <linux/vmalloc.h>
 #include <stdarg.h>
@@ -80,8 +79,8 @@ struct state {
 	uint8_t *meta;
 	uint8_t *head;
 	size_t *latest;
-	bool has_crc;
-	uint32_t crc;
+	bool has_hash;
+	uint32_t hash;
 };
 
 /* What is being asked about: entries before @end have been tried, @what is for messages. */
@@ -361,15 +360,15 @@ static void copy_state(struct state *to, const struct state *from)
 	memcpy(to->meta, from->meta, request.meta_sectors * SECTOR);
 	memcpy(to->head, from->head, FLEECE_MD_HEAD_BYTES);
 	memcpy(to->latest, from->latest, nr_granules * sizeof(*to->latest));
-	to->has_crc = false;
+	to->has_hash = false;
 }
 
-static uint32_t head_crc(struct state *state)
+static uint32_t head_hash(struct state *state)
 {
-	if (!state->has_crc)
-		state->crc = ~crc32c(~0U, state->head, FLEECE_MD_HEAD_BYTES);
-	state->has_crc = true;
-	return state->crc;
+	if (!state->has_hash)
+		state->hash = (uint32_t)fleece_md_hash(0, state->head, FLEECE_MD_HEAD_BYTES);
+	state->has_hash = true;
+	return state->hash;
 }
 
 /* To be written to: the sector of the metadata, or of the origin's head, or NULL. */
@@ -379,7 +378,7 @@ static uint8_t *place_of(struct state *state, uint64_t sector)
 		return state->meta + sector * SECTOR;
 	if (sector - request.meta_sectors >= HEAD_SECTORS)
 		return NULL;
-	state->has_crc = false;
+	state->has_hash = false;
 	return state->head + (sector - request.meta_sectors) * SECTOR;
 }
 
@@ -536,8 +535,8 @@ static bool open_metadata(const struct point *point)
 {
 	struct fleece_metadata_origin origin = {
 		.nr_sectors = request.origin_sectors, .granule_sectors = request.granule_sectors,
-		.device_sectors = request.meta_sectors, .has_head_crc = true,
-		.head_crc = head_crc(point->state),
+		.device_sectors = request.meta_sectors, .has_head_hash = true,
+		.head_hash = head_hash(point->state),
 	};
 	const char *error;
 	u32 i;

@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bitops.h>
-#include <linux/crc32c.h>
 #include <linux/kernel.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -358,17 +357,17 @@ static void load_checkpoints(void)
 	}
 }
 
-static u32 head_crc(void)
+static u32 head_hash(void)
 {
-	return ~crc32c(~0U, life.head, sizeof(life.head));
+	return (u32)fleece_md_hash(0, life.head, sizeof(life.head));
 }
 
 static void start(void)
 {
 	struct fleece_metadata_origin origin = {
 		.nr_sectors = GRANULES * GRANULE, .granule_sectors = GRANULE,
-		.device_sectors = layout.nr_sectors, .has_head_crc = true,
-		.head_crc = head_crc(),
+		.device_sectors = layout.nr_sectors, .has_head_hash = true,
+		.head_hash = head_hash(),
 	};
 	const char *error;
 
@@ -382,7 +381,7 @@ static void stop(void)
 {
 	hush();
 	flush_origin();
-	need(!fleece_metadata_close(md, true, head_crc()), "cannot be closed");
+	need(!fleece_metadata_close(md, true, head_hash()), "cannot be closed");
 	fleece_metadata_free(md);
 	fleece_tracker_exit(&tracker);
 	order_record();

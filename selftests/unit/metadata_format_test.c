@@ -78,8 +78,8 @@ static void random_root(__u32 nr_checkpoints)
 	root.compat = unit_random(2) << 40;
 	root.ro_compat = unit_random(2) << 50;
 	root.written = unit_random(1ULL << 40);
-	root.has_head_crc = unit_chance(2);
-	root.head_crc = root.has_head_crc ? unit_random(1ULL << 32) : 0;
+	root.has_head_hash = unit_chance(2);
+	root.head_hash = root.has_head_hash ? unit_random(1ULL << 32) : 0;
 	snprintf(root.identity, sizeof(root.identity), "wwid:%llu",
 		 (unsigned long long)unit_random(1ULL << 60));
 	root.next_segment = 1;
@@ -155,7 +155,7 @@ static void test_places(void)
 	SUPER(base, 116);
 	SUPER(written, 120);
 	SUPER(flags, 128);
-	SUPER(head_crc, 132);
+	SUPER(head_hash, 132);
 	SUPER(table_crc, 136);
 	SUPER(identity, 144);
 	SUPER(padding, 272);
@@ -166,6 +166,33 @@ static void test_places(void)
 	ENTRY(flags, 96);
 	ENTRY(reserved, 100);
 	require(fleece_md_copy_start(4) == 0 && fleece_md_copy_start(5) == 2048, "copies");
+}
+
+/* A superblock like those of file systems: it ends with its own checksum. */
+static __u64 hash_of_superblock(__u8 content)
+{
+	__u8 head[4096] = { 0 };
+	__u8 *superblock = head + 1024;
+	__le32 crc;
+
+	memset(superblock, content, 1020);
+	crc = __cpu_to_le32(crc32c(~0U, superblock, 1020));
+	memcpy(superblock + 1020, &crc, sizeof(crc));
+	require(fleece_md_hash(fleece_md_hash(0, head, 2048), head + 2048, 2048) ==
+		fleece_md_hash(0, head, sizeof(head)), "in parts it is another one");
+	return fleece_md_hash(0, head, sizeof(head));
+}
+
+static void test_hash(void)
+{
+	static const __u8 known[16] = { 1, 0, 0, 0, 0, 0, 0, 0x80, 0xff };
+
+	require(fleece_md_hash(0, known, 8) == 0x1e3779b9617d05acULL, "%llx",
+		(unsigned long long)fleece_md_hash(0, known, 8));
+	require(fleece_md_hash(0, known, 16) == 0x6a280f302efbacffULL, "%llx",
+		(unsigned long long)fleece_md_hash(0, known, 16));
+	require((__u32)hash_of_superblock(1) != (__u32)hash_of_superblock(2),
+		"what is in a superblock makes no difference");
 }
 
 static void check_size(__u64 capacity, __u32 granule, __u64 intent_kib, __u64 slot_kib,
@@ -336,8 +363,8 @@ static void sample_root(void)
 	root.state = FLEECE_MD_DIRTY;
 	root.generation = 12;
 	root.base = 7;
-	root.has_head_crc = false;
-	root.head_crc = 0;
+	root.has_head_hash = false;
+	root.head_hash = 0;
 	snprintf(root.identity, sizeof(root.identity), "identity of it");
 	root.nr_checkpoints = 5;
 	for (i = 0; i < root.nr_checkpoints; i++)
@@ -470,6 +497,7 @@ static void test_choose(void)
 static const struct unit_case cases[] = {
 	{ "format: the checksum is CRC-32C", test_crc32c },
 	{ "format: fields are where the document says", test_places },
+	{ "format: the hash of the start of an origin is the document's, and no CRC", test_hash },
 	{ "format: sizes of the document", test_sizes },
 	{ "format: the formula of the document", test_layout },
 	{ "format: superblock and table are read as they were written", test_round_trip },

@@ -29,7 +29,7 @@
 #define DEVICE_SECTORS		(4096 + 24 + SLOTS * 24)
 #define POINTS			16
 #define WRITES			64
-#define HEAD_CRC		17
+#define HEAD_HASH		17
 #define PENDING_MAX		4096
 
 /* ------------------------- The device ------------------------- */
@@ -682,7 +682,7 @@ static struct fleece_metadata_origin sample_origin(void)
 	return (struct fleece_metadata_origin){
 		.nr_sectors = nr_sectors, .granule_sectors = GRANULE_SECTORS,
 		.device_sectors = layout.nr_sectors, .may_have_grown = true,
-		.has_head_crc = true, .head_crc = HEAD_CRC,
+		.has_head_hash = true, .head_hash = HEAD_HASH,
 	};
 }
 
@@ -754,7 +754,7 @@ static void end(bool may_close)
 {
 	if (may_close && !device.is_dead && unit_chance(4)) {
 		suspend();
-		was_closed = !fleece_metadata_close(md, true, HEAD_CRC);
+		was_closed = !fleece_metadata_close(md, true, HEAD_HASH);
 		require(was_closed || md->error || device.is_dead, "close");
 	}
 	may_write = false;
@@ -1125,7 +1125,7 @@ static void test_other_origins(void)
 	require(!fleece_tracker_resize(&tracker, 8000), "shrink");
 	nr_sectors = 8000;
 	create_named("one");
-	require(!fleece_metadata_close(md, true, HEAD_CRC), "close");
+	require(!fleece_metadata_close(md, true, HEAD_HASH), "close");
 	end_life();
 
 	origin = sample_origin();
@@ -1149,15 +1149,15 @@ static void test_other_origins(void)
 	origin = sample_origin();
 	require(!open_for(&origin) && !md->root.checkpoints[0].is_invalid, "the same head");
 	end_life();
-	origin.has_head_crc = false;
+	origin.has_head_hash = false;
 	require(!open_for(&origin) && md->root.checkpoints[0].is_invalid, "no head");
 	end_life();
-	origin.has_head_crc = true;
-	origin.head_crc = HEAD_CRC + 1;
+	origin.has_head_hash = true;
+	origin.head_hash = HEAD_HASH + 1;
 	require(!open_for(&origin) && md->root.checkpoints[0].is_invalid, "another head");
 	require(!fleece_metadata_start(md), "start");
 	end_life();
-	origin.head_crc = HEAD_CRC;
+	origin.head_hash = HEAD_HASH;
 	require(!open_for(&origin) && md->root.checkpoints[0].is_invalid, "valid again");
 	end_life();
 }

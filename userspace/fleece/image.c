@@ -275,8 +275,8 @@ int image_drop_checkpoints(const struct image_io *io, struct fleece_md_root *roo
 {
 	root->state = FLEECE_MD_CLEAN;
 	root->nr_checkpoints = 0;
-	root->has_head_crc = false;
-	root->head_crc = 0;
+	root->has_head_hash = false;
+	root->head_hash = 0;
 	return commit_both(io, root);
 }
 

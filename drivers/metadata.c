@@ -442,8 +442,8 @@ static int since(struct fleece_metadata *md, u32 index, struct fleece_view *view
 }
 
 /*
- * Write the fine bits of the selected regions for a checkpoint. What has been written is
- * no longer selected. Ends the view.
+ * Write the fine bits of the selected regions for a checkpoint. What has been written, or
+ * has failed, which is the end of all, is no longer selected. Ends the view.
  */
 static int write_some(struct fleece_metadata *md, u32 index, const struct fleece_view *view,
 		      bool may_stop)

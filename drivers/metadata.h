@@ -162,7 +162,7 @@ struct fleece_metadata {
  * @device_sectors: size of the metadata device.
  * @may_have_grown: a size above the recorded one is a growth, not a refusal.
  * @has_head_hash: @head_hash is given.
- * @head_hash: CRC-32C of the first FLEECE_MD_HEAD_BYTES of the origin.
+ * @head_hash: low half of fleece_md_hash() of the first FLEECE_MD_HEAD_BYTES of the origin.
  */
 struct fleece_metadata_origin {
 	u64 nr_sectors;

@@ -68,7 +68,7 @@ enum status attach_prepare_metadata(struct attach *attach, dev_t devno, uint64_t
  * @sectors: its length.
  * @is_read_only: the device cannot be written.
  * @loaded: set to the table; the caller frees it with fleece_dm_table_free(), also after a
- *	failure. NULL: not wanted.
+ *	failure.
  */
 enum status attach_load(struct attach *attach, const char *name, dev_t lower, uint64_t sectors,
 			bool is_read_only, struct fleece_dm_table *loaded);

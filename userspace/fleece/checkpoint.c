@@ -50,38 +50,48 @@ enum status checkpoint_report(int error, const char *name, const char *checkpoin
 	}
 }
 
+/* Its name stays empty if there is none. */
+static int look_up(const struct origin *origin, const char *checkpoint,
+		   struct fleece_checkpoint_line *found)
+{
+	struct fleece_checkpoint_line *list;
+	size_t count, i;
+	int ret = checkpoint_list(origin, &list, &count);
+
+	memset(found, 0, sizeof(*found));
+	if (ret)
+		return ret;
+	for (i = 0; i < count; i++)
+		if (!strcmp(list[i].name, checkpoint))
+			*found = list[i];
+	free(list);
+	return 0;
+}
+
 enum status checkpoint_find(const struct origin *origin, const char *checkpoint,
 			    struct fleece_checkpoint_line *found)
 {
-	struct fleece_checkpoint_line *list;
-	int ret = -ENOENT;
-	size_t count, i;
-	int error = checkpoint_list(origin, &list, &count);
+	int error = look_up(origin, checkpoint, found);
 
 	if (error)
 		return report_dm(error, origin->dm.name, "cannot list its checkpoints");
-	for (i = 0; i < count; i++) {
-		if (strcmp(list[i].name, checkpoint))
-			continue;
-		*found = list[i];
-		ret = list[i].is_valid ? 0 : -ESTALE;
-	}
-	free(list);
-	return ret ? checkpoint_report(ret, origin->dm.name, checkpoint) : DONE;
+	if (!found->name[0])
+		return checkpoint_report(-ENOENT, origin->dm.name, checkpoint);
+	return found->is_valid ? DONE : checkpoint_report(-ESTALE, origin->dm.name, checkpoint);
 }
 
 bool checkpoint_exists(const struct origin *origin, const char *checkpoint)
 {
-	struct fleece_checkpoint_line *list;
-	bool found = false;
-	size_t count, i;
+	struct fleece_checkpoint_line found;
 
-	if (checkpoint_list(origin, &list, &count))
-		return false;
-	for (i = 0; i < count; i++)
-		found |= !strcmp(list[i].name, checkpoint);
-	free(list);
-	return found;
+	return !look_up(origin, checkpoint, &found) && found.name[0];
+}
+
+bool checkpoint_is_valid(const struct origin *origin, const char *checkpoint)
+{
+	struct fleece_checkpoint_line found;
+
+	return !look_up(origin, checkpoint, &found) && found.is_valid;
 }
 
 static void print_json(const struct origin *origin, const struct fleece_checkpoint_line *list,

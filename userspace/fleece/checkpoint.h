@@ -40,6 +40,15 @@ enum status checkpoint_find(const struct origin *origin, const char *checkpoint,
 bool checkpoint_exists(const struct origin *origin, const char *checkpoint);
 
 /**
+ * checkpoint_is_valid() - whether there is such a checkpoint, and it can be used
+ * @origin: the origin.
+ * @checkpoint: the name.
+ *
+ * Return: false also when nobody can tell.
+ */
+bool checkpoint_is_valid(const struct origin *origin, const char *checkpoint);
+
+/**
  * checkpoint_delete_all() - delete all checkpoints of an origin
  * @origin: the origin.
  * @count: set to how many there were.

@@ -113,17 +113,7 @@ static unsigned int percent(uint64_t part, uint64_t whole)
 /* False as well when it is gone by now. */
 static bool newest_is_valid(const struct origin *origin)
 {
-	struct fleece_checkpoint_line *list;
-	bool is_valid = false;
-	size_t count, i;
-
-	if (!origin->status.newest[0] || checkpoint_list(origin, &list, &count))
-		return false;
-	for (i = 0; i < count; i++)
-		if (!strcmp(list[i].name, origin->status.newest))
-			is_valid = list[i].is_valid;
-	free(list);
-	return is_valid;
+	return origin->status.newest[0] && checkpoint_is_valid(origin, origin->status.newest);
 }
 
 static void json_origin(struct fleece_json *json, const struct origin *origin)

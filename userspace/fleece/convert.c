@@ -70,29 +70,29 @@ static bool is_same_table(const struct fleece_dm_table *one, const struct fleece
 	return one->count == other->count;
 }
 
-static bool has_table(const char *name, const struct fleece_dm_table *table)
+/* Is @table what @read finds at the device? */
+static bool finds_table(int (*read)(const char *name, struct fleece_dm_table *table),
+			const char *name, const struct fleece_dm_table *table)
 {
-	struct fleece_dm_table live;
+	struct fleece_dm_table found;
 	bool is_same;
 
-	if (fleece_dm_table(name, &live))
+	if (read(name, &found))
 		return false;
-	is_same = is_same_table(&live, table);
-	fleece_dm_table_free(&live);
+	is_same = is_same_table(&found, table);
+	fleece_dm_table_free(&found);
 	return is_same;
+}
+
+static bool has_table(const char *name, const struct fleece_dm_table *table)
+{
+	return finds_table(fleece_dm_table, name, table);
 }
 
 /* Is this the table that the next resume makes live? */
 static bool has_loaded(const char *name, const struct fleece_dm_table *table)
 {
-	struct fleece_dm_table inactive;
-	bool is_same;
-
-	if (fleece_dm_inactive_table(name, &inactive))
-		return false;
-	is_same = is_same_table(&inactive, table);
-	fleece_dm_table_free(&inactive);
-	return is_same;
+	return finds_table(fleece_dm_inactive_table, name, table);
 }
 
 /* Give up a loaded table, unless it is somebody else's by now. */
@@ -151,19 +151,13 @@ static bool find_lower(const char *name, struct fleece_dm_info *lower)
 static bool is_ours(const struct fleece_dm_table *loaded, const struct fleece_dm_info *lower)
 {
 	char devno[DEVNO_TEXT + 1];
-	struct fleece_dm_table table;
-	bool is_same;
 
 	if (loaded->count == 1 && !strcmp(loaded->targets[0].type, ORIGIN_TARGET)) {
 		device_devno_text(devno, lower->devno);
 		strcat(devno, " ");
 		return device_has_prefix(loaded->targets[0].params, devno);
 	}
-	if (fleece_dm_table(lower->name, &table))
-		return false;
-	is_same = is_same_table(loaded, &table);
-	fleece_dm_table_free(&table);
-	return is_same;
+	return has_table(lower->name, loaded);
 }
 
 /* Returns whether no table is loaded then. */

@@ -40,13 +40,17 @@ bool qcow2_is_image(int fd)
 	       !memcmp(head, magic, sizeof(magic));
 }
 
+const char *qcow2_format_of(const char *path)
+{
+	return qcow2_is_name(path) ? QCOW2_FORMAT : RAW_FORMAT;
+}
+
 enum status qcow2_create(int fd, const char *path, uint64_t size, const char *backing)
 {
 	char name[NAME_BYTES], bytes[SIZE_BYTES], errors[512];
 	const char *const argv[] = { "qemu-img", "create", "-q", "-f", QCOW2_FORMAT, name, bytes,
 			       backing ? "-b" : NULL, backing, "-F",
-			       backing && qcow2_is_name(backing) ? QCOW2_FORMAT : RAW_FORMAT,
-			       NULL };
+			       backing ? qcow2_format_of(backing) : NULL, NULL };
 	int ret;
 
 	name_of(name, fd);

@@ -33,6 +33,14 @@
 bool qcow2_is_name(const char *path);
 
 /**
+ * qcow2_format_of() - what QEMU calls the format that the name of an image tells
+ * @path: its name.
+ *
+ * Return: QCOW2_FORMAT or RAW_FORMAT, as qcow2_is_name().
+ */
+const char *qcow2_format_of(const char *path);
+
+/**
  * qcow2_is_image() - does the file begin as a qcow2 image does?
  * @fd: the file, open for reading.
  *

@@ -145,7 +145,7 @@ static enum status open_backing(struct target *target, const struct target_how *
 	if (flock(target->backing_fd, LOCK_SH | LOCK_NB))
 		return report_lock(-errno, path);
 	status = qcow2_open(&image, target->backing_fd, path, how->size,
-			    qcow2_is_name(path) ? QCOW2_FORMAT : RAW_FORMAT, false);
+			    qcow2_format_of(path), false);
 	if (status == DONE)
 		qcow2_close(image);
 	return status;

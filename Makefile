@@ -21,6 +21,9 @@ userspace:
 install: userspace
 	$(MAKE) -C userspace install
 
+uninstall:
+	$(MAKE) -C userspace uninstall
+
 demo:
 	selftests/demo/run
 
@@ -74,6 +77,7 @@ help:
 	@echo '  make userspace           only the programs fleece and fleeced'
 	@echo '  make modules_install     install the module, then run depmod'
 	@echo '  make install             install the programs; PREFIX=/usr/local DESTDIR='
+	@echo '  make uninstall           remove what make install has installed'
 	@echo '  make clean               remove all of that, and what the tests built'
 	@echo
 	@echo '  make demo                watch it back up a live database, in a VM; NATIVE=1: here'
@@ -93,4 +97,4 @@ help:
 	@echo 'Roots of the VMs are kept in $${FLEECE_CACHE:-/var/cache/dm-fleece}.'
 	@echo 'selftests/vm/run --help tells how to run one command, or a shell, in a VM.'
 
-.PHONY: all modules modules_install userspace install demo check unit model style fuzz-metadata vm-test full soak fuzz debug bench bench-serve clean help
+.PHONY: all modules modules_install userspace install uninstall demo check unit model style fuzz-metadata vm-test full soak fuzz debug bench bench-serve clean help

@@ -59,11 +59,20 @@ gets "an unknown option" 1 "" "tab:1: there is no option 'auto'" "a /dev/sda - a
 gets "an empty option" 1 "" "tab:1: there is no option ''" "a /dev/sda - noauto,\n"
 gets "a bad granularity" 1 "" "tab:1: .*'granularity=5K'" "a /dev/sda - granularity=5K\n"
 gets "no granularity" 1 "" "tab:1: .*'granularity='" "a /dev/sda - granularity=\n"
+
+# refuses TEXT ERROR: to read what stands there instead of the file.
+refuses()
+{
+	if ! (cd "$scratch" && "$program" tab) 2> "$scratch/err" && grep -q "tab: $2" "$scratch/err"; then
+		result ok "fleecetab: $1"
+	else
+		result "not ok" "fleecetab: $1"
+		sed 's/^/# /' "$scratch/err"
+	fi
+}
+
 rm "$scratch/tab"
+refuses "none" "there is no such file; .* fleecetab(5)"
 mkdir "$scratch/tab"
-if ! (cd "$scratch" && "$program" tab) 2> "$scratch/err" && grep -q "tab: cannot read" "$scratch/err"; then
-	result ok "fleecetab: a directory"
-else
-	result "not ok" "fleecetab: a directory"
-fi
+refuses "a directory" "cannot read"
 end_tap

@@ -79,7 +79,7 @@ verdict 'unless that is forced' run 0 create "$file" --origin-size 1G --force --
 verdict 'then there is room to grow' field capacity 2147483648
 verdict 'and for so many checkpoints' field checkpoints_max 9
 truncate -s 100M "$scratch/small"
-verdict 'too small a device' says 1 'too small: 138711040 bytes' create "$scratch/small" \
+verdict 'too small a device' says 1 'too small: 138711040 bytes.*larger --granularity' create "$scratch/small" \
 	--origin-size 1T
 head -c 8M /dev/zero > "$scratch/used"
 printf 'x' | dd of="$scratch/used" bs=1 seek=8388600 conv=notrunc status=none

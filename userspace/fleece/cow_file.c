@@ -160,6 +160,10 @@ enum status cow_file_make(const struct cow_request *request, const char *snapsho
 	ret = posix_fallocate(file, 0, (off_t)request->bytes);
 	if (ret) {
 		close(file);
+		if (ret == ENOSPC || ret == EFBIG)
+			return report(FAILED, snapshot,
+				      "there is no room for %llu bytes of COW space in %s; choose a smaller --cow-size, another --cow-dir, or a device with --cow",
+				      (unsigned long long)request->bytes, dir);
 		return report_errno(ret, snapshot, "cannot reserve %llu bytes for COW space in %s",
 				    (unsigned long long)request->bytes, dir);
 	}

@@ -155,6 +155,9 @@ enum status fleecetab_read(const char *path, struct fleecetab *tab)
 
 	memset(tab, 0, sizeof(*tab));
 	file = fopen(path, "re");
+	if (!file && errno == ENOENT)
+		return report(FAILED, path,
+			      "there is no such file; it lists the origins, see fleecetab(5)");
 	if (!file) {
 		report_errno(errno, path, "cannot read it");
 		return FAILED;

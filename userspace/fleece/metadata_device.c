@@ -81,6 +81,9 @@ enum status metadata_open(const char *path, int flags, int *fd, struct image_io 
 	int ret;
 
 	*fd = open(path, flags | O_CLOEXEC);
+	if (*fd < 0 && errno == EBUSY)
+		return report(BUSY, path,
+			      "is in use: mounted, or by another origin, a snapshot, LVM, RAID or swap; choose another metadata device");
 	if (*fd < 0)
 		return report_errno(errno, path, "cannot open it");
 	ret = size_of(*fd, &bytes);
@@ -206,8 +209,9 @@ static enum status make_root(const struct metadata_plan *plan, const char *path,
 	if (needed(root) <= io->nr_sectors)
 		return DONE;
 	return report(FAILED, path,
-		      "is too small: %" PRIu64 " bytes (%s) are needed, it has %" PRIu64, bytes,
-		      fleece_size_format(text, bytes), (uint64_t)io->nr_sectors * SECTOR);
+		      "is too small: %" PRIu64 " bytes (%s) are needed, it has %" PRIu64 "; make it larger, or take a larger --granularity",
+		      bytes, fleece_size_format(text, bytes),
+		      (uint64_t)io->nr_sectors * SECTOR);
 }
 
 static int new_uuid(__u8 *uuid)

@@ -83,7 +83,7 @@ help:
 	@echo '  make demo                watch it back up a live database, in a VM; NATIVE=1: here'
 	@echo '  make check               all tests: unit, style, and four kernels in VMs'
 	@echo '  make unit                only the tests that need no kernel'
-	@echo '  make model               only the exhaustive check of the copy protocol'
+	@echo '  make model               only the copy protocol and its ordering, checked exhaustively'
 	@echo '  make fuzz-metadata       damage metadata for longer than make check; FUZZ_RUNS= FUZZ_SEED='
 	@echo '  make style               only checkpatch, sparse, shellcheck'
 	@echo '  make vm-test SUITE=...   the kernel tests on one of $(SUITES)'

@@ -51,6 +51,9 @@
  *
  * A read from a slot looks at a again, which falls, under the lock, before the
  * slot is freed: if the slot had a new owner when the data was read, a is 0.
+ *
+ * selftests/model has the protocol as a whole, and each of these arguments in the
+ * kernel's memory model, with and without its barriers.
  */
 #ifndef FLEECE_CBW_H
 #define FLEECE_CBW_H

@@ -28,7 +28,7 @@ demo:
 	selftests/demo/run
 
 check:
-	selftests/run-check
+	.ci/run
 
 fuzz-metadata:
 	$(MAKE) -C selftests/cli fuzz

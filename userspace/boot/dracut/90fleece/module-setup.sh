@@ -21,10 +21,11 @@ depends()
 	echo dm
 }
 
-# Called by dracut.
+# Called by dracut. In host-only mode it takes modules that are in use alone; nothing may be
+# attached yet.
 installkernel()
 {
-	instmods dm-fleece
+	hostonly='' instmods dm-fleece
 }
 
 # Called by dracut; $moddir and $initdir are its variables.

@@ -3,8 +3,10 @@
 #
 # This test will record all that is written to an origin and to its metadata device, by
 # dm-log-writes, while checkpoints and snapshots come and go, the origin is written to,
-# suspended, and restarted. Then replay.c cuts the power at thousands of places in this
-# record, and a real target is started from some of what is left.
+# suspended, and restarted; at first both have a cache, then only one of them has, so that
+# the flush of one does not make up for a missing flush of the other. Then replay.c cuts
+# the power at thousands of places in this record, and a real target is started from some
+# of what is left.
 #
 #     origin (fleece)
 #      |          \
@@ -21,9 +23,9 @@ SECTORS=524288
 META_SECTORS=6144
 GRANULARITY=8
 WRITERS=4
-# At most at a time, and at least in all.
+# At most at a time, and at least with each choice of caches.
 CHECKPOINTS=6
-MADE=10
+MADE=4
 SAMPLES=8
 seconds=${FLEECE_REPLAY_SECONDS:-25}
 points=${FLEECE_REPLAY_POINTS:-6000}
@@ -63,6 +65,41 @@ mark()
 	or_bail message recorded mark "$1"
 }
 
+# The record has what was written when the next flush comes, and if the metadata device
+# has no cache, its own flushes are not among them.
+order_record()
+{
+	[ "$caches" != origin ] || mark ordering
+	or_bail pattern recorded flush
+}
+
+# mark_done MARK: of what was promised, behind all that was written for it.
+mark_done()
+{
+	[ "$caches" != origin ] || order_record
+	mark "$1"
+}
+
+# set_cache NAME: whether the kernel sends flushes to a device, once it has a new table.
+set_cache()
+{
+	local how="write back"
+
+	case $1-$caches in
+	disk-metadata | meta-origin) how="write through" ;;
+	esac
+	or_bail write_cache "$1" "$how"
+}
+
+write_cache()
+{
+	local device
+
+	device=$(basename "$(readlink -f "$(path_of "$1")")")
+	echo "$2" > "/sys/block/$device/queue/write_cache" &&
+		[ "$(cat "/sys/block/$device/queue/write_cache")" = "$2" ]
+}
+
 start_writers()
 {
 	seed=$((seed + 1))
@@ -86,7 +123,7 @@ stop_writers()
 # for which a deletion waits, is not in the middle of anything.
 settle_down()
 {
-	or_bail pattern disk flush
+	order_record
 	! message origin checkpoint_delete none > /dev/null 2>&1 ||
 		bail "preparation: there is no checkpoint of this name"
 }
@@ -124,7 +161,7 @@ create()
 		wake
 		wait $! || bail "preparation: $1" "$(cat "$SCRATCH/create")"
 	fi
-	mark "created:$1"
+	mark_done "created:$1"
 	alive="$alive $1"
 }
 
@@ -150,7 +187,7 @@ delete_one()
 	name=${names[RANDOM % ${#names[@]}]}
 	mark "deleting:$name"
 	or_bail message origin checkpoint_delete "$name"
-	mark "deleted:$name"
+	mark_done "deleted:$name"
 	alive=$(tr ' ' '\n' <<< "$alive" | grep -vx "$name" | paste -sd' ')
 }
 
@@ -171,9 +208,10 @@ restart()
 {
 	stop_writers
 	or_bail dm_remove origin
-	or_bail pattern disk flush
+	order_record
 	mark settled
 	or_bail replace_table meta "$(meta_table $((RANDOM % 3 * 4)))"
+	set_cache meta
 	or_bail dm_create origin "$(durable_table disk meta $GRANULARITY)"
 }
 
@@ -196,15 +234,35 @@ step()
 	esac
 }
 
-# has_room: is there room for another step on the disk of the record?
+# has_room PERCENT: is the disk of the record used to less than that?
 has_room()
 {
-	[ "$(status_of recorded | cut -d' ' -f2)" -lt $(($(blockdev --getsz "$record") * 9 / 10)) ]
+	[ "$(status_of recorded | cut -d' ' -f2)" -lt $(($(blockdev --getsz "$record") / 100 * $1)) ]
+}
+
+# record_with CACHES PERCENT: who has one: both, origin or metadata; and how much of the
+# record may be in use then.
+record_with()
+{
+	local end=$(($(now_ms) + seconds * 1000 / 3)) made=$number
+
+	caches=$1
+	mark "cache:$caches"
+	set_cache disk
+	set_cache meta
+	or_bail dm_create origin "$(durable_table disk meta $GRANULARITY)"
+	# However slow the machine is, something shall have happened.
+	while { [ "$(now_ms)" -lt $end ] || [ $number -lt $((made + MADE)) ]; } && has_room "$2"; do
+		step
+	done
+	stop_writers
+	or_bail dm_remove origin
+	order_record
+	mark settled
 }
 
 record_all()
 {
-	local end=$(($(now_ms) + seconds * 1000))
 
 	or_bail dm_create recorded "0 $((META_SECTORS + SECTORS)) log-writes $(path_of base) $record"
 	defer dm_remove_deferred recorded
@@ -212,17 +270,13 @@ record_all()
 	defer dm_remove_deferred disk
 	or_bail dm_create meta "$(meta_table 0)"
 	defer dm_remove_deferred meta
-	make_durable_origin origin disk meta $GRANULARITY
+	defer dm_remove_deferred origin
 	defer stop_writers
-	# However slow the machine is, something shall have happened.
-	while { [ "$(now_ms)" -lt $end ] || [ $number -lt $MADE ]; } && has_room; do
-		step
-	done
-	stop_writers
-	or_bail dm_remove origin
+	record_with both 30
+	record_with origin 60
+	record_with metadata 90
 	or_bail dm_remove meta
 	or_bail dm_remove disk
-	mark settled
 	mark end
 	or_bail dm_remove recorded
 	or_bail blockdev --flushbufs "$record"
@@ -266,6 +320,7 @@ or_bail "$FLEECE_TREE/userspace/fleece/fleece" metadata create "$(path_of base)"
 	--region 64K --checkpoints $((CHECKPOINTS + 1))
 or_bail dd if="$(path_of base)" of="$SCRATCH/meta" bs=64k count=$((META_SECTORS / 128)) iflag=direct
 or_bail dd if="$(path_of base)" of="$SCRATCH/head" bs=4k skip=$((META_SECTORS / 8)) count=32 iflag=direct
+caches=both
 writers=
 nr_writes=0
 number=0

@@ -72,11 +72,11 @@ truncate -s 150M "$file"
 verdict 'create' run 0 create "$file" --origin-size 1T --capacity 1T
 verdict 'what was created is in order' says 0 'in order, generation 1, 0 checkpoints' check "$file"
 verdict 'nothing is said to be wrong with it' test ! -s "$scratch/err"
-verdict 'its size is that of the document' field size_needed 138711040
-verdict 'room to grow up to twice the size, if there is' field capacity 1099511627776
+verdict 'its size is that of the document' field size_needed_bytes 138711040
+verdict 'room to grow up to twice the size, if there is' field capacity_bytes 1099511627776
 verdict 'it is not made again over what is there' says 5 'holds something' create "$file" --origin-size 1T
 verdict 'unless that is forced' run 0 create "$file" --origin-size 1G --force --checkpoints 9
-verdict 'then there is room to grow' field capacity 2147483648
+verdict 'then there is room to grow' field capacity_bytes 2147483648
 verdict 'and for so many checkpoints' field checkpoints_max 9
 truncate -s 100M "$scratch/small"
 verdict 'too small a device' says 1 'too small: 138711040 bytes.*larger --granularity' create "$scratch/small" \
@@ -101,6 +101,9 @@ verdict 'after a crash it is in order' says 0 '^.*in order, generation 12, 3 che
 verdict 'and it says what that costs' says 0 'note: .* 26 regions count as changed' check "$file"
 verdict 'checkpoints stand in the dump' says 0 '^  two  .* valid$' dump "$file"
 verdict 'and in that for programs' field name '"three"'
+verdict 'all sizes of which are in bytes, and say so' \
+	test "$(grep -oE '"[a-z_]*(size|capacity|granularity|region|changed)[a-z_]*"' "$scratch/out" |
+		grep -vc '_bytes"')" -eq 0
 damage 0
 verdict 'one copy of the superblock' says 1 'copy 0 of the superblock does not count' check "$file"
 verdict 'the other one counts' field generation 11

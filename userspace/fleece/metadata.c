@@ -216,13 +216,13 @@ static void dump_json(const struct image *image)
 	fleece_json_string(&json, "state", state_text(root->state));
 	fleece_json_number(&json, "generation", root->generation);
 	fleece_json_number(&json, "written", root->written);
-	fleece_json_number(&json, "size_needed", image->layout.nr_sectors * SECTOR);
+	fleece_json_number(&json, "size_needed_bytes", image->layout.nr_sectors * SECTOR);
 	fleece_json_bool(&json, "is_short", image->is_short);
-	fleece_json_number(&json, "origin_size", root->origin_sectors * SECTOR);
-	fleece_json_number(&json, "capacity", root->capacity_sectors * SECTOR);
+	fleece_json_number(&json, "origin_size_bytes", root->origin_sectors * SECTOR);
+	fleece_json_number(&json, "capacity_bytes", root->capacity_sectors * SECTOR);
 	fleece_json_string(&json, "origin_identity", root->identity);
-	fleece_json_number(&json, "granularity", (uint64_t)root->granule_sectors * SECTOR);
-	fleece_json_number(&json, "region", (uint64_t)root->region_sectors * SECTOR);
+	fleece_json_number(&json, "granularity_bytes", (uint64_t)root->granule_sectors * SECTOR);
+	fleece_json_number(&json, "region_bytes", (uint64_t)root->region_sectors * SECTOR);
 	fleece_json_number(&json, "checkpoints_max", root->nr_slots);
 	fleece_json_number(&json, "intents", image->nr_intents);
 	fleece_json_number(&json, "damaged_intent_sectors", image->nr_bad_intents);
@@ -233,7 +233,7 @@ static void dump_json(const struct image *image)
 		fleece_json_string(&json, "uuid", uuid_text(uuid, root->checkpoints[i].uuid));
 		fleece_json_number(&json, "created", root->checkpoints[i].created);
 		fleece_json_bool(&json, "valid", !is_invalid(image, i));
-		fleece_json_number(&json, "changed", changed_bytes(image, i));
+		fleece_json_number(&json, "changed_bytes", changed_bytes(image, i));
 		fleece_json_number(&json, "damaged_sectors", image->maps[i].nr_bad);
 		fleece_json_object_end(&json);
 	}

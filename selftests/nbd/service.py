@@ -219,7 +219,7 @@ def socket_access():
 @test("--vsock: addresses that make no sense, and those that others can reach, are refused")
 def vsock_wrong():
     for address in ("x", "", ":", "1:", ":1", "-1", "1:x", "4294967296", "1:2:3", "any:1"):
-        run_wrong(["--vsock", address, DISK], 1, "not PORT or CID:PORT")
+        run_wrong(["--vsock", address, DISK], 2, "not PORT or CID:PORT")
     for address in ("10809", "2:10809", "4294967295:1"):
         run_wrong(["--vsock", address, DISK], 1, "not a loopback address")
 
@@ -227,8 +227,8 @@ def vsock_wrong():
 @test("--listen: addresses that make no sense are refused")
 def listen_wrong():
     for address in ("127.0.0.1:99999", "127.0.0.1: 80", "127.0.0.1:-1", "127.0.0.1:", ":1", "[::1",
-                    "[::1]1", "127.0.0.1:65536", "127.0.0.1:http"):
-        run_wrong(["--listen", address, DISK], 1, "not ADDRESS or ADDRESS:PORT")
+                    "[::1]1", "127.0.0.1:65536", "127.0.0.1:http", "", ":", "[]"):
+        run_wrong(["--listen", address, DISK], 2, "not ADDRESS or ADDRESS:PORT")
 
 
 def statuses(pid):

@@ -270,6 +270,16 @@ static int check_addresses(const struct addrinfo *list, const char *address)
 	return 0;
 }
 
+bool listen_tcp_is_valid(const char *address)
+{
+	const char *host, *port;
+	char *text = strdup(address);
+	bool is_valid = text && !split_address(text, &host, &port);
+
+	free(text);
+	return is_valid;
+}
+
 int listen_tcp(struct listener_set *set, const char *address, bool allow_any)
 {
 	struct addrinfo hints = {
@@ -283,13 +293,8 @@ int listen_tcp(struct listener_set *set, const char *address, bool allow_any)
 
 	if (!text)
 		return -ENOMEM;
-	if (split_address(text, &host, &port)) {
-		log_error("cannot listen on %s: it is not ADDRESS or ADDRESS:PORT, with a PORT up to 65535",
-			  address);
-		free(text);
-		return -EINVAL;
-	}
-	found = getaddrinfo(host, port, &hints, &list);
+	found = split_address(text, &host, &port) ? EAI_NONAME :
+						    getaddrinfo(host, port, &hints, &list);
 	if (found) {
 		log_error("cannot listen on %s: %s", address, gai_strerror(found));
 		free(text);
@@ -327,6 +332,13 @@ static int parse_vsock(const char *text, struct sockaddr_vm *address)
 	return 0;
 }
 
+bool listen_vsock_is_valid(const char *address)
+{
+	struct sockaddr_vm parsed;
+
+	return !parse_vsock(address, &parsed);
+}
+
 int listen_vsock(struct listener_set *set, const char *address, bool allow_any)
 {
 	struct sockaddr_vm bound;
@@ -334,11 +346,9 @@ int listen_vsock(struct listener_set *set, const char *address, bool allow_any)
 	char text[80];
 	int fd;
 
-	if (parse_vsock(address, &bound)) {
-		log_error("cannot listen on vsock %s: not PORT or CID:PORT", address);
-		return -EINVAL;
-	}
 	snprintf(text, sizeof(text), "vsock %.64s", address);
+	if (parse_vsock(address, &bound))
+		return close_failed(-1, text, -EINVAL);
 	if (!allow_any && !is_local((struct sockaddr *)&bound))
 		return refuse_remote(text);
 	if (is_full(set))

@@ -54,6 +54,9 @@ struct listener_set {
  */
 int listen_unix(struct listener_set *set, const char *path, const struct socket_access *access);
 
+/** listen_tcp_is_valid() - is it an address as listen_tcp() wants it? Looks nothing up. */
+bool listen_tcp_is_valid(const char *address);
+
 /**
  * listen_tcp() - listen on all addresses of a name
  * @set: gets the sockets.
@@ -66,6 +69,9 @@ int listen_unix(struct listener_set *set, const char *path, const struct socket_
  * Return: 0 or -errno (-EACCES: not a loopback address).
  */
 int listen_tcp(struct listener_set *set, const char *address, bool allow_any);
+
+/** listen_vsock_is_valid() - is it an address as listen_vsock() wants it? */
+bool listen_vsock_is_valid(const char *address);
 
 /**
  * listen_vsock() - listen for the virtual machines of this host, or for its host

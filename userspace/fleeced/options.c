@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "listen.h"
 #include "service_manager.h"
 #include "text.h"
 
@@ -30,7 +31,7 @@
  * @OPTION_TEXT_ONCE: its argument is kept; there may be only one.
  * @OPTION_NUMBER: its argument is decimal, with a limit.
  * @OPTION_MODE: its argument is octal, permissions.
- * @OPTION_ADDRESS: its argument is appended to a list.
+ * @OPTION_TCP, @OPTION_VSOCK: its argument is an address, and appended to a list.
  * @OPTION_HELP: print the help and end.
  * @OPTION_VERSION: print the version and end.
  */
@@ -40,7 +41,8 @@ enum option_kind {
 	OPTION_TEXT_ONCE,
 	OPTION_NUMBER,
 	OPTION_MODE,
-	OPTION_ADDRESS,
+	OPTION_TCP,
+	OPTION_VSOCK,
 	OPTION_HELP,
 	OPTION_VERSION,
 };
@@ -51,7 +53,7 @@ enum option_kind {
  * @has_argument: as getopt_long() wants it.
  * @kind: what becomes of it.
  * @field: offset in struct options of what it sets.
- * @extra: OPTION_NUMBER: the largest; OPTION_ADDRESS: offset of the list's count.
+ * @extra: OPTION_NUMBER: the largest; OPTION_TCP, OPTION_VSOCK: offset of the list's count.
  */
 struct option_rule {
 	const char *name;
@@ -67,8 +69,8 @@ static const struct option_rule rules[] = {
 	{ "socket", required_argument, OPTION_TEXT_ONCE, FIELD(socket_path), 0 },
 	{ "socket-mode", required_argument, OPTION_MODE, FIELD(socket_mode), 0 },
 	{ "socket-owner", required_argument, OPTION_TEXT, FIELD(socket_owner), 0 },
-	{ "listen", required_argument, OPTION_ADDRESS, FIELD(listen), FIELD(listen_count) },
-	{ "vsock", required_argument, OPTION_ADDRESS, FIELD(vsock), FIELD(vsock_count) },
+	{ "listen", required_argument, OPTION_TCP, FIELD(listen), FIELD(listen_count) },
+	{ "vsock", required_argument, OPTION_VSOCK, FIELD(vsock), FIELD(vsock_count) },
 	{ "allow-release", no_argument, OPTION_FLAG, FIELD(allow_release), 0 },
 	{ "read-once", no_argument, OPTION_FLAG, FIELD(read_once), 0 },
 	{ "no-holes", no_argument, OPTION_FLAG, FIELD(no_holes), 0 },
@@ -165,8 +167,13 @@ static int parse_number(const struct option_rule *rule, unsigned int *number)
 	return fail(problem, optarg);
 }
 
-static int add_address(const char **list, size_t *count)
+static int add_address(const struct option_rule *rule, const char **list, size_t *count)
 {
+	if (rule->kind == OPTION_TCP && !listen_tcp_is_valid(optarg))
+		return fail("--listen is not ADDRESS or ADDRESS:PORT, with a PORT up to 65535",
+			    optarg);
+	if (rule->kind == OPTION_VSOCK && !listen_vsock_is_valid(optarg))
+		return fail("--vsock is not PORT or CID:PORT", optarg);
 	if (*count == LISTEN_MAX)
 		return fail("too many addresses to listen on", optarg);
 	list[(*count)++] = optarg;
@@ -188,8 +195,9 @@ static int parse_one(struct options *options, const struct option_rule *rule)
 		return parse_number(rule, field);
 	case OPTION_MODE:
 		return parse_mode(optarg, field);
-	case OPTION_ADDRESS:
-		return add_address(field, (size_t *)((char *)options + rule->extra));
+	case OPTION_TCP:
+	case OPTION_VSOCK:
+		return add_address(rule, field, (size_t *)((char *)options + rule->extra));
 	case OPTION_HELP:
 		fputs(help_text, stdout);
 		return 0;

@@ -180,6 +180,9 @@ static enum status change_checkpoint(const struct origin *origin, const char *ac
 {
 	int ret = send_message(origin, action, checkpoint);
 
+	/* Who wanted to be rid of it needs no other backup. */
+	if (ret == -ENOENT)
+		return report(NO_CHECKPOINT, origin->dm.name, "has no checkpoint '%s'", checkpoint);
 	return ret ? checkpoint_report(ret, origin->dm.name, checkpoint) : DONE;
 }
 

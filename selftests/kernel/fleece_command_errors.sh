@@ -78,6 +78,8 @@ exits "attach of the origin itself" 5 "$FLEECE" attach "$name"
 succeeds "checkpoint create" "$FLEECE" checkpoint create "$name" one
 exits "checkpoint create of one that exists" 5 "$FLEECE" checkpoint create "$name" one
 exits "checkpoint delete of an unknown one" 7 "$FLEECE" checkpoint delete "$name" two
+fails "who deletes it is not told to make a backup" "has no checkpoint 'two'$" \
+	"$FLEECE" checkpoint delete "$name" two
 exits "checkpoint of an unknown device" 4 "$FLEECE" checkpoint list none
 is "check finds nothing wrong" "$("$FLEECE" check --json | jq '.ok, all(.checks[]; .ok)' | paste -sd,)" \
 	true,true
@@ -153,6 +155,8 @@ exits "map of a broken snapshot" 6 "$FLEECE" map "$name-snap"
 exits "serve of a broken snapshot" 6 "$FLEECE" serve "$name-snap"
 exits "release of a broken snapshot" 6 "$FLEECE" release "$name-snap" all
 exits "wait for a broken snapshot to fill" 6 "$FLEECE" wait "$name-snap" --for full=100%
+is "wait tells a program what has ended it" "$("$FLEECE" wait "$name-snap" --for full=100% --json |
+	jq -r '.reason, .snapshot.name, .snapshot.state' | paste -sd,)" "broken,$name-snap,broken"
 says "check tells of it" "$name-snap: is broken" sh -c "$FLEECE check || :"
 is "also a program" "$("$FLEECE" check --json |
 	jq -r --arg name "$name-snap" '.ok, (.checks[] | select(.name == $name) | .ok)' | paste -sd,)" \
@@ -187,6 +191,13 @@ no_snapshot "policies"
 stop_server()
 {
 	[ ! -s "$SCRATCH/pid" ] || pkill -F "$SCRATCH/pid" || :
+}
+
+# Once more until it has ended: it removes its pid file.
+stop_and_forget()
+{
+	stop_server
+	[ ! -e "$SCRATCH/pid" ]
 }
 
 test_serve()
@@ -233,6 +244,14 @@ test_serve_since()
 		"$(awk '/^ / { print $1, $2 }' "$SCRATCH/said" | sed "s/'.*//" | paste -sd,)" \
 		"nbdinfo ,nbdinfo --map=qemu:dirty-bitmap:two,fleece pull"
 	like "and the pull is an incremental one" "$(cat "$SCRATCH/said")" " --since two"
+	or_bail wait_until 20 stop_and_forget
+	"$FLEECE" serve "$name-snap" --background --json --socket "$SCRATCH/nbd" \
+		--pid-file "$SCRATCH/pid" --log-file "$SCRATCH/log" > "$SCRATCH/said"
+	is "a program is told, too" "$(jq -r --rawfile pid "$SCRATCH/pid" \
+		'(.pid == ($pid | tonumber)), .tls, .socket, (.exports[0] | .name, .since, .uris[0])' \
+		"$SCRATCH/said" | paste -sd,)" \
+		"true,false,$SCRATCH/nbd,$name-snap,two,nbd+unix:///$name-snap?socket=$SCRATCH/nbd"
+	stop_server
 	wait_until 20 "$FLEECE" remove "$name-snap" || not_ok "remove after serving"
 }
 test_serve_since
@@ -298,12 +317,6 @@ test_serve_uris()
 	wait_until 20 "$FLEECE" remove "$name-snap" || not_ok "remove after serving"
 }
 
-# Once more until it has ended: it removes its pid file.
-stop_and_forget()
-{
-	stop_server
-	[ ! -e "$SCRATCH/pid" ]
-}
 test_serve_uris
 
 says "detach" "detached" "$FLEECE" detach "$name"

@@ -59,7 +59,8 @@ static const struct verb verbs[] = {
 	{ "status", verb_status, "[NAME]", "  --json              for programs\n" },
 	{ "wait", verb_wait, "SNAPSHOT --for full=N%|broken",
 	  "  --for CONDITION     may be repeated: the first one that comes true ends the wait\n"
-	  "  --timeout S         fail after S seconds\n" },
+	  "  --timeout S         fail after S seconds\n"
+	  "  --json              for programs\n" },
 	{ "map", verb_map, "SNAPSHOT|NAME [--since CP]",
 	  "Extents that changed since the checkpoint (an origin: the newest one unless given;\n"
 	  "a snapshot: without --since, what can be read of it).\n"
@@ -76,7 +77,8 @@ static const struct verb verbs[] = {
 	  "  --read-once         release what has been read\n"
 	  "  --background        return once it is served\n"
 	  "  --pid-file FILE     with --background (default /run/fleece/SNAPSHOT.pid)\n"
-	  "  --log-file FILE     with --background (default /run/fleece/SNAPSHOT.log)\n" },
+	  "  --log-file FILE     with --background (default /run/fleece/SNAPSHOT.log)\n"
+	  "  --json              for programs\n" },
 	{ "pull", verb_pull, PULL_SYNOPSIS, "" },
 	{ "metadata", verb_metadata,
 	  "create DEVICE --origin DEV [OPTION...] | check DEVICE | dump DEVICE",

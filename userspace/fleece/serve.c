@@ -22,6 +22,7 @@
 
 #include "control.h"
 #include "device.h"
+#include "json.h"
 #include "lock.h"
 #include "process.h"
 #include "ready.h"
@@ -33,8 +34,20 @@
 #define URI_BYTES		1024
 #define ADDRESSES_MAX		16
 
+/*
+ * struct served - a snapshot
+ * @name: of its device, and of its export.
+ * @since: the checkpoint that it is limited to the changes after, or "".
+ * @device: path.
+ */
+struct served {
+	char name[DM_NAME_LEN];
+	char since[FLEECE_NAME_SIZE];
+	char device[PATH_MAX];
+};
+
 struct serve {
-	char **names;
+	struct served *snapshots;
 	size_t count;
 	char socket[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
 	const char *listen[ADDRESSES_MAX];
@@ -47,6 +60,7 @@ struct serve {
 	bool allow_release;
 	bool read_once;
 	bool is_background;
+	bool is_json;
 	char pid_file[PATH_MAX];
 	char log_file[PATH_MAX];
 	/* Bytes that were in it before. */
@@ -94,8 +108,7 @@ static void add_option(char **argv, size_t *count, const char *option, const cha
 	add_word(argv, count, value);
 }
 
-static char **make_arguments(const struct serve *serve, const char *server,
-			     char (*devices)[PATH_MAX])
+static char **make_arguments(const struct serve *serve, const char *server)
 {
 	size_t more = 0, count = 0, i;
 	char **argv;
@@ -124,7 +137,7 @@ static char **make_arguments(const struct serve *serve, const char *server,
 	for (i = 0; i < more; i++)
 		add_word(argv, &count, serve->more[i]);
 	for (i = 0; i < serve->count; i++)
-		add_word(argv, &count, devices[i]);
+		add_word(argv, &count, serve->snapshots[i].device);
 	return argv;
 }
 
@@ -165,14 +178,17 @@ static void show_log(const struct serve *serve)
 
 static enum status ended(const struct serve *serve, int status)
 {
+	int code = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
+
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		return DONE;
 	if (serve->is_background)
 		show_log(serve);
 	if (WIFSIGNALED(status))
 		return report(FAILED, NULL, SERVER " died of signal %d", WTERMSIG(status));
-	return report(WEXITSTATUS(status) == NO_MODULE ? NO_MODULE : FAILED, NULL,
-		      SERVER " ended with status %d", WEXITSTATUS(status));
+	/* That it was misused, it has in common with us. */
+	return report(code == NO_MODULE || code == USAGE ? (enum status)code : FAILED, NULL,
+		      SERVER " ended with status %d", code);
 }
 
 /* DONE once it is ready; anything else: it has ended. */
@@ -222,18 +238,17 @@ static void print_incremental(const char *uri, const char *name, const char *sin
 	printf("  fleece pull '%s' %s.raw --since %s\n", uri, name, since);
 }
 
-static void print_commands(const struct serve *serve, const char *uri, const char *name)
+static void print_commands(const struct serve *serve, const char *uri,
+			   const struct served *snapshot)
 {
-	struct fleece_dm_info info;
-	struct snapshot snapshot;
+	const char *name = snapshot->name;
 
 	printf("  nbdinfo '%s'\n", uri);
-	if (!fleece_dm_info(name, &info) && !snapshot_read(&info, &snapshot) &&
-	    snapshot.since[0]) {
-		print_incremental(uri, name, snapshot.since);
+	if (snapshot->since[0]) {
+		print_incremental(uri, name, snapshot->since);
 		return;
 	}
-	if (name == serve->names[0] && serve->checkpoint[0])
+	if (snapshot == serve->snapshots && serve->checkpoint[0])
 		printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n", serve->checkpoint, uri);
 	printf("  fleece pull '%s' %s.raw\n", uri, name);
 	printf("  nbdcopy -p '%s' %s.raw\n", uri, name);
@@ -243,12 +258,15 @@ static void print_commands(const struct serve *serve, const char *uri, const cha
 	printf(" /dev/nbd0 -N %s -readonly\n", name);
 }
 
-static void print_uri(int ret, const char *uri, const char *address)
+/* One of a list: for people, or for programs if there is a @json. */
+static void print_uri(struct fleece_json *json, int ret, const char *uri, const char *address)
 {
 	if (ret == -EINVAL)
 		report_note(address, "the log of " SERVER " tells the port");
 	else if (ret)
 		report_note(address, "its URI is too long to be printed");
+	else if (json)
+		fleece_json_string(json, NULL, uri);
 	else
 		printf("%s\n", uri);
 }
@@ -267,24 +285,33 @@ static unsigned int local_cid(void)
 	return cid;
 }
 
-static void print_export(const struct serve *serve, const char *name)
+static void print_addresses(const struct serve *serve, struct fleece_json *json,
+			    const struct uri_export *export)
 {
-	struct uri_export export = { .name = name, .is_tls = is_tls(serve) };
 	char uri[URI_BYTES], host[HOST_NAME_MAX + 1] = "localhost";
 	size_t i;
-	int ret = uri_of_unix(uri, sizeof(uri), &export, serve->socket);
 
-	print_uri(ret, uri, serve->socket);
-	/* With TLS they need the client's credentials, which are nothing of ours. */
-	if (!ret && !export.is_tls)
-		print_commands(serve, uri, name);
 	gethostname(host, HOST_NAME_MAX);
 	for (i = 0; i < serve->listen_count; i++)
-		print_uri(uri_of_tcp(uri, sizeof(uri), &export, serve->listen[i], host), uri,
+		print_uri(json, uri_of_tcp(uri, sizeof(uri), export, serve->listen[i], host), uri,
 			  serve->listen[i]);
 	for (i = 0; i < serve->vsock_count; i++)
-		print_uri(uri_of_vsock(uri, sizeof(uri), &export, serve->vsock[i], local_cid()),
+		print_uri(json, uri_of_vsock(uri, sizeof(uri), export, serve->vsock[i], local_cid()),
 			  uri, serve->vsock[i]);
+}
+
+static void print_export(const struct serve *serve, struct fleece_json *json,
+			 const struct served *snapshot)
+{
+	struct uri_export export = { .name = snapshot->name, .is_tls = is_tls(serve) };
+	char uri[URI_BYTES];
+	int ret = uri_of_unix(uri, sizeof(uri), &export, serve->socket);
+
+	print_uri(json, ret, uri, serve->socket);
+	/* With TLS they need the client's credentials, which are nothing of ours. */
+	if (!ret && !json && !export.is_tls)
+		print_commands(serve, uri, snapshot);
+	print_addresses(serve, json, &export);
 }
 
 static void print_exports(const struct serve *serve, pid_t pid)
@@ -292,12 +319,40 @@ static void print_exports(const struct serve *serve, pid_t pid)
 	size_t i;
 
 	for (i = 0; i < serve->count; i++)
-		print_export(serve, serve->names[i]);
+		print_export(serve, NULL, &serve->snapshots[i]);
 	if (is_tls(serve))
 		printf("clients need TLS credentials: see TLS and EXAMPLES in fleeced(8)\n");
 	if (serve->is_background)
 		printf("stop it with: kill %d\n", (int)pid);
-	fflush(stdout);
+}
+
+static void print_json(const struct serve *serve, pid_t pid)
+{
+	struct fleece_json json = { .out = stdout };
+	size_t i;
+
+	fleece_json_object(&json, NULL);
+	fleece_json_number(&json, "version", 1);
+	fleece_json_number(&json, "pid", (uint64_t)pid);
+	fleece_json_string(&json, "pid_file", serve->is_background ? serve->pid_file : NULL);
+	fleece_json_string(&json, "log_file", serve->is_background ? serve->log_file : NULL);
+	fleece_json_string(&json, "socket", serve->socket);
+	fleece_json_bool(&json, "tls", is_tls(serve));
+	fleece_json_array(&json, "exports");
+	for (i = 0; i < serve->count; i++) {
+		const struct served *snapshot = &serve->snapshots[i];
+
+		fleece_json_object(&json, NULL);
+		fleece_json_string(&json, "name", snapshot->name);
+		fleece_json_string(&json, "device", snapshot->device);
+		fleece_json_string(&json, "since", snapshot->since[0] ? snapshot->since : NULL);
+		fleece_json_array(&json, "uris");
+		print_export(serve, &json, snapshot);
+		fleece_json_array_end(&json);
+		fleece_json_object_end(&json);
+	}
+	fleece_json_array_end(&json);
+	fleece_json_object_end(&json);
 }
 
 static enum status wait_until_end(const struct serve *serve, pid_t pid)
@@ -337,7 +392,11 @@ static enum status run_server(const struct serve *serve, char **argv)
 	close(ready);
 	if (status != DONE)
 		return status;
-	print_exports(serve, pid);
+	if (serve->is_json)
+		print_json(serve, pid);
+	else
+		print_exports(serve, pid);
+	fflush(stdout);
 	return serve->is_background ? DONE : wait_until_end(serve, pid);
 }
 
@@ -359,74 +418,81 @@ static void find_checkpoint(struct serve *serve, const struct snapshot *snapshot
 	close(device);
 }
 
-static enum status find_snapshots(struct serve *serve, char (*devices)[PATH_MAX], int control)
+static enum status find_snapshot(struct serve *serve, const char *text, struct served *served,
+				 int control)
 {
 	struct snapshot snapshot;
-	enum status status;
+	enum status status = device_snapshot(text, &snapshot);
+
+	if (status != DONE)
+		return status;
+	if (snapshot.status.is_broken)
+		return report(BROKEN, snapshot.dm.name, "is broken (%s)",
+			      strerror(snapshot.status.error));
+	snprintf(served->name, sizeof(served->name), "%s", snapshot.dm.name);
+	snprintf(served->since, sizeof(served->since), "%s", snapshot.since);
+	snprintf(served->device, sizeof(served->device), "/dev/mapper/%s", snapshot.dm.name);
+	if (served == serve->snapshots)
+		find_checkpoint(serve, &snapshot, control);
+	return DONE;
+}
+
+static enum status find_snapshots(struct serve *serve, char **names, int control)
+{
+	enum status status = DONE;
 	size_t i;
 
-	for (i = 0; i < serve->count; i++) {
-		status = device_snapshot(serve->names[i], &snapshot);
-		if (status != DONE)
-			return status;
-		if (snapshot.status.is_broken)
-			return report(BROKEN, snapshot.dm.name, "is broken (%s)",
-				      strerror(snapshot.status.error));
-		serve->names[i] = strdup(snapshot.dm.name);
-		if (!serve->names[i])
-			return report_errno(ENOMEM, NULL, "cannot prepare");
-		snprintf(devices[i], sizeof(devices[i]), "/dev/mapper/%s", snapshot.dm.name);
-		if (i == 0)
-			find_checkpoint(serve, &snapshot, control);
-	}
-	return DONE;
+	for (i = 0; i < serve->count && status == DONE; i++)
+		status = find_snapshot(serve, names[i], &serve->snapshots[i], control);
+	return status;
 }
 
 static enum status choose_files(struct serve *serve)
 {
 	enum status status = lock_run_dir();
+	const char *name = serve->snapshots[0].name;
 	struct stat st;
 
 	if (status != DONE)
 		return status;
 	if (!serve->socket[0] &&
-	    snprintf(serve->socket, sizeof(serve->socket), RUN_DIR "/%s.sock", serve->names[0]) >=
+	    snprintf(serve->socket, sizeof(serve->socket), RUN_DIR "/%s.sock", name) >=
 	    (int)sizeof(serve->socket))
-		return report(FAILED, serve->names[0],
+		return report(FAILED, name,
 			      "its name is too long for a socket's path; choose one with --socket");
 	if (!serve->pid_file[0])
 		snprintf(serve->pid_file, sizeof(serve->pid_file), RUN_DIR "/%s.pid",
-			 serve->names[0]);
+			 name);
 	if (!serve->log_file[0])
 		snprintf(serve->log_file, sizeof(serve->log_file), RUN_DIR "/%s.log",
-			 serve->names[0]);
+			 name);
 	if (!stat(serve->log_file, &st))
 		serve->log_start = st.st_size;
 	if (!connect_socket(serve->socket))
-		return report(BUSY, serve->names[0], "somebody serves on %s already",
+		return report(BUSY, name, "somebody serves on %s already",
 			      serve->socket);
 	return DONE;
 }
 
-static enum status serve_snapshots(struct serve *serve, int control)
+static enum status serve_snapshots(struct serve *serve, char **names, int control)
 {
-	char (*devices)[PATH_MAX] = calloc(serve->count, sizeof(*devices));
 	char server[PATH_MAX], **argv = NULL;
 	enum status status;
 
-	if (!devices)
+	serve->snapshots = calloc(serve->count, sizeof(*serve->snapshots));
+	if (!serve->snapshots)
 		return report_errno(ENOMEM, NULL, "cannot prepare");
-	status = find_snapshots(serve, devices, control);
+	status = find_snapshots(serve, names, control);
 	if (status == DONE)
 		status = choose_files(serve);
 	if (status == DONE) {
 		process_find(server, sizeof(server), SERVER, SERVER);
-		argv = make_arguments(serve, server, devices);
+		argv = make_arguments(serve, server);
 		status = argv ? run_server(serve, argv) :
 				report_errno(ENOMEM, NULL, "cannot prepare");
 	}
 	free(argv);
-	free(devices);
+	free(serve->snapshots);
 	return status;
 }
 
@@ -447,6 +513,7 @@ static enum status add_address(const char **addresses, size_t *count, const char
 
 enum option_value {
 	SOCKET = 256, LISTEN, VSOCK, CERTS, PSK, INSECURE, RELEASE, ONCE, BACKGROUND, PID, LOG,
+	JSON,
 };
 
 static enum status parse_option(int option, struct serve *serve)
@@ -477,6 +544,9 @@ static enum status parse_option(int option, struct serve *serve)
 	case ONCE:
 		serve->read_once = true;
 		return DONE;
+	case JSON:
+		serve->is_json = true;
+		return DONE;
 	default:
 		serve->is_background = true;
 		return DONE;
@@ -497,6 +567,7 @@ enum status verb_serve(int argc, char **argv)
 		{ "background", no_argument, NULL, BACKGROUND },
 		{ "pid-file", required_argument, NULL, PID },
 		{ "log-file", required_argument, NULL, LOG },
+		{ "json", no_argument, NULL, JSON },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
@@ -514,10 +585,9 @@ enum status verb_serve(int argc, char **argv)
 		status = parse_option(option, &serve);
 	if (status != DONE)
 		return status;
-	serve.names = argv + optind;
 	serve.count = (size_t)(argc - optind);
 	if (!serve.count)
 		return verb_usage("at least one SNAPSHOT is needed");
 	status = device_start(&control);
-	return status == DONE ? serve_snapshots(&serve, control) : status;
+	return status == DONE ? serve_snapshots(&serve, argv + optind, control) : status;
 }

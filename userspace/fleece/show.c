@@ -145,13 +145,13 @@ static void json_origin(struct fleece_json *json, const struct origin *origin)
 	fleece_json_object_end(json);
 }
 
-static void json_snapshot(struct fleece_json *json, const struct inventory *all,
+static void json_snapshot(struct fleece_json *json, const char *key, const struct inventory *all,
 			  const struct snapshot *snapshot)
 {
 	const struct fleece_snapshot_status *status = &snapshot->status;
 	char path[PATH_MAX];
 
-	fleece_json_object(json, NULL);
+	fleece_json_object(json, key);
 	fleece_json_string(json, "name", snapshot->dm.name);
 	snprintf(path, sizeof(path), "/dev/mapper/%s", snapshot->dm.name);
 	fleece_json_string(json, "device", path);
@@ -193,7 +193,7 @@ static void print_json(const struct inventory *all, const char *name)
 	fleece_json_array(&json, "snapshots");
 	for (i = 0; i < all->snapshot_count; i++)
 		if (!name || !strcmp(name, all->snapshots[i].dm.name))
-			json_snapshot(&json, all, &all->snapshots[i]);
+			json_snapshot(&json, NULL, all, &all->snapshots[i]);
 	fleece_json_array_end(&json);
 	fleece_json_object_end(&json);
 }
@@ -382,10 +382,17 @@ enum status verb_status(int argc, char **argv)
 	return status;
 }
 
+/*
+ * struct condition - what is waited for
+ * @on_broken: the snapshot is broken.
+ * @on_full, @full_percent: so much of its COW space is in use.
+ * @limit_ms: longest wait; 0: none.
+ */
 struct condition {
 	bool on_broken;
 	bool on_full;
 	unsigned int full_percent;
+	uint64_t limit_ms;
 };
 
 static enum status parse_condition(const char *text, struct condition *condition)
@@ -401,63 +408,107 @@ static enum status parse_condition(const char *text, struct condition *condition
 	return DONE;
 }
 
-static enum status wait_for(const char *text, const struct condition *condition, uint64_t limit_ms)
+/* @reason and @snapshot are set unless it cannot be looked at. */
+static enum status wait_for(const char *text, const struct condition *condition,
+			    struct snapshot *snapshot, const char **reason)
 {
 	const struct timespec step = { .tv_nsec = WAIT_STEP_MS * 1000000L };
-	struct snapshot snapshot;
+	const struct fleece_snapshot_status *now = &snapshot->status;
 	enum status status;
 	uint64_t waited;
 
 	for (waited = 0;; waited += WAIT_STEP_MS) {
-		status = device_snapshot(text, &snapshot);
+		status = device_snapshot(text, snapshot);
 		if (status != DONE)
 			return status;
-		if (snapshot.status.is_broken && condition->on_broken)
+		*reason = "broken";
+		if (now->is_broken && condition->on_broken)
 			return DONE;
-		if (snapshot.status.is_broken)
-			return report(BROKEN, text, "broke meanwhile (%s)",
-				      strerror(snapshot.status.error));
-		if (condition->on_full && percent(snapshot.status.used_slots,
-						  snapshot.status.total_slots) >=
-		    condition->full_percent)
+		if (now->is_broken)
+			return report(BROKEN, text, "broke meanwhile (%s)", strerror(now->error));
+		*reason = "full";
+		if (condition->on_full &&
+		    percent(now->used_slots, now->total_slots) >= condition->full_percent)
 			return DONE;
-		if (limit_ms && waited >= limit_ms)
+		*reason = "timeout";
+		if (condition->limit_ms && waited >= condition->limit_ms)
 			return report(FAILED, text, "did not happen in time");
+		*reason = NULL;
 		nanosleep(&step, NULL);
 	}
 }
 
-enum status verb_wait(int argc, char **argv)
+/* Why a wait has ended, and what the snapshot was like then. */
+static enum status print_end(const char *reason, const struct snapshot *snapshot)
 {
-	enum { FOR = 256, TIMEOUT };
+	struct fleece_json json = { .out = stdout };
+	struct inventory all;
+	int ret = read_inventory(&all);
+
+	if (ret)
+		return report_errno(ret, NULL, "cannot list the devices");
+	fleece_json_object(&json, NULL);
+	fleece_json_number(&json, "version", 1);
+	fleece_json_string(&json, "reason", reason);
+	json_snapshot(&json, "snapshot", &all, snapshot);
+	fleece_json_object_end(&json);
+	free_inventory(&all);
+	return DONE;
+}
+
+static enum status parse_limit(const char *text, uint64_t *limit_ms)
+{
+	char *end;
+
+	*limit_ms = strtoul(text, &end, 10) * 1000;
+	if (!*limit_ms || *end || *text < '0' || *text > '9')
+		return verb_usage("'%s' is not a number of seconds", text);
+	return DONE;
+}
+
+static enum status parse_wait(int argc, char **argv, struct condition *condition, bool *is_json)
+{
+	enum { FOR = 256, TIMEOUT, JSON };
 	static const struct option options[] = {
 		{ "for", required_argument, NULL, FOR },
 		{ "timeout", required_argument, NULL, TIMEOUT },
+		{ "json", no_argument, NULL, JSON },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
-	struct condition condition = { 0 };
 	enum status status = DONE;
-	uint64_t limit_ms = 0;
 	int option;
 
 	while (status == DONE && (option = verb_option(argc, argv, options)) >= 0) {
-		char *end;
-
-		if (option == FOR) {
-			status = parse_condition(optarg, &condition);
-			continue;
-		}
-		limit_ms = strtoul(optarg, &end, 10) * 1000;
-		if (!limit_ms || *end || *optarg < '0' || *optarg > '9')
-			status = verb_usage("'%s' is not a number of seconds", optarg);
+		if (option == FOR)
+			status = parse_condition(optarg, condition);
+		else if (option == TIMEOUT)
+			status = parse_limit(optarg, &condition->limit_ms);
+		else
+			*is_json = true;
 	}
 	if (status != DONE)
 		return status;
 	if (argc - optind != 1)
 		return verb_usage("exactly one SNAPSHOT is needed");
-	if (!condition.on_broken && !condition.on_full)
+	if (!condition->on_broken && !condition->on_full)
 		return verb_usage("--for full=N%% or --for broken is needed");
-	status = device_start(NULL);
-	return status == DONE ? wait_for(argv[optind], &condition, limit_ms) : status;
+	return device_start(NULL);
+}
+
+enum status verb_wait(int argc, char **argv)
+{
+	struct condition condition = { 0 };
+	struct snapshot snapshot;
+	const char *reason = NULL;
+	bool is_json = false;
+	enum status status = parse_wait(argc, argv, &condition, &is_json);
+	enum status printed = DONE;
+
+	if (status != DONE)
+		return status;
+	status = wait_for(argv[optind], &condition, &snapshot, &reason);
+	if (is_json && reason)
+		printed = print_end(reason, &snapshot);
+	return status == DONE ? printed : status;
 }

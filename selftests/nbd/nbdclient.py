@@ -22,6 +22,9 @@ FLEECED = os.path.join(BUILD, "fleeced")
 # Built without sanitizers, which cannot work inside of the sandbox.
 PLAIN_TESTSERVER = os.path.join(BUILD, "plain", "testserver")
 
+# How long a server may take to start or to end. Under valgrind it takes longer.
+PATIENCE = 20 * int(os.environ.get("FLEECED_TEST_SLOWDOWN", "1"))
+
 TESTSERVER = PLAIN_TESTSERVER if os.environ.get("FLEECED_TEST_SANDBOX") else SANITIZED_TESTSERVER
 
 
@@ -108,7 +111,7 @@ class Server:
             self.process = subprocess.Popen(
                 command + list(arguments), stdin=subprocess.DEVNULL, stderr=log,
                 env=environment)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not os.path.exists(self.pid_file) or "fleeced: ready" not in self.log():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise Failed("the server does not start: " + self.log())
@@ -123,7 +126,7 @@ class Server:
         """TCP port of a server with listen=True."""
         return int(self.log().split("listening on 127.0.0.1:")[1].split()[0])
 
-    def wait(self, seconds=20):
+    def wait(self, seconds=PATIENCE):
         """Exit status of a server that was told to end."""
         return self.process.wait(timeout=seconds)
 
@@ -147,7 +150,7 @@ class Server:
 def run_wrong(arguments, status, text, program=TESTSERVER):
     """A command line that must be refused, with a reason."""
     result = subprocess.run([program] + arguments, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE,
                             check=False)
     output = result.stdout.decode()
     equal(result.returncode, status, "exit status of %r: %s" % (arguments, output))

@@ -104,6 +104,29 @@ def needs_tls(server):
         client.expect_end()
 
 
+@test("a client that leaves without TLS gets one line of the log, one that goes on with it none")
+def leaves_without_tls(server):
+    line = "has left without TLS, which this server needs"
+    before = server.log().count(line)
+    with Client(server) as client:
+        client.option_error(LIST)
+        client.option_error(STRUCTURED)
+        client.option(ABORT)
+        client.expect_end()
+    deadline = time.monotonic() + 20
+    while server.log().count(line) == before:
+        expect(time.monotonic() < deadline, "no line in the log: " + server.log())
+        time.sleep(0.01)
+    with Client(server) as client:
+        equal(client.option_error(LIST), TLS_REQD, "LIST")
+        equal(client.option(STARTTLS), [(ACK, b"")], "STARTTLS")
+    with Client(server) as client:
+        client.option(ABORT)
+        client.expect_end()
+    time.sleep(0.2)
+    equal(server.log().count(line), before + 1, "lines in the log")
+
+
 @test("C80 EXPORT_NAME before TLS: disconnected, whatever the client's flags")
 def export_name_in_the_clear(server):
     for flags in (0, 1, 2, 3):

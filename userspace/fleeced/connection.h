@@ -112,6 +112,7 @@ enum connection_status {
  * Set by the handshake, then constant:
  * @fixed_newstyle: the client may use other options than EXPORT_NAME.
  * @no_zeroes: no padding after EXPORT_NAME.
+ * @was_in_the_clear: it has asked for something that needs TLS before that had begun.
  * @is_secure: TLS has begun.
  * @form: of requests and replies.
  * @contexts: selected contexts.
@@ -149,6 +150,7 @@ struct connection {
 
 	bool fixed_newstyle;
 	bool no_zeroes;
+	bool was_in_the_clear;
 	bool is_secure;
 	enum reply_form form;
 	struct context_set contexts;

@@ -240,6 +240,7 @@ static int run_in_the_clear(struct client_option *option)
 		return do_starttls(option);
 	if (option->code == NBD_OPT_EXPORT_NAME)
 		return option_break_off(option, "EXPORT_NAME without TLS, which this server needs");
+	option->connection->was_in_the_clear = true;
 	return option_refuse(option, NBD_REP_ERR_TLS_REQD, "this server needs TLS (STARTTLS)");
 }
 
@@ -364,6 +365,9 @@ int handshake_run(struct connection *connection)
 		ret = run_options(connection);
 	if (ret == -ETIMEDOUT && !stop_is_requested(connection->rules->stop))
 		log_info("%s: disconnected: handshake not finished in time",
+			 connection->transport->peer);
+	else if (connection->was_in_the_clear && !connection->is_secure)
+		log_info("%s: has left without TLS, which this server needs",
 			 connection->transport->peer);
 	return ret;
 }

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -1117,6 +1118,10 @@ def usage():
     run_wrong(["--stdio", "--stall-timeout", "86401", disk], 2, "up to 86400")
     run_wrong(["--listen", "127.0.0.1:0"] * 17 + [disk], 2, "too many addresses")
     run_wrong(["--stdio", "--tls-certs", "x", "--tls-psk", "x", disk], 2, "exclude each other")
+    for address in (":1", "[::1", "127.0.0.1:", "127.0.0.1:x", "[]:1"):
+        run_wrong(["--listen", address, disk], 2, "--listen is not")
+    for option in ("--socket", "--pid-file", "--user", "--tls-certs", "--tls-psk"):
+        run_wrong(["--stdio", option, "", disk], 2, option + " is empty")
     run_wrong(["--help"], 0, "Usage")
     run_wrong(["--version"], 0, "fleeced ")
 
@@ -1132,8 +1137,6 @@ def unusable():
     run_wrong(["--stdio", "--read-once", "p=mem:size=1M,plain"], 1, "--read-once")
     for address in ("0.0.0.0", "0.0.0.0:0", "[::]:0", "192.0.2.1:10809"):
         run_wrong(["--listen", address, disk], 1, "loopback")
-    for address in (":1", "[::1", "127.0.0.1:", "127.0.0.1:x", "[]:1"):
-        run_wrong(["--listen", address, disk], 1, "cannot listen")
     run_wrong(["--listen", "192.0.2.1:0", "--insecure", disk], 1, "cannot listen")
     run_wrong(["--socket", "/nonexistent/socket", disk], 1, "cannot listen")
     run_wrong(["--socket", "/" + "x" * 200, disk], 1, "too long")
@@ -1248,6 +1251,32 @@ def killed():
         expect(os.path.exists(server.pid_file), "another's pid file was removed")
     finally:
         subprocess.run(["rm", "-rf", server.directory], check=True)
+
+
+@own("a pid file replaces a pid file or an empty file, and nothing else")
+def pid_file_in_the_way():
+    directory = tempfile.mkdtemp(prefix="fleeced-test-")
+    image = os.path.join(directory, "image")
+    path = os.path.join(directory, "socket")
+    text = "data of somebody" * 100
+    with open(image, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.mkfifo(os.path.join(directory, "pipe"))
+    try:
+        for name in (image, path, directory, os.path.join(directory, "pipe"), "/dev/null"):
+            run_wrong(["--socket", path, "--pid-file", name, DISK], 1, "is no pid file")
+        with open(image, encoding="utf-8") as file:
+            equal(file.read(), text, "the file")
+        expect(os.path.exists("/dev/null"), "the device is gone")
+        for old in ("", "4711\n"):
+            with open(image, "w", encoding="utf-8") as file:
+                file.write(old)
+            run_wrong(["--socket", path, "--pid-file", image, "--user", "nobody:no-such-group",
+                       "--max-connections", "1", DISK], 1, "no such group",
+                      nbdclient.PLAIN_TESTSERVER)
+            expect(not os.path.exists(image), "the pid file is left behind")
+    finally:
+        shutil.rmtree(directory)
 
 
 @own("fleeced itself serves files, of any size, read-only, with base:allocation alone")

@@ -25,6 +25,9 @@
 /* Who serves when root starts the server and does not say who. */
 #define DEFAULT_USER	"nobody"
 
+/* More than a process id takes. */
+#define PID_FILE_BYTES	32
+
 struct daemon {
 	struct options options;
 	struct backend **backends;
@@ -191,17 +194,49 @@ static int write_file(const char *path, const char *text)
 }
 
 /*
+ * What is at its place is lost when the file is written, and removed when the server ends.
+ * So it must be a pid file, or empty: no device, image or socket that was named by mistake.
+ */
+static int check_pid_file(const char *path)
+{
+	char text[PID_FILE_BYTES + 1];
+	struct stat status;
+	ssize_t length = 0;
+	int file;
+
+	if (stat(path, &status))
+		return errno == ENOENT ? 0 : -errno;
+	if (!S_ISREG(status.st_mode) || status.st_size > PID_FILE_BYTES)
+		return -EEXIST;
+	file = open(path, O_RDONLY | O_CLOEXEC);
+	if (file < 0)
+		return -errno;
+	length = read(file, text, sizeof(text) - 1);
+	close(file);
+	if (length < 0)
+		return -EIO;
+	text[length] = '\0';
+	return text[strspn(text, "0123456789\n")] ? -EEXIST : 0;
+}
+
+/*
  * Written when clients can connect, so that a script can wait for it, and never
  * seen incomplete.
  */
 static int write_pid_file(struct daemon *daemon)
 {
 	const char *path = daemon->options.pid_file;
-	char text[32], *fresh = NULL;
+	char text[PID_FILE_BYTES], *fresh = NULL;
 	int ret;
 
 	if (!path)
 		return 0;
+	ret = check_pid_file(path);
+	if (ret) {
+		log_error("cannot write %s: %s", path,
+			  ret == -EEXIST ? "it exists, and is no pid file" : strerror(-ret));
+		return ret;
+	}
 	snprintf(text, sizeof(text), "%d\n", getpid());
 	if (asprintf(&fresh, "%s.%d", path, getpid()) < 0)
 		return -ENOMEM;

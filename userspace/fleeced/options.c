@@ -152,6 +152,10 @@ static int parse_text(const char **text, const char *name, bool once)
 		snprintf(problem, sizeof(problem), "--%s was given twice", name);
 		return fail(problem, NULL);
 	}
+	if (!*optarg) {
+		snprintf(problem, sizeof(problem), "--%s is empty", name);
+		return fail(problem, NULL);
+	}
 	*text = optarg;
 	return -1;
 }

@@ -7,6 +7,7 @@ keep clients from each other's memory and time. Prints TAP.
 import os
 import pwd
 import re
+import resource
 import select
 import shutil
 import signal
@@ -579,6 +580,35 @@ def closed_descriptors():
                           "descriptor %d" % number)
             finally:
                 process.send_signal(signal.SIGTERM)
+
+
+@test("without descriptors for new clients, these wait, and the log says it once")
+def no_descriptors():
+    server = Server(DISK)
+    clients = []
+    try:
+        used = len(os.listdir("/proc/%d/fd" % server.process.pid))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 2, used + 2))
+        for _ in range(4):
+            clients.append(Client(server, greet=False))
+        for client in clients[:2]:
+            equal(len(client.receive(18)), 18, "greeting")
+        line = "cannot serve a new client: Too many open files"
+        deadline = time.monotonic() + 20
+        while line not in server.log():
+            expect(time.monotonic() < deadline, "the log does not say it: " + server.log())
+            time.sleep(0.02)
+        # It is tried five times a second.
+        time.sleep(1)
+        equal(server.log().count(line), 1, "lines of the log")
+        for client in clients[:2]:
+            client.socket.close()
+        for client in clients[2:]:
+            equal(len(client.receive(18)), 18, "greeting of one that has waited")
+    finally:
+        for client in clients:
+            client.socket.close()
+        server.stop()
 
 
 @test("the log says once when all connections are in use")

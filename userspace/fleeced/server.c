@@ -31,7 +31,7 @@
 #define HANDSHAKES_MAX	128
 #define HANDSHAKES_LIMIT (2 * HANDSHAKES_MAX)
 
-/* Least time between two log lines that say that clients had to go. */
+/* Least time between two log lines that say the same of different clients. */
 #define CROWD_LOG_MS	60000
 
 /* In the order in which they came, the last one first. */
@@ -50,6 +50,7 @@ struct client {
  * @wake: eventfd, written by a thread that ends.
  * @told_count: the @count that the service manager knows.
  * @crowd_log_ms: when the log said last that clients had to go, or 0.
+ * @accept_log_ms: when it said last that one could not be served, or 0.
  * @retry_ms: do not accept before this time; 0: no such need.
  * @give_up_ms: after the stop: when to stop waiting for clients.
  */
@@ -59,6 +60,7 @@ struct loop {
 	unsigned int count;
 	unsigned int told_count;
 	int64_t crowd_log_ms;
+	int64_t accept_log_ms;
 	int signals;
 	int wake;
 	int64_t retry_ms;
@@ -161,15 +163,15 @@ static unsigned int count_handshakes(const struct loop *loop)
 	return loop->count - slots_used(loop->server->rules.slots);
 }
 
-static void log_crowd(struct loop *loop)
+/* May a line be logged whose last time was this? */
+static bool is_news(int64_t *last_ms)
 {
 	int64_t now = clock_ms();
 
-	if (loop->crowd_log_ms && now < loop->crowd_log_ms + CROWD_LOG_MS)
-		return;
-	loop->crowd_log_ms = now;
-	log_info("more than %d clients have connected, but chosen no export: the oldest are disconnected",
-		 HANDSHAKES_MAX);
+	if (*last_ms && now < *last_ms + CROWD_LOG_MS)
+		return false;
+	*last_ms = now;
+	return true;
 }
 
 /* An honest client needs far less time than it takes so many others to come. */
@@ -185,7 +187,9 @@ static void drop_oldest(struct loop *loop)
 		return;
 	oldest->is_dropped = true;
 	connection_abort(oldest->connection);
-	log_crowd(loop);
+	if (is_news(&loop->crowd_log_ms))
+		log_info("more than %d clients have connected, but chosen no export: the oldest are disconnected",
+			 HANDSHAKES_MAX);
 }
 
 static void accept_client(struct loop *loop, const struct listener *listener)
@@ -198,7 +202,8 @@ static void accept_client(struct loop *loop, const struct listener *listener)
 		drop_oldest(loop);
 	if (!ret || ret == -EAGAIN || ret == -ECONNABORTED || ret == -EINTR)
 		return;
-	log_error("cannot serve a new client: %s", strerror(-ret));
+	if (is_news(&loop->accept_log_ms))
+		log_error("cannot serve a new client: %s; others have to wait", strerror(-ret));
 	loop->retry_ms = clock_ms() + RETRY_MS;
 }
 

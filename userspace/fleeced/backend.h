@@ -107,7 +107,7 @@ int backend_snapshot_create(const char *path, int device, int control,
 
 /**
  * backend_file_create() - the backend of any block device or regular file
- * @path: of the file.
+ * @path: of the file, for messages; outlives the backend.
  * @file: open for reading.
  * @backend: set to the backend; it owns @file then.
  *

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * fleeced, backend_file: any block device or regular file, read-only. Has no
- * maps and nothing to release. Needs no lock: nothing changes after opening.
+ * maps and nothing to release. Needs no lock: nothing but an atomic flag changes
+ * after opening.
  */
 #include "backend.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,18 +18,30 @@
 #include <unistd.h>
 #include <linux/fs.h>
 
+#include "log.h"
 #include "text.h"
 
 #define PREFERRED_BYTES 4096
 
 struct file_backend {
 	struct backend base;
+	const char *path;
 	int file;
+	atomic_bool is_error_logged;
 };
 
 static struct file_backend *to_file(struct backend *backend)
 {
 	return (struct file_backend *)backend;
+}
+
+/* -EPERM and the end of a file that shrank have no meaning of their own here. */
+static int fail_read(struct file_backend *file, uint64_t offset, const char *why)
+{
+	if (!atomic_exchange(&file->is_error_logged, true))
+		log_error("%s: cannot read at %llu: %s; further errors are only told to clients",
+			  file->path, (unsigned long long)offset, why);
+	return -EIO;
 }
 
 static int file_read(struct backend *backend, void *buffer, uint64_t offset, uint32_t length)
@@ -40,9 +54,9 @@ static int file_read(struct backend *backend, void *buffer, uint64_t offset, uin
 		n = pread(file->file, (uint8_t *)buffer + done, length - done, offset + done);
 		if (n < 0 && errno == EINTR)
 			continue;
-		/* -EPERM and the end of a file that shrank have no meaning of their own here. */
 		if (n <= 0)
-			return -EIO;
+			return fail_read(file, offset + done,
+					 n ? strerror(errno) : "it has become shorter");
 		done += n;
 	}
 	return 0;
@@ -127,6 +141,7 @@ int backend_file_create(const char *path, int file, struct backend **backend)
 	created->base.size = size;
 	created->base.block = 1;
 	created->base.preferred = PREFERRED_BYTES;
+	created->path = path;
 	created->file = file;
 	find_name(&created->base, path, &status);
 	if (S_ISBLK(status.st_mode) &&

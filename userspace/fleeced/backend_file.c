@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * fleeced, backend_file: any block device or regular file, read-only. Has no
- * maps and nothing to release. Needs no lock: nothing but an atomic flag changes
+ * maps and nothing to release. Needs no lock: nothing but atomic flags changes
  * after opening.
  */
 #include "backend.h"
@@ -28,6 +28,7 @@ struct file_backend {
 	const char *path;
 	int file;
 	atomic_bool is_error_logged;
+	atomic_bool cannot_read_now;
 };
 
 static struct file_backend *to_file(struct backend *backend)
@@ -62,13 +63,19 @@ static int file_read(struct backend *backend, void *buffer, uint64_t offset, uin
 	return 0;
 }
 
-/* What the page cache has all of. */
+/* What the page cache has all of. Some filesystems cannot tell: those are asked once. */
 static int file_read_now(struct backend *backend, void *buffer, uint64_t offset, uint32_t length)
 {
 	struct iovec vector = { .iov_base = buffer, .iov_len = length };
+	struct file_backend *file = to_file(backend);
+	ssize_t n;
 
-	return preadv2(to_file(backend)->file, &vector, 1, offset, RWF_NOWAIT) == length ?
-	       0 : -EAGAIN;
+	if (atomic_load(&file->cannot_read_now))
+		return -EAGAIN;
+	n = preadv2(file->file, &vector, 1, offset, RWF_NOWAIT);
+	if (n < 0 && errno == EOPNOTSUPP)
+		atomic_store(&file->cannot_read_now, true);
+	return n == length ? 0 : -EAGAIN;
 }
 
 static void file_cache(struct backend *backend, uint64_t offset, uint32_t length)

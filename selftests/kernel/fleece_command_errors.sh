@@ -194,6 +194,7 @@ stop_server()
 }
 
 # Once more until it has ended: it removes its pid file.
+# shellcheck disable=SC2317 # called by wait_until
 stop_and_forget()
 {
 	stop_server

@@ -388,7 +388,7 @@ def unconfined():
     run_wrong(["--stdio", "--user", "nobody", "--no-sandbox", DISK], 2, "--no-sandbox")
     with Scratch() as scratch:
         for user, text in (("no such", "no such user"), ("nobody:no such", "no such group"),
-                           ("", "no such user"), ("4294967295", "no such user")):
+                           (":", "no such user"), ("4294967295", "no such user")):
             run_wrong(["--socket", scratch("s"), "--pid-file", scratch("p"), "--user", user, DISK],
                       1, text, nbdclient.PLAIN_TESTSERVER)
             equal(os.listdir(scratch.path), [], "files left behind")

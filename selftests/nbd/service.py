@@ -4,6 +4,7 @@
 service manager is told, access to the Unix socket, vsock, and the limits that
 keep clients from each other's memory and time. Prints TAP.
 """
+import fcntl
 import os
 import pwd
 import re
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 
 import nbdclient
 from nbdclient import (
@@ -580,6 +582,48 @@ def closed_descriptors():
                           "descriptor %d" % number)
             finally:
                 process.send_signal(signal.SIGTERM)
+
+
+def come_and_go(server, count):
+    """Clients that cause lines of the log."""
+    for _ in range(count):
+        with Client(server) as client:
+            client.open(b"disk")
+            equal(client.read(0, 4), pattern(0, 4), "data")
+
+
+def read_log(pipe, wanted, cause=lambda: None):
+    """Read until something was said."""
+    said = b""
+    deadline = time.monotonic() + 20
+    while wanted not in said:
+        expect(time.monotonic() < deadline, "the log does not say it: %r" % said[-200:])
+        cause()
+        if select.select([pipe], [], [], 0.1)[0]:
+            said += os.read(pipe, 4096)
+
+
+@test("a log that nobody reads holds up neither clients nor the end, and says what was lost")
+def log_stalls():
+    command = [nbdclient.TESTSERVER, *nbdclient.sandbox_options(nbdclient.TESTSERVER)]
+    with Scratch() as scratch:
+        server = types.SimpleNamespace(path=scratch("socket"))
+        ours, theirs = os.pipe()
+        fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
+        process = subprocess.Popen([*command, "--socket", server.path, DISK],
+                                   stdin=subprocess.DEVNULL, stderr=theirs)
+        os.close(theirs)
+        try:
+            read_log(ours, b"ready")
+            come_and_go(server, 200)
+            read_log(ours, b"lines of the log were lost", lambda: come_and_go(server, 1))
+            come_and_go(server, 200)
+            process.terminate()
+            equal(process.wait(20), 0, "exit status")
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
 
 
 @test("without descriptors for new clients, these wait, and the log says it once")

@@ -1,16 +1,53 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * fleeced, log: writes whole lines to stderr, so that lines of several threads
- * never mix. Owns no state.
+ * never mix. Who reads them may be stuck: neither clients nor the end of the server
+ * wait for that. Lines for which there is no room are lost, and counted.
  */
 #include "log.h"
 
+#include <poll.h>
+#include <pthread.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #define LINE_SIZE 1024
+
+/* How long to wait for a reader that is only slow; once, until it reads again. */
+#define READER_MS 1000
+
+/* Protects lost_lines, and what was found out about the room for a line. */
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
+static unsigned long lost_lines;
+
+/* A file, a terminal or a pipe that is writable has room for a line. */
+static bool has_room(void)
+{
+	struct pollfd file = { .fd = STDERR_FILENO, .events = POLLOUT };
+
+	return poll(&file, 1, lost_lines ? 0 : READER_MS) != 0;
+}
+
+static void write_bytes(const char *line, int length)
+{
+	/* Nothing can be done about a log that cannot be written. */
+	if (write(STDERR_FILENO, line, length) < 0)
+		return;
+}
+
+/* With log_lock. */
+static void tell_lost(void)
+{
+	char line[LINE_SIZE];
+	int length = snprintf(line, sizeof(line), "fleeced: %lu lines of the log were lost, as nobody read them\n",
+			      lost_lines);
+
+	lost_lines = 0;
+	write_bytes(line, length);
+}
 
 static void write_line(const char *prefix, const char *format, va_list arguments)
 {
@@ -24,9 +61,14 @@ static void write_line(const char *prefix, const char *format, va_list arguments
 	if (used > LINE_SIZE - 2)
 		used = LINE_SIZE - 2;
 	line[used++] = '\n';
-	/* Nothing can be done about a log that cannot be written. */
-	if (write(STDERR_FILENO, line, used) < 0)
-		return;
+	pthread_mutex_lock(&log_lock);
+	if (lost_lines && has_room())
+		tell_lost();
+	if (!lost_lines && has_room())
+		write_bytes(line, used);
+	else
+		lost_lines++;
+	pthread_mutex_unlock(&log_lock);
 }
 
 void log_error(const char *format, ...)

@@ -12,7 +12,7 @@
  * log_error() - something failed
  * @format: as for printf, without prefix and newline.
  *
- * Context: any thread; the line is written in one piece.
+ * Context: any thread; the line is written in one piece, or lost if nobody reads it.
  */
 void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -20,7 +20,7 @@ void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
  * log_info() - something happened
  * @format: as for printf, without prefix and newline.
  *
- * Context: any thread; the line is written in one piece.
+ * Context: any thread; the line is written in one piece, or lost if nobody reads it.
  */
 void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

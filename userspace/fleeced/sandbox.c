@@ -18,18 +18,17 @@
 
 #include "log.h"
 
-/* Memory, locks, clocks and the end of threads: the C library. */
+/* Memory, locks, clocks and the end of threads: the C library; and the log. */
 static const char *const common_calls[] = {
 	"brk", "clock_gettime", "clock_gettime64", "close", "exit", "exit_group", "futex",
 	"futex_time64", "getpid", "getrandom", "gettid", "gettimeofday", "madvise", "mremap",
-	"munmap", "read", "restart_syscall", "rt_sigprocmask", "rt_sigreturn", "sched_yield",
+	"munmap", "poll", "ppoll", "ppoll_time64", "read", "restart_syscall", "rt_sigprocmask", "rt_sigreturn", "sched_yield",
 	"time", "write", NULL,
 };
 
 static const char *const server_calls[] = {
 	/* clients */
-	"accept4", "getsockopt", "setsockopt", "poll", "ppoll", "ppoll_time64", "readv",
-	"shutdown", "writev",
+	"accept4", "getsockopt", "setsockopt", "readv", "shutdown", "writev",
 	/* devices and files that are open already */
 	"fadvise64", "fadvise64_64", "arm_fadvise64_64", "pread64", "preadv", "preadv2",
 	/* threads, and how the C library shares memory between them */

@@ -216,37 +216,6 @@ test_restart()
 	wait_until 10 modprobe -r nbd
 }
 
-# shellcheck disable=SC2317 # called by others
-reads_right()
-{
-	dd if=/dev/nbd0 bs=1M iflag=direct status=none 2> /dev/null | cmp -s - "$SCRATCH/golden"
-}
-
-# nbd-client itself connects again. Unlike above, what is read meanwhile fails.
-test_persist()
-{
-	local round
-
-	serve_kernel "nbd-client -persist" || return
-	or_bail pattern origin write 9 0 -
-	succeeds "nbd-client connects, and will do so again" nbd-client -unix "$SCRATCH/nbd" \
-		/dev/nbd0 -name "$PREFIX-snap" -readonly -nonetlink -persist
-	succeeds "persist: it shows the snapshot" reads_right
-	for round in 1 2 3; do
-		kill -9 "$server"
-		wait "$server" 2> /dev/null
-		wait_until 20 test ! -e "$SCRATCH/nbd" -a ! -e "$SCRATCH/pid" ||
-			not_ok "persist $round: kill -9 leaves no files"
-		serve
-		succeeds "persist $round: after a restart it shows the snapshot again" \
-			wait_until 30 reads_right
-	done
-	succeeds "persist: nbd-client disconnects" nbd-client -d /dev/nbd0
-	ends_well "persist"
-	or_bail dm_remove snap
-	wait_until 10 modprobe -r nbd
-}
-
 test_vsock()
 {
 	if ! has_module vsock_loopback || ! command -v nbdcopy > /dev/null; then
@@ -294,7 +263,6 @@ test_confined
 test_read_once
 test_kernel_client
 test_restart
-test_persist
 test_vsock
 test_broken
 finish

@@ -249,7 +249,7 @@ test_serve_since()
 	"$FLEECE" serve "$name-snap" --background --json --socket "$SCRATCH/nbd" \
 		--pid-file "$SCRATCH/pid" --log-file "$SCRATCH/log" > "$SCRATCH/said"
 	is "a program is told, too" "$(jq -r --rawfile pid "$SCRATCH/pid" \
-		'(.pid == ($pid | tonumber)), .tls, .socket, (.exports[0] | .name, .since, .uris[0])' \
+		'(.pid == ($pid | rtrimstr("\n") | tonumber)), .tls, .socket, (.exports[0] | .name, .since, .uris[0])' \
 		"$SCRATCH/said" | paste -sd,)" \
 		"true,false,$SCRATCH/nbd,$name-snap,two,nbd+unix:///$name-snap?socket=$SCRATCH/nbd"
 	stop_server

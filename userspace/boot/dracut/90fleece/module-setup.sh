@@ -38,6 +38,5 @@ install()
 	inst_rules 12-dm-fleece.rules
 	# shellcheck disable=SC2154
 	inst_hook initqueue/settled 50 "$moddir/attach-early.sh"
-	inst_hook initqueue/timeout 50 "$moddir/attach.sh"
 	inst_hook pre-mount 10 "$moddir/attach.sh"
 }

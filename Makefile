@@ -44,7 +44,7 @@ full:
 
 soak:
 	for suite in $(SUITES); do selftests/run-check soak:$$suite || exit 1; done
-	selftests/run-check boot:900
+	selftests/run-check boot:900 dracut:300
 
 # SECONDS=86400 for a day.
 fuzz:

@@ -13,6 +13,9 @@ FLEECE_SUITES="bullseye bookworm trixie trixie-backports"
 # The same userspace as bookworm, with a kernel of our own.
 # shellcheck disable=SC2034 # likewise
 FLEECE_DEBUG_SUITES="debug kcsan"
+# Bookworm, with dracut instead of initramfs-tools.
+# shellcheck disable=SC2034 # likewise
+FLEECE_BOOT_SUITES="dracut"
 
 say()
 {

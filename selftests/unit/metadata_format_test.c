@@ -471,6 +471,39 @@ static void test_maps(void)
 		"zeroes");
 }
 
+/* The checksum of the document, whatever is in the sector. */
+static void require_checksum(const struct fleece_md_map *map, u64 number)
+{
+	struct {
+		u8 uuid[FLEECE_MD_UUID_BYTES];
+		__le64 sector;
+	} place = { .sector = __cpu_to_le64(number) };
+	u32 crc;
+
+	memcpy(place.uuid, root.uuid, sizeof(place.uuid));
+	crc = crc32c(~0U, &place, sizeof(place));
+	crc = ~crc32c(crc, (const u8 *)map + 4, FLEECE_MD_SECTOR_BYTES - 4);
+	require(__le32_to_cpu(map->header.crc) == crc, "sector %llu", (unsigned long long)number);
+}
+
+static void test_checksums(void)
+{
+	struct fleece_md_map map = { };
+	unsigned int i;
+
+	/* Each bit of the checksum before the payload is met, set and clear. */
+	for (i = 0; i < 1000; i++) {
+		fleece_md_seal(root.uuid, i, i * i, &map);
+		require_checksum(&map, i);
+	}
+	for (i = 0; i < FLEECE_MD_MAP_BITS; i++) {
+		map.words[i / 64] = __cpu_to_le64(1ULL << i % 64);
+		fleece_md_seal(root.uuid, i, 7, &map);
+		require_checksum(&map, i);
+		map.words[i / 64] = 0;
+	}
+}
+
 static void test_choose(void)
 {
 	static const struct {
@@ -507,6 +540,7 @@ static const struct unit_case cases[] = {
 	{ "format: nonsense in the superblock is refused", test_nonsense_superblock },
 	{ "format: nonsense in the table is refused", test_nonsense_table },
 	{ "format: sectors of maps by checksum, place and tag", test_maps },
+	{ "format: with and without bits, the checksum is the document's", test_checksums },
 	{ "format: which copy counts", test_choose },
 	{ }
 };

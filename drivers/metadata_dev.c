@@ -484,6 +484,17 @@ static void stop_works(struct fleece_metadata_dev *dev)
 	cancel_delayed_work_sync(&dev->settle);
 }
 
+static void free_window(struct fleece_metadata_dev *dev)
+{
+	unsigned int i;
+
+	for (i = 0; i < FLEECE_METADATA_READ_BLOCKS; i++) {
+		if (dev->window[i])
+			__free_page(dev->window[i]);
+		dev->window[i] = NULL;
+	}
+}
+
 static void free_buffers(struct fleece_metadata_dev *dev)
 {
 	unsigned int i;
@@ -496,10 +507,7 @@ static void free_buffers(struct fleece_metadata_dev *dev)
 	}
 	if (dev->reader.bio)
 		bio_put(dev->reader.bio);
-	for (i = 0; i < FLEECE_METADATA_READ_BLOCKS; i++) {
-		if (dev->window[i])
-			__free_page(dev->window[i]);
-	}
+	free_window(dev);
 }
 
 static struct fleece_metadata_dev *alloc_dev(const struct fleece_metadata_config *config)
@@ -569,6 +577,9 @@ void fleece_metadata_dev_start(struct fleece_metadata_dev *dev)
 	noio = fleece_metadata_dev_lock(dev);
 	if (!dev->is_started) {
 		WRITE_ONCE(dev->is_started, true);
+		/* But for a read that was given up, and may yet arrive. */
+		if (!count_flying(dev))
+			free_window(dev);
 		dev->may_wait = true;
 		if (!fleece_metadata_start(dev->md))
 			forget_failure(dev);

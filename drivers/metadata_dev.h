@@ -100,7 +100,7 @@ struct fleece_metadata_buffer {
  * @grant: makes intents durable.
  * @settle: writes fine bits, and takes intents back.
  * @reader: the bio that reads; nothing else is under way then.
- * @window: its pages.
+ * @window: its pages, until the start: nothing is read after it.
  *
  * @io_lock: taken in interrupts; a leaf. Protects:
  * @free: buffers that are not under way.

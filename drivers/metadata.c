@@ -443,10 +443,11 @@ static int since(struct fleece_metadata *md, u32 index, struct fleece_view *view
 
 /*
  * Write the fine bits of the selected regions for a checkpoint. What has been written, or
- * has failed, which is the end of all, is no longer selected. Ends the view.
+ * has failed, which is the end of all, is no longer selected. @has_stopped: NULL, or to be
+ * set if somebody else wanted to be the worker before the end. Ends the view.
  */
 static int write_some(struct fleece_metadata *md, u32 index, const struct fleece_view *view,
-		      bool may_stop)
+		      bool *has_stopped)
 {
 	const struct fleece_md_checkpoint *checkpoint = &md->root.checkpoints[index];
 	u64 nr_regions = md->layout.nr_regions;
@@ -454,7 +455,11 @@ static int write_some(struct fleece_metadata *md, u32 index, const struct fleece
 	int ret = 0;
 
 	region = find_next_bit(md->selected, nr_regions, 0);
-	while (region < nr_regions && !ret && !(may_stop && md->io->is_wanted(md->context))) {
+	while (region < nr_regions && !ret) {
+		if (has_stopped && md->io->is_wanted(md->context)) {
+			*has_stopped = true;
+			break;
+		}
 		block = write_region(md, view, checkpoint, region, block, &ret);
 		__clear_bit(region, md->selected);
 		region = find_next_bit(md->selected, nr_regions, region + 1);
@@ -465,7 +470,7 @@ static int write_some(struct fleece_metadata *md, u32 index, const struct fleece
 
 static int write_selected(struct fleece_metadata *md, u32 index, const struct fleece_view *view)
 {
-	return write_some(md, index, view, false);
+	return write_some(md, index, view, NULL);
 }
 
 /* ------------------------- Settle ------------------------- */
@@ -532,6 +537,7 @@ static void unselect(struct fleece_metadata *md)
 int fleece_metadata_settle(struct fleece_metadata *md)
 {
 	u32 newest = md->root.nr_checkpoints - 1;
+	bool has_stopped = false;
 	struct fleece_view view;
 	int ret = 0;
 
@@ -546,9 +552,10 @@ int fleece_metadata_settle(struct fleece_metadata *md)
 			unselect(md);
 			return ret;
 		}
-		ret = write_some(md, newest, &view, true);
-		/* If it was to stop: these keep their intents. */
-		unselect(md);
+		ret = write_some(md, newest, &view, &has_stopped);
+		/* These keep their intents. */
+		if (has_stopped)
+			unselect(md);
 	}
 	if (!ret)
 		ret = md->io->flush(md->context);

@@ -775,7 +775,7 @@ static int check_origin(struct fleece_metadata *md, const struct fleece_metadata
 	else if (origin->nr_sectors < root->origin_sectors)
 		*error = "it was made for a larger origin";
 	else if (origin->nr_sectors > root->origin_sectors && !origin->may_have_grown)
-		*error = "it was made for a smaller origin";
+		*error = "it was made for a smaller origin: load a table of the old length first";
 	if (*error)
 		return -EINVAL;
 	if (origin->nr_sectors > root->capacity_sectors) {

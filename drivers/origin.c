@@ -1080,6 +1080,9 @@ static void adopt_size(struct fleece_table *table, sector_t nr_sectors)
 		if (ret)
 			DMERR("%s: out of memory for the new size: all checkpoints are dropped",
 			      dm_device_name(origin->md));
+		else if (nr_sectors > old_sectors && origin->tracker.nr_checkpoints)
+			DMINFO("%s: grown from %llu to %llu sectors: what it gained counts as changed",
+			       dm_device_name(origin->md), (u64)old_sectors, (u64)nr_sectors);
 		WRITE_ONCE(origin->nr_sectors, nr_sectors);
 	}
 	fleece_origin_unlock(origin, noio);

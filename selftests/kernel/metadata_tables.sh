@@ -41,7 +41,7 @@ test_unfit()
 	refuses "a device cut off" "No space" "smaller than its metadata" \
 		"0 $SECTORS fleece $disk $(path_of small) 128"
 	make_disk large $((SECTORS + 8))
-	refuses "a larger origin" "$INVALID" "smaller origin" \
+	refuses "a larger origin" "$INVALID" "smaller origin: load a table of the old length" \
 		"0 $((SECTORS + 8)) fleece $(path_of large) $meta 128"
 	refuses "the origin itself" "$INVALID" "is the origin device" "0 $SECTORS fleece $disk $disk 128"
 }
@@ -95,6 +95,32 @@ test_capacity()
 	or_bail dm_remove origin
 }
 
+# An origin that has grown while it had no target: the way that the log tells.
+test_grown()
+{
+	local long=$((SECTORS + 128))
+
+	format_metadata meta $SECTORS --capacity $((long * 512))
+	or_bail dm_create origin "0 $SECTORS fleece $(path_of longer) $meta 128"
+	or_bail message origin checkpoint_create one
+	or_bail pattern origin write 1 0 64k
+	or_bail dm_remove origin
+	refuses "grown meanwhile" "$INVALID" "smaller origin: load a table of the old length" \
+		"0 $long fleece $(path_of longer) $meta 128"
+	or_bail dm_create origin "0 $SECTORS fleece $(path_of longer) $meta 128"
+	is "grown meanwhile: with the old length it is as it was" "$(map origin changed one)" \
+		"0 65536 1,65536 16711680 0"
+	log_mark
+	or_bail replace_table origin "0 $long fleece $(path_of longer) $meta 128"
+	expect_log "grown meanwhile: the log says what it costs" \
+		"grown from $SECTORS to $long sectors: what it gained counts as changed"
+	is "grown meanwhile: what it gained counts as changed" "$(map origin changed one)" \
+		"0 65536 1,65536 16711680 0,16777216 65536 1"
+	is "grown meanwhile: the checkpoint is valid" \
+		"$(message origin checkpoint_list | awk '{ print $1, $5 }')" "one valid"
+	or_bail dm_remove origin
+}
+
 test_full()
 {
 	format_metadata meta $SECTORS --checkpoints 2
@@ -124,5 +150,6 @@ test_untouched
 test_in_use
 test_reload
 test_capacity
+test_grown
 test_full
 finish

@@ -237,7 +237,7 @@ step()
 # has_room PERCENT: is the disk of the record used to less than that?
 has_room()
 {
-	[ "$(status_of recorded | cut -d' ' -f2)" -lt $(($(blockdev --getsz "$record") / 100 * $1)) ]
+	[ "$(status_of recorded | cut -d' ' -f2)" -lt $(($(blockdev --getsz "$record") * $1 / 100)) ]
 }
 
 # record_with CACHES PERCENT: who has one: both, origin or metadata; and how much of the

@@ -289,15 +289,18 @@ static void print_addresses(const struct serve *serve, struct fleece_json *json,
 			    const struct uri_export *export)
 {
 	char uri[URI_BYTES], host[HOST_NAME_MAX + 1] = "localhost";
+	int ret;
 	size_t i;
 
 	gethostname(host, HOST_NAME_MAX);
-	for (i = 0; i < serve->listen_count; i++)
-		print_uri(json, uri_of_tcp(uri, sizeof(uri), export, serve->listen[i], host), uri,
-			  serve->listen[i]);
-	for (i = 0; i < serve->vsock_count; i++)
-		print_uri(json, uri_of_vsock(uri, sizeof(uri), export, serve->vsock[i], local_cid()),
-			  uri, serve->vsock[i]);
+	for (i = 0; i < serve->listen_count; i++) {
+		ret = uri_of_tcp(uri, sizeof(uri), export, serve->listen[i], host);
+		print_uri(json, ret, uri, serve->listen[i]);
+	}
+	for (i = 0; i < serve->vsock_count; i++) {
+		ret = uri_of_vsock(uri, sizeof(uri), export, serve->vsock[i], local_cid());
+		print_uri(json, ret, uri, serve->vsock[i]);
+	}
 }
 
 static void print_export(const struct serve *serve, struct fleece_json *json,

@@ -22,8 +22,8 @@
 static const char *const common_calls[] = {
 	"brk", "clock_gettime", "clock_gettime64", "close", "exit", "exit_group", "futex",
 	"futex_time64", "getpid", "getrandom", "gettid", "gettimeofday", "madvise", "mremap",
-	"munmap", "poll", "ppoll", "ppoll_time64", "read", "restart_syscall", "rt_sigprocmask", "rt_sigreturn", "sched_yield",
-	"time", "write", NULL,
+	"munmap", "poll", "ppoll", "ppoll_time64", "read", "restart_syscall", "rt_sigprocmask",
+	"rt_sigreturn", "sched_yield", "time", "write", NULL,
 };
 
 static const char *const server_calls[] = {

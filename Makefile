@@ -81,7 +81,7 @@ help:
 	@echo '  make clean               remove all of that, and what the tests built'
 	@echo
 	@echo '  make demo                watch it back up a live database, in a VM; NATIVE=1: here'
-	@echo '  make check               all tests: unit, style, and four kernels in VMs'
+	@echo '  make check               all tests: unit, style, and four kernels in VMs; installs what they miss'
 	@echo '  make unit                only the tests that need no kernel'
 	@echo '  make model               only the copy protocol and its ordering, checked exhaustively'
 	@echo '  make fuzz-metadata       damage metadata for longer than make check; FUZZ_RUNS= FUZZ_SEED='

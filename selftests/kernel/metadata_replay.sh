@@ -255,6 +255,7 @@ record_with()
 	while { [ "$(now_ms)" -lt $end ] || [ $number -lt $((made + MADE)) ]; } && has_room "$2"; do
 		step
 	done
+	[ $number -gt $made ] || bail "preparation: no room for a record with cache $caches"
 	stop_writers
 	or_bail dm_remove origin
 	order_record
@@ -263,7 +264,6 @@ record_with()
 
 record_all()
 {
-
 	or_bail dm_create recorded "0 $((META_SECTORS + SECTORS)) log-writes $(path_of base) $record"
 	defer dm_remove_deferred recorded
 	or_bail dm_create disk "0 $SECTORS linear $(path_of recorded) $META_SECTORS"

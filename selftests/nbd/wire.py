@@ -1263,7 +1263,10 @@ def pid_file_in_the_way():
         file.write(text)
     os.mkfifo(os.path.join(directory, "pipe"))
     try:
-        for name in (image, path, directory, os.path.join(directory, "pipe"), "/dev/null"):
+        small = os.path.join(directory, "small")
+        with open(small, "wb") as file:
+            file.write(b"12" + bytes(14))
+        for name in (image, small, path, directory, os.path.join(directory, "pipe"), "/dev/null"):
             run_wrong(["--socket", path, "--pid-file", name, DISK], 1, "is no pid file")
         with open(image, encoding="utf-8") as file:
             equal(file.read(), text, "the file")

@@ -216,7 +216,7 @@ static int check_pid_file(const char *path)
 	if (length < 0)
 		return -EIO;
 	text[length] = '\0';
-	return text[strspn(text, "0123456789\n")] ? -EEXIST : 0;
+	return strspn(text, "0123456789\n") == (size_t)length ? 0 : -EEXIST;
 }
 
 /*

@@ -366,7 +366,8 @@ int handshake_run(struct connection *connection)
 	if (ret == -ETIMEDOUT && !stop_is_requested(connection->rules->stop))
 		log_info("%s: disconnected: handshake not finished in time",
 			 connection->transport->peer);
-	else if (connection->was_in_the_clear && !connection->is_secure)
+	else if (connection->was_in_the_clear && !connection->is_secure &&
+		 ret != -EPROTO && !stop_is_requested(connection->rules->stop))
 		log_info("%s: has left without TLS, which this server needs",
 			 connection->transport->peer);
 	return ret;

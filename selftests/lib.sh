@@ -659,6 +659,12 @@ origin_field()
 	echo "${!2}"
 }
 
+# settled NAME: no region of the origin has an intent.
+settled()
+{
+	[ "$(origin_field "$1" metadata)" = clean ]
+}
+
 # snapshot_field NAME FIELD
 snapshot_field()
 {

@@ -17,11 +17,6 @@ make_disk meta 16384
 format_metadata meta $SECTORS
 make_durable_origin origin disk meta
 
-settled()
-{
-	[ "$(origin_field origin metadata)" = clean ]
-}
-
 test_hot()
 {
 	local before
@@ -31,7 +26,7 @@ test_hot()
 	or_bail message origin checkpoint_create one
 	or_bail pattern origin write 2 0 4M
 	is "the first writes need an intent" "$(origin_field origin metadata)" dirty
-	succeeds "it is taken back" wait_until "$WAIT_SECONDS" settled
+	succeeds "it is taken back" wait_until "$WAIT_SECONDS" settled origin
 	before=$(device_stat meta 5)
 	for ((i = 0; i < 64; i++)); do
 		or_bail pattern origin write $i $((i * 65536)) 64k
@@ -48,7 +43,7 @@ test_nowait()
 	local result
 
 	or_bail message origin checkpoint_create two
-	succeeds "all is settled" wait_until "$WAIT_SECONDS" settled
+	succeeds "all is settled" wait_until "$WAIT_SECONDS" settled origin
 	or_bail pattern origin write 4 40M 64k
 	result=$(pattern origin nowait 4 40M 64k)
 	if [ "$result" = EOPNOTSUPP ]; then
@@ -57,7 +52,7 @@ test_nowait()
 	fi
 	is "NOWAIT: with the bits set it succeeds" "$result" ok
 	or_bail message origin checkpoint_create three
-	succeeds "all is settled again" wait_until "$WAIT_SECONDS" settled
+	succeeds "all is settled again" wait_until "$WAIT_SECONDS" settled origin
 	gets "NOWAIT: without an intent it is refused" EAGAIN origin nowait 5 40M 64k
 	gets "NOWAIT: nothing was written" ok origin verify 4 40M 64k
 	# It was asked for, and is granted soon; then it need not wait.

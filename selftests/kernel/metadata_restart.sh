@@ -79,12 +79,7 @@ test_checkpoints()
 	write_at 6
 	or_bail message origin checkpoint_delete two
 	survives "one was deleted" "$short"
-	succeeds "it settles by itself" wait_until "$WAIT_SECONDS" settled
-}
-
-settled()
-{
-	[ "$(origin_field origin metadata)" = clean ]
+	succeeds "it settles by itself" wait_until "$WAIT_SECONDS" settled origin
 }
 
 test_snapshot()

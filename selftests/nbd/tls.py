@@ -20,6 +20,8 @@ from nbdclient import *  # noqa: F403  the protocol's own names
 from tls_pki import Pki
 from wirecases import DISK, M
 
+# The most options of one client.
+OPTIONS_MAX = 256
 ALL = (LIST, INFO, GO, STRUCTURED, EXTENDED, LIST_META, SET_META, PEEK, 0x7ffffff0)
 TESTS = []
 PKI = None
@@ -123,8 +125,14 @@ def leaves_without_tls(server):
     with Client(server) as client:
         client.option(ABORT)
         client.expect_end()
+    with Client(server) as client:
+        for _ in range(OPTIONS_MAX):
+            client.option_error(LIST)
+        client.expect_end()
     time.sleep(0.2)
     equal(server.log().count(line), before + 1, "lines in the log")
+    equal(server.log().count("more than %d options" % OPTIONS_MAX), 1,
+          "lines about the client that had too many options")
 
 
 @test("C80 EXPORT_NAME before TLS: disconnected, whatever the client's flags")

@@ -464,16 +464,13 @@ static enum status choose_files(struct serve *serve)
 		return report(FAILED, name,
 			      "its name is too long for a socket's path; choose one with --socket");
 	if (!serve->pid_file[0])
-		snprintf(serve->pid_file, sizeof(serve->pid_file), RUN_DIR "/%s.pid",
-			 name);
+		snprintf(serve->pid_file, sizeof(serve->pid_file), RUN_DIR "/%s.pid", name);
 	if (!serve->log_file[0])
-		snprintf(serve->log_file, sizeof(serve->log_file), RUN_DIR "/%s.log",
-			 name);
+		snprintf(serve->log_file, sizeof(serve->log_file), RUN_DIR "/%s.log", name);
 	if (!stat(serve->log_file, &st))
 		serve->log_start = st.st_size;
 	if (!connect_socket(serve->socket))
-		return report(BUSY, name, "somebody serves on %s already",
-			      serve->socket);
+		return report(BUSY, name, "somebody serves on %s already", serve->socket);
 	return DONE;
 }
 

@@ -92,6 +92,25 @@ def long_lengths(server):
         equal(client.error(READ, 0, 2 ** 32 + 512), EOVERFLOW, "READ of more than 4 GiB")
 
 
+@own("C72 TRIM of any length: 2^32-1 bytes with compact headers, the whole of 10 GiB with long ones")
+def long_trims():
+    server = Server("--allow-release", "disk=mem:size=10G")
+    try:
+        with Client(server) as client, Client(server) as long:
+            client.open(b"disk+release")
+            equal(client.error(TRIM, 0, 2 ** 32 - 1), 0, "TRIM of 2^32-1 bytes")
+            equal(client.error(READ, 4 * G - 65536 - 1, 1), EPERM, "READ of what was released")
+            equal(client.read(4 * G - 65536, 8), pattern(4 * G - 65536, 8), "READ beside it")
+            long.open(b"disk+release", EXTENDED_FORM)
+            equal(long.error(TRIM, G, 8 * G), 0, "TRIM of 8 GiB")
+            equal(long.error(READ, 9 * G - 1, 1), EPERM, "READ of its last byte")
+            equal(long.read(9 * G, 8), pattern(9 * G, 8), "READ beside it")
+            equal(long.error(TRIM, 0, 10 * G), 0, "TRIM of everything")
+            equal(long.error(READ, 10 * G - 1, 1), EPERM, "READ of the last byte")
+    finally:
+        server.stop()
+
+
 @test("C68 C71 extents of more than 4 GiB in one piece (CVE-2025-47711, CVE-2025-47712)")
 def long_extents(server):
     with Client(server) as client:

@@ -200,9 +200,15 @@ def socket_access():
         equal(os.stat(server.path).st_mode & 0o777, 0o620, "mode")
     finally:
         server.stop()
+    server = Server(DISK)
+    try:
+        equal(os.stat(server.path).st_mode & 0o777, 0o600, "mode that nobody has given")
+    finally:
+        server.stop()
     for mode in ("", "8", "1777", "x", "-1", "0x1"):
         run_wrong(["--socket", "/nonexistent/s", "--socket-mode", mode, DISK], 2, "--socket-mode")
-    run_wrong(["--listen", "127.0.0.1:0", "--socket-owner", "nobody", DISK], 2, "--socket-owner")
+    for option, value in (("--socket-owner", "nobody"), ("--socket-mode", "0600")):
+        run_wrong(["--listen", "127.0.0.1:0", option, value, DISK], 2, option + " needs --socket")
     with Scratch() as scratch:
         for owner, text in (("no such", "no such user"), ("nobody:no such", "no such group"),
                             ("4294967295:1", "no such user"), ("123456789", "USER:GROUP")):

@@ -19,6 +19,8 @@
 #define HANDSHAKE_SECONDS_DEFAULT	10
 #define STALL_SECONDS_DEFAULT		300
 #define SOCKET_MODE_DEFAULT		0600
+/* Until it is given: no permissions at all are a choice, too. */
+#define SOCKET_MODE_UNSET		(~0U)
 
 #ifndef FLEECED_VERSION
 #define FLEECED_VERSION "0.1"
@@ -230,6 +232,8 @@ static int check(const struct options *options)
 		return fail("--user and --no-sandbox exclude each other", NULL);
 	if (options->socket_owner && !options->socket_path)
 		return fail("--socket-owner needs --socket", NULL);
+	if (options->socket_mode != SOCKET_MODE_UNSET && !options->socket_path)
+		return fail("--socket-mode needs --socket", NULL);
 	if (options->tls_certs && options->tls_psk)
 		return fail("--tls-certs and --tls-psk exclude each other", NULL);
 	return -1;
@@ -263,11 +267,14 @@ int options_parse(struct options *options, int argc, char **argv)
 	options->max_connections = MAX_CONNECTIONS_DEFAULT;
 	options->handshake_seconds = HANDSHAKE_SECONDS_DEFAULT;
 	options->stall_seconds = STALL_SECONDS_DEFAULT;
-	options->socket_mode = SOCKET_MODE_DEFAULT;
+	options->socket_mode = SOCKET_MODE_UNSET;
 	ret = parse_all(options, argc, argv);
 	if (ret >= 0)
 		return ret;
 	options->devices = argv + optind;
 	options->device_count = argc - optind;
-	return check(options);
+	ret = check(options);
+	if (options->socket_mode == SOCKET_MODE_UNSET)
+		options->socket_mode = SOCKET_MODE_DEFAULT;
+	return ret;
 }

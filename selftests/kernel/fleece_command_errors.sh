@@ -120,6 +120,15 @@ or_bail mount "$MAPPER/$name" "$SCRATCH/mnt"
 exits "COW space on the origin's own filesystem" 1 snapshot --cow-size 4M --cow-dir "$SCRATCH/mnt"
 exits "COW space in a directory that does not exist" 4 \
 	snapshot --cow-size 4M --cow-dir "$SCRATCH/none"
+mkdir "$SCRATCH/full"
+or_bail mount -t tmpfs -o size=2M none "$SCRATCH/full"
+exits "COW space on a filesystem without room" 1 snapshot --cow-size 4M --cow-dir "$SCRATCH/full"
+fails "it says what is missing, and what to do" \
+	"no room for 4194304 bytes of COW space in $SCRATCH/full; choose a smaller --cow-size, another --cow-dir" \
+	snapshot --cow-size 4M --cow-dir "$SCRATCH/full"
+is "the file is gone, with what it had" "$(stat -f -c '%b %f' "$SCRATCH/full")$(ls -A "$SCRATCH/full")" \
+	"512 512"
+or_bail umount "$SCRATCH/full"
 exits "COW space on LVM for an origin that is not" 1 snapshot --cow-size 4M --cow-kind lvm
 exits "detach of a mounted device" 5 "$FLEECE" detach "$name"
 or_bail wait_until 20 umount "$SCRATCH/mnt"

@@ -65,6 +65,16 @@ test_refusals()
 	exits "attach to a directory" 4 "$FLEECE" attach "$data" --metadata /tmp
 	exits "attach to nothing" 4 "$FLEECE" attach "$data" --metadata /dev/none
 	exits "attach to the device itself" 1 "$FLEECE" attach "$data" --metadata "/dev/mapper/$data"
+	mkdir "$SCRATCH/used"
+	or_bail mount -o ro "/dev/$GROUP/used" "$SCRATCH/used"
+	exits "attach to a mounted device" 5 "$FLEECE" attach "$data" --metadata "/dev/$GROUP/used"
+	fails "it says who may use it, and what to do" \
+		"used.*is in use: mounted, or by another origin.*choose another metadata device" \
+		"$FLEECE" attach "$data" --metadata "/dev/$GROUP/used"
+	exits "metadata on a mounted device, by force" 5 \
+		"$FLEECE" metadata create "/dev/$GROUP/used" --origin-size 32M --force
+	or_bail umount "$SCRATCH/used"
+	is "it is as it was" "$(sha256sum < "/dev/$GROUP/used")" "$before"
 	or_bail dm_create tiny "0 64 linear $meta 0"
 	exits "attach to one that is too small" 1 "$FLEECE" attach "$data" --metadata "$(path_of tiny)"
 	or_bail dm_remove tiny
@@ -86,6 +96,8 @@ test_restart()
 	map=$(changed "$name" one)
 	is "the map has the writes" "$map" "196608+65536,6553600+65536"
 	exits "another origin on the same metadata device" 5 \
+		"$FLEECE" attach "$data" --metadata "/dev/$GROUP/small"
+	fails "it says that it is in use" "small.*is in use" \
 		"$FLEECE" attach "$data" --metadata "/dev/$GROUP/small"
 	says "detach" "detached" "$FLEECE" detach "$name"
 	exits "attach with another granularity" 1 "$FLEECE" attach "$spare" --name "$name" \

@@ -49,6 +49,15 @@ bool __wrap_budget_take(struct budget *budget, struct budget_share *share, uint6
 	return __real_budget_take(budget, share, bytes);
 }
 
+/* All that were made, in vain or not. */
+static unsigned int reads;
+
+ssize_t __wrap_read(int file, void *buffer, size_t length)
+{
+	reads++;
+	return __real_read(file, buffer, length);
+}
+
 static uint32_t next_random(uint32_t *state)
 {
 	*state ^= *state << 13;
@@ -732,6 +741,59 @@ static void test_stalled_parts(void)
 	close(files[1]);
 }
 
+#define PIECE_BYTES	32
+/* More than what is read ahead, and not a multiple of it. */
+#define FLOOD_BYTES	100000
+
+static void *send_late(void *argument)
+{
+	uint8_t piece[PIECE_BYTES] = { 0 };
+
+	usleep(20000);
+	if (write(*(int *)argument, piece, sizeof(piece)) != sizeof(piece))
+		abort();
+	return NULL;
+}
+
+/* A client that sends its next request only when it has the answer is waited for at once. */
+static void test_reads(void)
+{
+	static uint8_t sent[FLOOD_BYTES], got[FLOOD_BYTES];
+	struct stop stop = { .fd = -1 };
+	struct transport *transport;
+	pthread_t thread;
+	bool passed;
+	int files[2];
+	size_t i;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, files))
+		abort();
+	transport = transport_fd_create(files[0], files[0], "unit", &stop, 0);
+	transport->ops->set_readahead(transport, true);
+	send_late(&files[1]);
+	passed = !transport->ops->read(transport, got, PIECE_BYTES);
+	reads = 0;
+	for (i = 0; i < 3; i++) {
+		if (pthread_create(&thread, NULL, send_late, &files[1]))
+			abort();
+		passed = !transport->ops->read(transport, got, PIECE_BYTES) && passed;
+		pthread_join(thread, NULL);
+	}
+	tap_ok(passed && reads == 3, "each of three late requests takes one read: %u", reads);
+	for (i = 0; i < FLOOD_BYTES; i++)
+		sent[i] = (uint8_t)(i * 7 / 5);
+	if (write(files[1], sent, FLOOD_BYTES) != FLOOD_BYTES)
+		abort();
+	passed = true;
+	for (i = 0; i + PIECE_BYTES <= FLOOD_BYTES; i += PIECE_BYTES)
+		passed = !transport->ops->read(transport, got + i, PIECE_BYTES) && passed;
+	tap_ok(passed && !memcmp(sent, got, i), "many that come together are read, all of them");
+	close(files[1]);
+	tap_ok(transport->ops->read(transport, got, PIECE_BYTES) == TRANSPORT_END,
+	       "and the end after them");
+	transport->ops->close(transport);
+}
+
 static void test_read_once(void)
 {
 	struct fixture fixture;
@@ -1149,6 +1211,7 @@ int main(void)
 	test_death("extended", extended_session);
 	test_lost_reply();
 	test_stalled_parts();
+	test_reads();
 	test_read_once();
 	test_together();
 	test_descriptions();

@@ -3,9 +3,14 @@
 #ifndef WRAPPED_H
 #define WRAPPED_H
 
+#include <sys/types.h>
+
 #include "budget.h"
 
 /** __real_budget_take() - budget_take() itself */
 bool __real_budget_take(struct budget *budget, struct budget_share *share, uint64_t bytes);
+
+/** __real_read() - read() itself */
+ssize_t __real_read(int file, void *buffer, size_t length);
 
 #endif

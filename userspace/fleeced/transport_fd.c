@@ -35,7 +35,11 @@
 /*
  * Set at construction: in, out, wake, stop, stall_ms, in_flags, out_flags. Set before
  * transmission starts, by the only thread there is: deadline_ms, readahead, before_wait, context.
- * The reader's: ahead, head, tail. The writer's: stall_limit_ms. Atomic: is_down.
+ * The reader's: ahead, head, tail, is_drained. The writer's: stall_limit_ms. Atomic: is_down.
+ *
+ * is_drained: the last read found less than it had room for, so that another one at once would
+ * find nothing, most likely; a client that sends one request at a time is waited for by one
+ * system call less.
  *
  * wake is readable once is_down is set; -1 where shutdown() wakes up, on sockets.
  */
@@ -53,6 +57,7 @@ struct fd_transport {
 	bool readahead;
 	void (*before_wait)(void *context);
 	void *context;
+	bool is_drained;
 	atomic_bool is_down;
 	size_t head;
 	size_t tail;
@@ -129,18 +134,19 @@ static ssize_t read_some(struct fd_transport *fd, void *buffer, size_t length)
 	if (ret)
 		return ret;
 	for (;;) {
-		n = read(fd->in, buffer, length);
-		if (n >= 0)
-			return n;
-		if (errno == EAGAIN) {
+		if (fd->is_drained) {
 			if (fd->before_wait)
 				fd->before_wait(fd->context);
 			ret = wait_ready(fd, fd->in, POLLIN);
 			if (ret)
 				return ret;
-		} else if (errno != EINTR) {
-			return -errno;
 		}
+		n = read(fd->in, buffer, length);
+		fd->is_drained = n < 0 ? errno == EAGAIN : (size_t)n < length;
+		if (n >= 0)
+			return n;
+		if (errno != EAGAIN && errno != EINTR)
+			return -errno;
 	}
 }
 

@@ -333,10 +333,10 @@ now_ms()
 # the slowdown.
 wait_until()
 {
-	local deadline=$(($(now_ms) + $1 * 1000 * ${FLEECE_SLOWDOWN:-1}))
+	local deadline=$((${EPOCHREALTIME//[.,]/} + $1 * 1000000 * ${FLEECE_SLOWDOWN:-1}))
 
 	until "${@:2}" > /dev/null 2>&1; do
-		[ "$(now_ms)" -lt "$deadline" ] || return 1
+		[ "${EPOCHREALTIME//[.,]/}" -lt "$deadline" ] || return 1
 		sleep 0.05
 	done
 }
@@ -395,7 +395,9 @@ expect_log()
 }
 
 #
-# Devices. Names are given without the prefix, sizes in sectors.
+# Devices. Names are given without the prefix, sizes in sectors. What is called all the time
+# starts no process that it can do without: on an emulated machine each costs more than
+# anything else that a test does.
 #
 path_of()
 {
@@ -646,7 +648,10 @@ message()
 # status_of NAME: the status line, without start, length and target.
 status_of()
 {
-	dmsetup status "$PREFIX-$1" | cut -d' ' -f4-
+	local line
+
+	line=$(dmsetup status "$PREFIX-$1") || return
+	echo "${line#* * * }"
 }
 
 # origin_field NAME FIELD
@@ -655,7 +660,8 @@ origin_field()
 	local granularity granules changed metadata snapshots checkpoints newest
 
 	# shellcheck disable=SC2034 # they are read by name
-	read -r granularity granules changed metadata snapshots checkpoints newest <<< "$(status_of "$1")"
+	read -r _ _ _ granularity granules changed metadata snapshots checkpoints newest \
+		<<< "$(dmsetup status "$PREFIX-$1")"
 	echo "${!2}"
 }
 
@@ -673,8 +679,8 @@ snapshot_field()
 
 	# shellcheck disable=SC2034 # they are read by name
 	{
-		read -r state slots cluster access copied released lost staged waiting errno \
-			sector <<< "$(status_of "$1")"
+		read -r _ _ _ state slots cluster access copied released lost staged waiting errno \
+			sector <<< "$(dmsetup status "$PREFIX-$1")"
 		used=${slots%/*}
 		total=${slots#*/}
 		accessible=${access%/*}
@@ -715,22 +721,25 @@ wait_copied()
 # map NAME MAP [CHECKPOINT]: the map as runs "OFFSET LENGTH VALUE", comma-separated.
 map()
 {
-	"$FLEECE_TEST_BIN/fleece-maps" "$(path_of "$1")" extents "${@:2}" | paste -sd, -
+	local IFS=, runs
+
+	mapfile -t runs < <("$FLEECE_TEST_BIN/fleece-maps" "$MAPPER/$PREFIX-$1" extents "${@:2}")
+	echo "${runs[*]}"
 }
 
 maps()
 {
-	"$FLEECE_TEST_BIN/fleece-maps" "$(path_of "$1")" "${@:2}"
+	"$FLEECE_TEST_BIN/fleece-maps" "$MAPPER/$PREFIX-$1" "${@:2}"
 }
 
 # pattern NAME VERB ...: an operation on the device NAME, see pattern.c.
 pattern()
 {
-	"$FLEECE_TEST_BIN/pattern" "$(path_of "$1")" "${@:2}"
+	"$FLEECE_TEST_BIN/pattern" "$MAPPER/$PREFIX-$1" "${@:2}"
 }
 
 # gets DESCRIPTION RESULT NAME VERB ...: the operation's result is RESULT.
 gets()
 {
-	is "$1" "$(pattern "${@:3}" 2>&1)" "$2"
+	is "$1" "$("$FLEECE_TEST_BIN/pattern" "$MAPPER/$PREFIX-$3" "${@:4}" 2>&1)" "$2"
 }

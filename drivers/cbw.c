@@ -8,8 +8,8 @@
  * table; memory is found and the old data is read (COPY_READ); when it is in RAM
  * within the staging budget, done is set and the waiting writes go on; the data
  * is written to the slots (COPY_STORE, COPY_WRITE); finish_copy() makes the clusters the
- * owners of their slots and leaves the table. Every step but the first runs in a
- * work item of the copy, so no lock is ever taken in an interrupt.
+ * owners of their slots and leaves the table. Steps run in work items, or in a thread
+ * that submits, so no lock is ever taken in an interrupt.
  *
  * Memory: all buffers together stay below buffer_limit_bytes. The first attempt
  * to start a copy is made by the writer itself and does not sleep; what it cannot
@@ -23,6 +23,7 @@
 #include <linux/blk-cgroup.h>
 #include <linux/err.h>
 #include <linux/log2.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -59,6 +60,14 @@
 /* Workers of the reading side that may submit to the COW device at a time. */
 #define STORING_MAX		8
 
+/*
+ * Staged data is held for this long, or until there is so much, or half of what may be
+ * staged, to be stored at once.
+ */
+#define GATHER_JIFFIES		1
+#define GATHER_BYTES		(256U << 10)
+#define BATCH_PAGES		(GATHER_BYTES / PAGE_SIZE)
+
 /* Clusters that become accessible before the CPU is offered once. */
 #define MERGE_BATCH		65536
 
@@ -83,7 +92,8 @@ enum copy_phase {
 /**
  * struct fleece_copy - the copying of one run
  * @run: in the in-flight table until finish_copy().
- * @refs: one for being in flight, one for each reader of staged data.
+ * @refs: one for being in flight, one for each reader of staged data, and for who goes on
+ *	to look at it after it was gathered.
  * @cbw: the engine.
  * @work: next step.
  * @phase: what the next step is about; changed by the step itself.
@@ -92,6 +102,7 @@ enum copy_phase {
  * @followers: copies of other engines that get their data from this one, until it
  *	@is_read; protected by cbw->lock.
  * @follower: in @followers of another engine's copy; protected by its lock.
+ * @gathered: in the list of the engine, protected by cbw->lock; then of a batch.
  * @is_read: the data is in RAM, or the reading has failed; protected by cbw->lock.
  * @is_staged: done is set although the COW device has not got the data;
  *	protected by cbw->lock.
@@ -114,6 +125,7 @@ struct fleece_copy {
 	struct list_head waiters;
 	struct list_head followers;
 	struct list_head follower;
+	struct list_head gathered;
 	bool is_read;
 	bool is_staged;
 	atomic_t pending;
@@ -123,6 +135,20 @@ struct fleece_copy {
 	cluster_t bad_last;
 	unsigned int nr_bios;
 	struct bio *bios[];
+};
+
+/**
+ * struct fleece_batch - staged data of copies whose slots are neighbours, written at once
+ * @cbw: the engine.
+ * @copies: they lend it their pages.
+ * @work: when the write has ended.
+ * @bio: the write; its memory is that of the batch.
+ */
+struct fleece_batch {
+	struct fleece_cbw *cbw;
+	struct list_head copies;
+	struct work_struct work;
+	struct bio bio;
 };
 
 static struct fleece_copy *copy_of(struct fleece_run *run)
@@ -521,14 +547,18 @@ static void queue_step(struct fleece_copy *copy)
 	queue_work(step_queue(copy), &copy->work);
 }
 
+static bool end_read_here(struct fleece_copy *copy);
+
 static void copy_endio(struct bio *bio)
 {
 	struct fleece_copy *copy = bio->bi_private;
 
 	if (bio->bi_status)
 		WRITE_ONCE(copy->status, bio->bi_status);
-	/* A full barrier: the work item sees the status of every bio. */
-	if (atomic_dec_and_test(&copy->pending))
+	/* A full barrier: the next step sees the status of every bio. */
+	if (!atomic_dec_and_test(&copy->pending))
+		return;
+	if (copy->phase != COPY_READ || !end_read_here(copy))
 		queue_step(copy);
 }
 
@@ -577,6 +607,8 @@ static void prepare_writes(struct fleece_copy *copy)
 		bio = copy->bios[i];
 		nr_vecs = bio->bi_vcnt;
 		fleece_bio_reset(bio, copy->cbw->config.cow, REQ_OP_WRITE);
+		/* As in alloc_bio(): this may be a writer's thread. */
+		bio_associate_blkg_from_css(bio, blkcg_root_css);
 		bio->bi_vcnt = nr_vecs;
 		bio->bi_iter.bi_size = min_t(u64, left, BIO_BYTES);
 		left -= bio->bi_iter.bi_size;
@@ -1080,15 +1112,20 @@ static void finish_copy(struct fleece_copy *copy, bool is_stored)
 	put_copy(copy);
 }
 
+static bool is_low_water_news(const struct fleece_cbw *cbw)
+{
+	lockdep_assert_held(&cbw->lock);
+	return !cbw->low_water_told &&
+	       cbw->store.nr_slots - cbw->store.used < cbw->config.low_water_slots;
+}
+
 /* Slots have been taken. Returns true if that is news. */
 static bool note_low_water(struct fleece_cbw *cbw)
 {
-	lockdep_assert_held(&cbw->lock);
-	if (cbw->low_water_told ||
-	    cbw->store.nr_slots - cbw->store.used >= cbw->config.low_water_slots)
-		return false;
-	cbw->low_water_told = true;
-	return true;
+	bool is_news = is_low_water_news(cbw);
+
+	cbw->low_water_told |= is_news;
+	return is_news;
 }
 
 static void tell_low_water(struct fleece_cbw *cbw)
@@ -1163,10 +1200,202 @@ static void store_soon(struct fleece_copy *copy)
 	atomic_dec(&cbw->nr_storing);
 }
 
+static u64 gather_limit(const struct fleece_cbw *cbw)
+{
+	return min_t(u64, GATHER_BYTES, cbw->config.staging_bytes / 2);
+}
+
+/*
+ * Nobody waits for data that is staged, so it is stored with what comes next: to wake
+ * a worker for each small copy costs more than to write it.
+ */
+static void gather_copy(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	u64 before = cbw->gathered_bytes;
+
+	lockdep_assert_held(&cbw->lock);
+	list_add_tail(&copy->gathered, &cbw->gathered);
+	cbw->gathered_bytes += copy_bytes(copy);
+	if (!before)
+		queue_delayed_work(cbw->cow_wq, &cbw->store_gathered, GATHER_JIFFIES);
+	if (before < gather_limit(cbw) && cbw->gathered_bytes >= gather_limit(cbw))
+		mod_delayed_work(cbw->cow_wq, &cbw->store_gathered, 0);
+}
+
+/* A write of several copies has ended. Each goes on as if it had been written alone. */
+static void batch_done(struct work_struct *work)
+{
+	struct fleece_batch *batch = container_of(work, struct fleece_batch, work);
+	blk_status_t status = batch->bio.bi_status;
+	struct fleece_copy *copy;
+	struct fleece_copy *next;
+	LIST_HEAD(copies);
+
+	list_splice_init(&batch->copies, &copies);
+	bio_put(&batch->bio);
+	list_for_each_entry_safe(copy, next, &copies, gathered) {
+		copy->phase = COPY_WRITE;
+		copy->status = status;
+		if (status)
+			queue_step(copy);
+		else
+			write_done(copy);
+	}
+}
+
+static void batch_endio(struct bio *bio)
+{
+	struct fleece_batch *batch = container_of(bio, struct fleece_batch, bio);
+
+	queue_work(batch->cbw->wq, &batch->work);
+}
+
+/* An empty one, from the slot of @copy on. NULL without memory: it is not worth waiting for. */
+static struct fleece_batch *make_batch(const struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	struct fleece_batch *batch;
+	struct bio *bio;
+
+	bio = fleece_bio_alloc(cbw->config.cow, BATCH_PAGES, REQ_OP_WRITE,
+			       GFP_NOWAIT | __GFP_NOWARN, &cbw->batches);
+	if (!bio)
+		return NULL;
+	bio_associate_blkg_from_css(bio, blkcg_root_css);
+	bio->bi_iter.bi_sector = slot_to_sector(cbw, copy->slot);
+	bio->bi_end_io = batch_endio;
+	batch = container_of(bio, struct fleece_batch, bio);
+	batch->cbw = cbw;
+	INIT_LIST_HEAD(&batch->copies);
+	INIT_WORK(&batch->work, batch_done);
+	return batch;
+}
+
+/* Are the slots of @copy the next ones, and is it not too much? */
+static bool fits_batch(const struct fleece_batch *batch, const struct fleece_copy *copy)
+{
+	return bio_end_sector(&batch->bio) == slot_to_sector(copy->cbw, copy->slot) &&
+	       batch->bio.bi_vcnt + copy->bios[0]->bi_vcnt <= BATCH_PAGES;
+}
+
+static void add_to_batch(struct fleece_batch *batch, struct fleece_copy *copy)
+{
+	const struct bio *from = copy->bios[0];
+	unsigned int i;
+
+	for (i = 0; i < from->bi_vcnt; i++)
+		__bio_add_page(&batch->bio, from->bi_io_vec[i].bv_page,
+			       from->bi_io_vec[i].bv_len, 0);
+	list_add_tail(&copy->gathered, &batch->copies);
+}
+
+static void store_gathered(struct work_struct *work)
+{
+	struct fleece_cbw *cbw = container_of(to_delayed_work(work), struct fleece_cbw,
+					      store_gathered);
+	struct fleece_batch *batch = NULL;
+	struct fleece_copy *copy;
+	LIST_HEAD(copies);
+
+	spin_lock(&cbw->lock);
+	list_splice_init(&cbw->gathered, &copies);
+	cbw->gathered_bytes = 0;
+	spin_unlock(&cbw->lock);
+
+	while ((copy = list_first_entry_or_null(&copies, struct fleece_copy, gathered))) {
+		list_del(&copy->gathered);
+		if (batch && !fits_batch(batch, copy)) {
+			submit_bio_noacct(&batch->bio);
+			batch = NULL;
+			cond_resched();
+		}
+		if (!is_wanted(copy)) {
+			finish_copy(copy, false);
+			continue;
+		}
+		if (!batch && !list_empty(&copies))
+			batch = make_batch(copy);
+		if (batch)
+			add_to_batch(batch, copy);
+		else
+			submit_writes(copy);
+	}
+	if (batch)
+		submit_bio_noacct(&batch->bio);
+}
+
+static bool has_staging_room(const struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+
+	lockdep_assert_held(&cbw->lock);
+	return fleece_cbw_is_active(cbw) &&
+	       cbw->staged_bytes + copy_bytes(copy) <= cbw->config.staging_bytes;
+}
+
+/* The bios of @copy are those of its writes already. Returns true if it is gathered. */
+static bool stage_copy(struct fleece_copy *copy, struct list_head *waiters)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+
+	lockdep_assert_held(&cbw->lock);
+	copy->is_staged = true;
+	cbw->staged_bytes += copy_bytes(copy);
+	set_done(copy, waiters);
+	if (copy->error || copy_bytes(copy) >= gather_limit(cbw))
+		return false;
+	gather_copy(copy);
+	return true;
+}
+
+/*
+ * May steps be made right here? The bios that they submit must not be executed before
+ * those above us are through, and nothing here may be atomic: to submit may sleep.
+ */
+static bool may_go_on_here(void)
+{
+	return in_task() && preemptible() && !rcu_preempt_depth() && current->bio_list;
+}
+
+/*
+ * A read that ends while it is submitted, as with a RAM disk, is usually ended by the
+ * very writer that waits for it. Then it costs no worker to let the write go on. The
+ * data is stored by one, so that a writer never waits for the COW device.
+ *
+ * Returns false if this is not so, or if there is more to do than just that.
+ */
+static bool end_read_here(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	LIST_HEAD(waiters);
+	bool is_simple;
+
+	if (copy->status || copy_bytes(copy) >= gather_limit(cbw) || !may_go_on_here())
+		return false;
+	spin_lock(&cbw->lock);
+	is_simple = list_empty(&copy->followers) && !is_low_water_news(cbw) &&
+		    has_staging_room(copy);
+	if (is_simple) {
+		copy->is_read = true;
+		prepare_writes(copy);
+		/* Ours, as the copy may end at any time now, and the engine with it. */
+		refcount_inc(&copy->refs);
+		stage_copy(copy, &waiters);
+	}
+	spin_unlock(&cbw->lock);
+	if (!is_simple)
+		return false;
+	resume_waiters(cbw, &waiters);
+	put_copy(copy);
+	return true;
+}
+
 /* The old data is in RAM, or could not be read. */
 static void read_done(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
+	bool is_gathered = false;
 	LIST_HEAD(followers);
 	LIST_HEAD(waiters);
 	bool is_low;
@@ -1175,16 +1404,14 @@ static void read_done(struct fleece_copy *copy)
 		rescue_clusters(copy);
 	prepare_writes(copy);
 
+	/* Ours, as a copy that is gathered may end at any time. */
+	refcount_inc(&copy->refs);
 	spin_lock(&cbw->lock);
 	copy->is_read = true;
 	is_low = note_low_water(cbw);
 	list_splice_init(&copy->followers, &followers);
-	if (fleece_cbw_is_active(cbw) &&
-	    cbw->staged_bytes + copy_bytes(copy) <= cbw->config.staging_bytes) {
-		copy->is_staged = true;
-		cbw->staged_bytes += copy_bytes(copy);
-		set_done(copy, &waiters);
-	}
+	if (has_staging_room(copy))
+		is_gathered = stage_copy(copy, &waiters);
 	spin_unlock(&cbw->lock);
 
 	resume_waiters(cbw, &waiters);
@@ -1193,8 +1420,9 @@ static void read_done(struct fleece_copy *copy)
 	feed_followers(copy, &followers);
 	if (copy->error)
 		finish_copy(copy, false);
-	else
+	else if (!is_gathered)
 		store_soon(copy);
+	put_copy(copy);
 }
 
 static void copy_step(struct work_struct *work)
@@ -1947,6 +2175,8 @@ static int init_pools(struct fleece_cbw *cbw)
 	       fleece_pages_init(&cbw->pages, copy_pages,
 				 max_t(unsigned int, copy_pages, KEPT_PAGES)) ?:
 	       bioset_init(&cbw->bios, RESERVED_BIOS, 0, BIOSET_NEED_BVECS) ?:
+	       bioset_init(&cbw->batches, 1, offsetof(struct fleece_batch, bio),
+			   BIOSET_NEED_BVECS) ?:
 	       bioset_init(&cbw->rescue_bios, 1, 0, BIOSET_NEED_BVECS) ?:
 	       bioset_init(&cbw->rewrite_bios, 1, 0, BIOSET_NEED_BVECS);
 }
@@ -1987,6 +2217,7 @@ static void free_engine(struct fleece_cbw *cbw)
 	xa_destroy(&cbw->lost);
 	bioset_exit(&cbw->rewrite_bios);
 	bioset_exit(&cbw->rescue_bios);
+	bioset_exit(&cbw->batches);
 	bioset_exit(&cbw->bios);
 	fleece_pages_exit(&cbw->pages);
 	mempool_exit(&cbw->copies);
@@ -2017,6 +2248,8 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 	fleece_inflight_init(&cbw->inflight, ilog2(copy_sectors) - cbw->cluster_shift);
 	INIT_LIST_HEAD(&cbw->unserved);
 	init_waitqueue_head(&cbw->idle);
+	INIT_LIST_HEAD(&cbw->gathered);
+	INIT_DELAYED_WORK(&cbw->store_gathered, store_gathered);
 	INIT_DELAYED_WORK(&cbw->serve, serve_unserved);
 	INIT_WORK(&cbw->merge, merge_in_background);
 	INIT_DELAYED_WORK(&cbw->watchdog, watch_waiters);
@@ -2067,6 +2300,7 @@ void fleece_cbw_drain(struct fleece_cbw *cbw)
 	spin_lock(&cbw->lock);
 	spin_unlock(&cbw->lock);
 	cancel_delayed_work_sync(&cbw->serve);
+	cancel_delayed_work_sync(&cbw->store_gathered);
 }
 
 void fleece_cbw_destroy(struct fleece_cbw *cbw)

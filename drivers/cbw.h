@@ -175,16 +175,17 @@ struct fleece_cbw_config {
  * could be started yet), @nr_waiting (live writes on any list), @is_watching (the
  * watchdog is armed), @watch_at (when it looks at them), @nr_copies (read without
  * it where a guess is enough), @buffered_bytes (of all copies), @staged_bytes (of those
- * whose writes were let go), the counters, @error and @error_sector.
+ * whose writes were let go), @gathered (those of them that @store_gathered is to store),
+ * @gathered_bytes, the counters, @error and @error_sector.
  *
  * @grow_lock: the right to grow @store.
  * Protected by @release_lock: @partial (clusters released in part).
  * @wq: runs steps of copies on the CPU that queues them, usually where the I/O has ended.
  * @any_cpu_wq: runs those that are spread, and @merge.
- * @cow_wq: runs the steps that may wait for the COW device. If that hangs, data that is
- *	read still gets to the writes and the followers that wait for it. Unless memory is
- *	so short that a queue is down to its rescuer, and just that waits as one of
- *	@nr_storing: then they wait for @watchdog, if there is a timeout.
+ * @cow_wq: runs @store_gathered, and the steps that may wait for the COW device. If that
+ *	hangs, data that is read still gets to the writes and the followers that wait for
+ *	it. Unless memory is so short that a queue is down to its rescuer, and just that
+ *	waits as one of @nr_storing: then they wait for @watchdog, if there is a timeout.
  * @nr_storing: workers of the first two that are submitting to the COW device, or
  *	finish what that has already done.
  * @watch_wq: runs @watchdog, which must not wait behind a copy whose device hangs.
@@ -216,6 +217,8 @@ struct fleece_cbw {
 	unsigned int nr_copies;
 	u64 buffered_bytes;
 	u64 staged_bytes;
+	struct list_head gathered;
+	u64 gathered_bytes;
 	u64 nr_accessible;
 	u64 nr_copied;
 	u64 nr_released;
@@ -235,6 +238,7 @@ struct fleece_cbw {
 	mempool_t copies;
 	struct fleece_pages pages;
 	struct bio_set bios;
+	struct bio_set batches;
 	struct bio_set rescue_bios;
 	struct bio_set rewrite_bios;
 	wait_queue_head_t idle;
@@ -245,6 +249,7 @@ struct fleece_cbw {
 	struct workqueue_struct *watch_wq;
 	struct workqueue_struct *memory_wq;
 	struct delayed_work serve;
+	struct delayed_work store_gathered;
 	struct work_struct merge;
 	struct delayed_work watchdog;
 };

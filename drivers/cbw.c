@@ -1516,6 +1516,20 @@ static void unclaim_run(struct fleece_copy *copy, struct bio_list *reads)
 }
 
 /*
+ * A page for the store, or NULL: there are others in reserve, and waiting for it could last
+ * for ever. The last resort is what is kept for those who free memory: a page is enough
+ * for the slots of 256 clusters, and reclaim may be waiting for just those writes.
+ */
+static void *get_spare(struct fleece_cbw *cbw, gfp_t gfp, bool may_use_reserves)
+{
+	void *page = fleece_store_refill(&cbw->store, gfp);
+
+	if (!page && may_use_reserves && !READ_ONCE(cbw->store.nr_spares))
+		page = fleece_store_refill(&cbw->store, gfp | __GFP_MEMALLOC);
+	return page;
+}
+
+/*
  * Start one copy at @first; returns what claim_run() returns. It follows a copy of
  * the engine @leader, if there is one that can lead it.
  */
@@ -1531,8 +1545,7 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
 	if (!copy)
 		return -ENOMEM;
 	init_copy(copy, cbw);
-	/* May fail: there are others in reserve, and waiting for it could last for ever. */
-	page = fleece_store_refill(&cbw->store, gfp | __GFP_NORETRY | __GFP_NOWARN);
+	page = get_spare(cbw, gfp | __GFP_NORETRY | __GFP_NOWARN, may_sleep);
 
 	spin_lock(&cbw->lock);
 	fleece_store_add_spare(&cbw->store, page);

@@ -65,7 +65,8 @@ static unsigned int add_kept(struct fleece_pages *pool, struct bio *bio, unsigne
 bool fleece_pages_add(struct fleece_pages *pool, struct bio *bio, unsigned int bytes,
 		      bool may_sleep)
 {
-	gfp_t gfp = (may_sleep ? GFP_NOIO | __GFP_NORETRY | __GFP_NOMEMALLOC : GFP_NOWAIT) |
+	/* A writer that is reclaiming memory must not use up what is kept for that. */
+	gfp_t gfp = (may_sleep ? GFP_NOIO | __GFP_NORETRY : GFP_NOWAIT) | __GFP_NOMEMALLOC |
 		    __GFP_NOWARN;
 	unsigned int reserve = may_sleep ? 0 : pool->reserve;
 	struct page *page;

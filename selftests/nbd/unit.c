@@ -8,6 +8,7 @@
 #include <getopt.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -49,13 +50,35 @@ bool __wrap_budget_take(struct budget *budget, struct budget_share *share, uint6
 	return __real_budget_take(budget, share, bytes);
 }
 
+#define PIECE_BYTES	32
+/* More than what is read ahead, and not a multiple of it. */
+#define FLOOD_BYTES	100000
+
 /* All that were made, in vain or not. */
-static unsigned int reads;
+static unsigned int reads, polls;
+/* Where a piece is sent as soon as somebody waits for it; -1: nowhere. */
+static int late_file = -1;
+
+static void send_piece(int file)
+{
+	uint8_t piece[PIECE_BYTES] = { 0 };
+
+	if (write(file, piece, sizeof(piece)) != sizeof(piece))
+		abort();
+}
 
 ssize_t __wrap_read(int file, void *buffer, size_t length)
 {
 	reads++;
 	return __real_read(file, buffer, length);
+}
+
+int __wrap_poll(struct pollfd *files, nfds_t count, int milliseconds)
+{
+	polls++;
+	if (late_file >= 0)
+		send_piece(late_file);
+	return __real_poll(files, count, milliseconds);
 }
 
 static uint32_t next_random(uint32_t *state)
@@ -741,55 +764,75 @@ static void test_stalled_parts(void)
 	close(files[1]);
 }
 
-#define PIECE_BYTES	32
-/* More than what is read ahead, and not a multiple of it. */
-#define FLOOD_BYTES	100000
-
-static void *send_late(void *argument)
+/* Pieces that come while they are waited for; the reads that this takes, or 0 for an error. */
+static unsigned int reads_for_late(struct transport *transport, int file, unsigned int pieces)
 {
-	uint8_t piece[PIECE_BYTES] = { 0 };
+	uint8_t piece[PIECE_BYTES];
+	bool passed = true;
 
-	usleep(20000);
-	if (write(*(int *)argument, piece, sizeof(piece)) != sizeof(piece))
-		abort();
-	return NULL;
+	reads = 0;
+	late_file = file;
+	for (; pieces--;)
+		passed = !transport->ops->read(transport, piece, sizeof(piece)) && passed;
+	late_file = -1;
+	return passed ? reads : 0;
 }
 
-/* A client that sends its next request only when it has the answer is waited for at once. */
-static void test_reads(void)
+/* Pieces that have come before they are asked for; the waits that this takes. */
+static unsigned int waits_for_early(struct transport *transport, int file, unsigned int pieces)
+{
+	uint8_t piece[PIECE_BYTES];
+
+	polls = 0;
+	for (; pieces--;) {
+		send_piece(file);
+		if (transport->ops->read(transport, piece, sizeof(piece)))
+			return ~0U;
+	}
+	return polls;
+}
+
+static bool passes_flood(struct transport *transport, int file)
 {
 	static uint8_t sent[FLOOD_BYTES], got[FLOOD_BYTES];
+	size_t i;
+
+	for (i = 0; i < FLOOD_BYTES; i++)
+		sent[i] = (uint8_t)(i * 7 / 5);
+	if (write(file, sent, FLOOD_BYTES) != FLOOD_BYTES)
+		abort();
+	for (i = 0; i < FLOOD_BYTES; i += PIECE_BYTES)
+		if (transport->ops->read(transport, got + i, PIECE_BYTES))
+			return false;
+	return !memcmp(sent, got, FLOOD_BYTES);
+}
+
+static void test_reads(void)
+{
 	struct stop stop = { .fd = -1 };
 	struct transport *transport;
-	pthread_t thread;
-	bool passed;
+	uint8_t piece[PIECE_BYTES];
+	unsigned int count;
 	int files[2];
-	size_t i;
 
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, files))
 		abort();
 	transport = transport_fd_create(files[0], files[0], "unit", &stop, 0);
 	transport->ops->set_readahead(transport, true);
-	send_late(&files[1]);
-	passed = !transport->ops->read(transport, got, PIECE_BYTES);
-	reads = 0;
-	for (i = 0; i < 3; i++) {
-		if (pthread_create(&thread, NULL, send_late, &files[1]))
-			abort();
-		passed = !transport->ops->read(transport, got, PIECE_BYTES) && passed;
-		pthread_join(thread, NULL);
-	}
-	tap_ok(passed && reads == 3, "each of three late requests takes one read: %u", reads);
-	for (i = 0; i < FLOOD_BYTES; i++)
-		sent[i] = (uint8_t)(i * 7 / 5);
-	if (write(files[1], sent, FLOOD_BYTES) != FLOOD_BYTES)
-		abort();
-	passed = true;
-	for (i = 0; i + PIECE_BYTES <= FLOOD_BYTES; i += PIECE_BYTES)
-		passed = !transport->ops->read(transport, got + i, PIECE_BYTES) && passed;
-	tap_ok(passed && !memcmp(sent, got, i), "many that come together are read, all of them");
+	count = reads_for_late(transport, files[1], 4);
+	tap_ok(count == 8, "a request that comes late is looked for before it is waited for: %u",
+	       count);
+	count = reads_for_late(transport, files[1], 16);
+	tap_ok(count == 16, "if that was in vain four times, then no more: %u", count);
+	count = reads_for_late(transport, files[1], 18);
+	tap_ok(count == 20, "but for one in seventeen: %u", count);
+	count = waits_for_early(transport, files[1], 17);
+	tap_ok(count == 16, "one that is there already is waited for until then: %u", count);
+	count = waits_for_early(transport, files[1], 100);
+	tap_ok(!count, "and then no more: %u", count);
+	tap_ok(passes_flood(transport, files[1]), "many that come together are all read");
 	close(files[1]);
-	tap_ok(transport->ops->read(transport, got, PIECE_BYTES) == TRANSPORT_END,
+	tap_ok(transport->ops->read(transport, piece, sizeof(piece)) == TRANSPORT_END,
 	       "and the end after them");
 	transport->ops->close(transport);
 }

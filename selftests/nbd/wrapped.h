@@ -3,6 +3,7 @@
 #ifndef WRAPPED_H
 #define WRAPPED_H
 
+#include <poll.h>
 #include <sys/types.h>
 
 #include "budget.h"
@@ -12,5 +13,8 @@ bool __real_budget_take(struct budget *budget, struct budget_share *share, uint6
 
 /** __real_read() - read() itself */
 ssize_t __real_read(int file, void *buffer, size_t length);
+
+/** __real_poll() - poll() itself */
+int __real_poll(struct pollfd *files, nfds_t count, int milliseconds);
 
 #endif

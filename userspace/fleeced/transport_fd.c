@@ -29,17 +29,20 @@
 
 #define READAHEAD_BYTES	8192
 
+/* So many looks in vain are followed by so many waits without a look, and one more look. */
+#define VAIN_LOOKS	4
+#define BLIND_WAITS	16
+
 /* The slowest client that is waited for, when much is sent at once: 64 KiB/s. */
 #define STALL_BYTES_PER_MS	64
 
 /*
  * Set at construction: in, out, wake, stop, stall_ms, in_flags, out_flags. Set before
  * transmission starts, by the only thread there is: deadline_ms, readahead, before_wait, context.
- * The reader's: ahead, head, tail, is_drained. The writer's: stall_limit_ms. Atomic: is_down.
+ * The reader's: ahead, head, tail, vain. The writer's: stall_limit_ms. Atomic: is_down.
  *
- * is_drained: the last read found less than it had room for, so that another one at once would
- * find nothing, most likely; a client that sends one request at a time is waited for by one
- * system call less.
+ * vain: how often the reader has looked for input and found nothing, one time after the other;
+ * beyond VAIN_LOOKS, how often it has waited without looking since.
  *
  * wake is readable once is_down is set; -1 where shutdown() wakes up, on sockets.
  */
@@ -57,7 +60,7 @@ struct fd_transport {
 	bool readahead;
 	void (*before_wait)(void *context);
 	void *context;
-	bool is_drained;
+	unsigned int vain;
 	atomic_bool is_down;
 	size_t head;
 	size_t tail;
@@ -125,16 +128,32 @@ static int wait_ready(struct fd_transport *fd, int file, short events)
 	}
 }
 
+/*
+ * A client that sends one request at a time sends none before it has the reply to the last one:
+ * to look for it at once is a system call in vain. One that has many on their way is slower at
+ * times, too: so it takes more than one look in vain, and there is another one later.
+ */
+static bool expects_input(struct fd_transport *fd)
+{
+	if (fd->vain < VAIN_LOOKS)
+		return true;
+	if (fd->vain++ < VAIN_LOOKS + BLIND_WAITS)
+		return false;
+	fd->vain = VAIN_LOOKS - 1;
+	return true;
+}
+
 /* One piece, at least one byte. 0 is the end of the stream. */
 static ssize_t read_some(struct fd_transport *fd, void *buffer, size_t length)
 {
+	bool looks = expects_input(fd);
 	ssize_t n;
 	int ret = check_limit(fd, POLLIN);
 
 	if (ret)
 		return ret;
 	for (;;) {
-		if (fd->is_drained) {
+		if (!looks) {
 			if (fd->before_wait)
 				fd->before_wait(fd->context);
 			ret = wait_ready(fd, fd->in, POLLIN);
@@ -142,11 +161,16 @@ static ssize_t read_some(struct fd_transport *fd, void *buffer, size_t length)
 				return ret;
 		}
 		n = read(fd->in, buffer, length);
-		fd->is_drained = n < 0 ? errno == EAGAIN : (size_t)n < length;
-		if (n >= 0)
+		if (n >= 0) {
+			if (looks)
+				fd->vain = 0;
 			return n;
+		}
 		if (errno != EAGAIN && errno != EINTR)
 			return -errno;
+		if (looks && errno == EAGAIN)
+			fd->vain++;
+		looks = looks && errno == EINTR;
 	}
 }
 

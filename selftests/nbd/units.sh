@@ -46,8 +46,8 @@ confined()
 }
 
 units=$scratch/units
-passes "the units are installed" make -s -C "$tree/userspace" install-units DESTDIR= \
-	UNITDIR="$units" SBINDIR="$tree/userspace/fleeced"
+passes "the units are installed" make -s --no-print-directory -C "$tree/userspace" \
+	install-units DESTDIR= UNITDIR="$units" SBINDIR="$tree/userspace/fleeced"
 if command -v systemd-analyze > /dev/null; then
 	passes "systemd takes the service as it is" verify service
 	passes "systemd takes the socket as it is" verify socket

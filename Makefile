@@ -59,7 +59,7 @@ bench:
 # Needs no VM, but other servers: see README.md.
 bench-serve:
 	$(MAKE) -C userspace
-	$(MAKE) -C selftests/nbd build/plain/testserver
+	$(MAKE) -C selftests/nbd build/plain/testserver build/plain/roundtrip
 	selftests/bench/serve
 
 # The kernel's own clean rule wants its headers; without them there is nothing of it.

@@ -10,6 +10,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -55,9 +56,12 @@ bool __wrap_budget_take(struct budget *budget, struct budget_share *share, uint6
 #define FLOOD_BYTES	100000
 
 /* All that were made, in vain or not. */
-static unsigned int reads, polls;
+static unsigned int reads, polls, yields;
 /* Where a piece is sent as soon as somebody waits for it; -1: nowhere. */
 static int late_file = -1;
+/* Where one is sent when others have been let run so often, or at a wait before; -1: nowhere. */
+static int soon_file = -1;
+static unsigned int soon_yields;
 
 static void send_piece(int file)
 {
@@ -78,7 +82,16 @@ int __wrap_poll(struct pollfd *files, nfds_t count, int milliseconds)
 	polls++;
 	if (late_file >= 0)
 		send_piece(late_file);
+	else if (soon_file >= 0 && yields < soon_yields)
+		send_piece(soon_file);
 	return __real_poll(files, count, milliseconds);
+}
+
+int __wrap_sched_yield(void)
+{
+	if (++yields == soon_yields && soon_file >= 0)
+		send_piece(soon_file);
+	return __real_sched_yield();
 }
 
 static uint32_t next_random(uint32_t *state)
@@ -837,6 +850,88 @@ static void test_reads(void)
 	transport->ops->close(transport);
 }
 
+static bool is_brisk(void *context)
+{
+	return *(bool *)context;
+}
+
+/* One piece, after so many looks, or when it is waited for; "LOOKS WAITS", or "failed". */
+static const char *take_piece(struct transport *transport, int file, unsigned int after)
+{
+	static char text[32];
+	uint8_t piece[PIECE_BYTES];
+
+	yields = 0;
+	polls = 0;
+	soon_yields = after;
+	soon_file = file;
+	late_file = after ? -1 : file;
+	snprintf(text, sizeof(text), "failed");
+	if (!transport->ops->read(transport, piece, sizeof(piece)))
+		snprintf(text, sizeof(text), "%u %u", yields, polls);
+	soon_file = -1;
+	late_file = -1;
+	return text;
+}
+
+static void test_looking(void)
+{
+	struct stop stop = { .fd = -1 };
+	struct transport *transport;
+	bool brisk = true;
+	int files[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, files))
+		abort();
+	transport = transport_fd_create(files[0], files[0], "unit", &stop, 0);
+	transport->ops->set_readahead(transport, true);
+	transport->ops->set_before_wait(transport, is_brisk, &brisk);
+	tap_ok(!strcmp(take_piece(transport, files[1], 10), "10 0"),
+	       "what a brisk client sends soon is not waited for");
+	brisk = false;
+	tap_ok(!strcmp(take_piece(transport, files[1], 64), "64 0"),
+	       "nor is what comes after it, where looking was of use");
+	tap_ok(!strcmp(take_piece(transport, files[1], 0), "64 1"),
+	       "what does not come soon is waited for");
+	tap_ok(!strcmp(take_piece(transport, files[1], 0), "0 1"),
+	       "then there is no looking any more");
+	brisk = true;
+	tap_ok(!strcmp(take_piece(transport, files[1], 1), "1 0"), "unless the client is brisk again");
+	transport->ops->close(transport);
+	close(files[1]);
+}
+
+/* Who gets small replies together has sent several requests at once, and goes on so. */
+static void test_brisk(void)
+{
+	struct memory_transport memory = {
+		.base = { .ops = &memory_transport_ops, .peer = "unit" }, .out_limit = SIZE_MAX,
+	};
+	struct request request = { .command = NBD_CMD_READ, .length = 4096, .is_followed = true };
+	struct connection *connection;
+	uint8_t *data = calloc(1, 64 << 10);
+	struct fixture fixture;
+
+	set_up(&fixture, SNAPSHOT);
+	connection = connection_create(&memory.base, &fixture.rules);
+	reply_data(connection, &request, data);
+	tap_ok(connection->is_brisk, "a small reply that is followed by another is for a brisk client");
+	request.is_followed = false;
+	reply_data(connection, &request, data);
+	tap_ok(connection->is_brisk && memory.writes == 1, "so is the last one of them");
+	reply_data(connection, &request, data);
+	tap_ok(!connection->is_brisk, "one that is sent alone is not");
+	request.is_followed = true;
+	request.length = 64 << 10;
+	connection->is_brisk = true;
+	reply_data(connection, &request, data);
+	tap_ok(!connection->is_brisk, "nor is a large one");
+	connection_destroy(connection);
+	free(memory.out);
+	free(data);
+	tear_down(&fixture);
+}
+
 static void test_read_once(void)
 {
 	struct fixture fixture;
@@ -1255,6 +1350,8 @@ int main(void)
 	test_lost_reply();
 	test_stalled_parts();
 	test_reads();
+	test_looking();
+	test_brisk();
 	test_read_once();
 	test_together();
 	test_descriptions();

@@ -17,4 +17,7 @@ ssize_t __real_read(int file, void *buffer, size_t length);
 /** __real_poll() - poll() itself */
 int __real_poll(struct pollfd *files, nfds_t count, int milliseconds);
 
+/** __real_sched_yield() - sched_yield() itself */
+int __real_sched_yield(void);
+
 #endif

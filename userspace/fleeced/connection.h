@@ -128,6 +128,10 @@ enum connection_status {
  * @batch: REPLY_BATCH_BYTES of replies that are sent together; NULL: not needed yet.
  * @batch_length: of them; not 0 only while a thread has @receive_lock, which may look at it.
  *
+ * Atomic, a hint:
+ * @is_brisk: the client has sent several requests at once, and got small replies: it is about
+ *	to send more.
+ *
  * Protected by the lock of @rules->budget:
  * @share: bytes of the large replies being worked on.
  *
@@ -163,6 +167,7 @@ struct connection {
 
 	uint8_t *batch;
 	atomic_size_t batch_length;
+	atomic_bool is_brisk;
 
 	struct budget_share share;
 	struct slot slot;

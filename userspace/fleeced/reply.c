@@ -73,6 +73,7 @@ static int write_reply(struct connection *connection, struct iovec *vector, int 
 		ret = write_batch(connection);
 	if (ret)
 		return ret;
+	connection->is_brisk = joins;
 	if (!joins)
 		return write_vector(connection, vector, count);
 	add_to_batch(connection, vector, count);

@@ -415,9 +415,12 @@ static void *serve_requests(void *argument)
 	return NULL;
 }
 
-static void flush(void *context)
+static bool before_wait(void *context)
 {
-	reply_flush(context);
+	struct connection *connection = context;
+
+	reply_flush(connection);
+	return connection->is_brisk;
 }
 
 void transmit_run(struct connection *connection)
@@ -426,7 +429,7 @@ void transmit_run(struct connection *connection)
 	unsigned int i;
 
 	if (transport->ops->set_before_wait)
-		transport->ops->set_before_wait(transport, flush, connection);
+		transport->ops->set_before_wait(transport, before_wait, connection);
 	connection->workers = 1;
 	serve_requests(connection);
 	/* Threads are only started by the holder of this lock, and no more after the end. */

@@ -44,7 +44,8 @@ struct transport;
  * @set_readahead: may more be taken from the stream than was asked for? Only
  *	allowed once nothing but this transport will ever read the stream.
  * @set_before_wait: call @before_wait in the reader's thread whenever it is about to wait for
- *	the client. For the only thread there is; may be NULL.
+ *	the client; true: the client is about to send, so that it is not worth while to
+ *	sleep. For the only thread there is; may be NULL.
  * @shutdown: let a waiting @read and @write of other threads return.
  * @close: release everything, the transport itself included.
  */
@@ -59,7 +60,7 @@ struct transport_ops {
 	void (*end)(struct transport *transport);
 	void (*set_deadline)(struct transport *transport, int64_t deadline_ms);
 	void (*set_readahead)(struct transport *transport, bool on);
-	void (*set_before_wait)(struct transport *transport, void (*before_wait)(void *context),
+	void (*set_before_wait)(struct transport *transport, bool (*before_wait)(void *context),
 				void *context);
 	void (*shutdown)(struct transport *transport);
 	void (*close)(struct transport *transport);

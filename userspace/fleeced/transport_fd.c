@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,16 +34,23 @@
 #define VAIN_LOOKS	4
 #define BLIND_WAITS	16
 
+/*
+ * How often to look for what a client is about to send. That takes about as long as to sleep and
+ * to be woken up, which costs the client, too, as it has to do that.
+ */
+#define LOOKS		64
+
 /* The slowest client that is waited for, when much is sent at once: 64 KiB/s. */
 #define STALL_BYTES_PER_MS	64
 
 /*
  * Set at construction: in, out, wake, stop, stall_ms, in_flags, out_flags. Set before
  * transmission starts, by the only thread there is: deadline_ms, readahead, before_wait, context.
- * The reader's: ahead, head, tail, vain. The writer's: stall_limit_ms. Atomic: is_down.
+ * The reader's: ahead, head, tail, vain, has_found. The writer's: stall_limit_ms. Atomic: is_down.
  *
  * vain: how often the reader has looked for input and found nothing, one time after the other;
- * beyond VAIN_LOOKS, how often it has waited without looking since.
+ * beyond VAIN_LOOKS, how often it has waited without looking since. has_found: the last time it
+ * kept looking, it found something.
  *
  * wake is readable once is_down is set; -1 where shutdown() wakes up, on sockets.
  */
@@ -58,9 +66,10 @@ struct fd_transport {
 	int64_t stall_limit_ms;
 	int64_t deadline_ms;
 	bool readahead;
-	void (*before_wait)(void *context);
+	bool (*before_wait)(void *context);
 	void *context;
 	unsigned int vain;
+	bool has_found;
 	atomic_bool is_down;
 	size_t head;
 	size_t tail;
@@ -143,35 +152,58 @@ static bool expects_input(struct fd_transport *fd)
 	return true;
 }
 
+/* Bytes, 0 at the end of the stream, or -errno. */
+static ssize_t look(struct fd_transport *fd, void *buffer, size_t length)
+{
+	ssize_t n = read(fd->in, buffer, length);
+
+	return n < 0 ? -errno : n;
+}
+
+static ssize_t keep_looking(struct fd_transport *fd, void *buffer, size_t length)
+{
+	unsigned int left = LOOKS;
+	ssize_t n;
+
+	do {
+		sched_yield();
+		n = look(fd, buffer, length);
+	} while (n == -EAGAIN && --left);
+	return n;
+}
+
+/* While it finds what it looks for, it does not sleep. */
+static ssize_t wait_and_read(struct fd_transport *fd, void *buffer, size_t length)
+{
+	bool is_expected = fd->before_wait && fd->before_wait(fd->context);
+	ssize_t n = -EAGAIN;
+	int ret;
+
+	if (is_expected || fd->has_found)
+		n = keep_looking(fd, buffer, length);
+	fd->has_found = n > 0;
+	while (n == -EAGAIN || n == -EINTR) {
+		ret = wait_ready(fd, fd->in, POLLIN);
+		if (ret)
+			return ret;
+		n = look(fd, buffer, length);
+	}
+	return n;
+}
+
 /* One piece, at least one byte. 0 is the end of the stream. */
 static ssize_t read_some(struct fd_transport *fd, void *buffer, size_t length)
 {
-	bool looks = expects_input(fd);
-	ssize_t n;
+	ssize_t n = -EAGAIN;
 	int ret = check_limit(fd, POLLIN);
 
 	if (ret)
 		return ret;
-	for (;;) {
-		if (!looks) {
-			if (fd->before_wait)
-				fd->before_wait(fd->context);
-			ret = wait_ready(fd, fd->in, POLLIN);
-			if (ret)
-				return ret;
-		}
-		n = read(fd->in, buffer, length);
-		if (n >= 0) {
-			if (looks)
-				fd->vain = 0;
-			return n;
-		}
-		if (errno != EAGAIN && errno != EINTR)
-			return -errno;
-		if (looks && errno == EAGAIN)
-			fd->vain++;
-		looks = looks && errno == EINTR;
+	if (expects_input(fd)) {
+		n = look(fd, buffer, length);
+		fd->vain = n == -EAGAIN ? fd->vain + 1 : 0;
 	}
+	return n == -EAGAIN || n == -EINTR ? wait_and_read(fd, buffer, length) : n;
 }
 
 static size_t take_ahead(struct fd_transport *fd, void *buffer, size_t length)
@@ -291,7 +323,7 @@ static void fd_set_readahead(struct transport *transport, bool on)
 	to_fd(transport)->readahead = on;
 }
 
-static void fd_set_before_wait(struct transport *transport, void (*before_wait)(void *context),
+static void fd_set_before_wait(struct transport *transport, bool (*before_wait)(void *context),
 			       void *context)
 {
 	struct fd_transport *fd = to_fd(transport);

@@ -378,7 +378,7 @@ static void tls_set_readahead(struct transport *transport, bool on)
 	(void)on;
 }
 
-static void tls_set_before_wait(struct transport *transport, void (*before_wait)(void *context),
+static void tls_set_before_wait(struct transport *transport, bool (*before_wait)(void *context),
 				void *context)
 {
 	struct transport *lower = to_tls(transport)->lower;

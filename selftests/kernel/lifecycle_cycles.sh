@@ -13,7 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
 
-SECTORS=16384
+SECTORS=8192
 CYCLES=${FLEECE_CYCLES:-120}
 SEED=${FLEECE_SEED:-$((RANDOM * 32768 + RANDOM))}
 # Cycles after which memory has found its size.
@@ -39,7 +39,7 @@ write_all_the_time()
 	local n=2
 
 	while :; do
-		pattern origin write $((n++ % 200)) $((n * 7 % 4 * 2048))k 2M > /dev/null || exit 1
+		pattern origin write $((n++ % 200)) $((n * 7 % 4 * 1024))k 1M > /dev/null || exit 1
 	done
 }
 

@@ -11,7 +11,7 @@
 #     origin (fleece)
 #      |          \                              FLEECE_REPLAY_SECONDS (default 25)
 #     disk        meta (at times delayed)        FLEECE_REPLAY_POINTS (default 4000, 0: all)
-#        \        /
+#        \        /                              FLEECE_REPLAY_CACHES (default all three)
 #         recorded (log-writes) --> $FLEECE_DISKS
 #            |
 #           base
@@ -31,6 +31,7 @@ MADE=4
 SAMPLES=8
 seconds=${FLEECE_REPLAY_SECONDS:-25}
 points=${FLEECE_REPLAY_POINTS:-4000}
+read -ra choices <<< "${FLEECE_REPLAY_CACHES:-both origin metadata}"
 seed=${FLEECE_REPLAY_SEED:-$(($(now_ms) % 30000))}
 RANDOM=$seed
 
@@ -246,7 +247,7 @@ has_room()
 # record may be in use then.
 record_with()
 {
-	local end=$(($(now_ms) + seconds * 1000 / 3)) made=$number
+	local end=$(($(now_ms) + seconds * 1000 / ${#choices[@]})) made=$number
 
 	caches=$1
 	mark "cache:$caches"
@@ -266,6 +267,8 @@ record_with()
 
 record_all()
 {
+	local i
+
 	or_bail dm_create recorded "0 $((META_SECTORS + SECTORS)) log-writes $(path_of base) $record"
 	defer dm_remove_deferred recorded
 	or_bail dm_create disk "0 $SECTORS linear $(path_of recorded) $META_SECTORS"
@@ -274,9 +277,9 @@ record_all()
 	defer dm_remove_deferred meta
 	defer dm_remove_deferred origin
 	defer stop_writers
-	record_with both 30
-	record_with origin 60
-	record_with metadata 90
+	for ((i = 0; i < ${#choices[@]}; i++)); do
+		record_with "${choices[i]}" $((90 * (i + 1) / ${#choices[@]}))
+	done
 	or_bail dm_remove meta
 	or_bail dm_remove disk
 	mark end

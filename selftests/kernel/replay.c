@@ -309,7 +309,10 @@ static void scan_log(void)
 	size_t flush = 0;
 	size_t i;
 
-	for (i = 1; i < write_log.nr_entries; i++) {
+	/* Of what was written, place 0 means: before the log. */
+	if (write_log.nr_entries && write_log.entries[0].nr_sectors)
+		die("the log begins with a write");
+	for (i = 0; i < write_log.nr_entries; i++) {
 		entry = &write_log.entries[i];
 		is_complete |= is_mark(entry, "end");
 		if (entry->flags & WRITE_LOG_MARK)
@@ -977,7 +980,7 @@ static void replay(void)
 	const struct write_log_entry *entry;
 	size_t i;
 
-	for (i = 1; i < write_log.nr_entries; i++) {
+	for (i = 0; i < write_log.nr_entries; i++) {
 		entry = &write_log.entries[i];
 		if (entry->flags & (WRITE_LOG_FUA | WRITE_LOG_DISCARD))
 			die("entry %zu is of a kind that this program does not replay", i);
@@ -1001,7 +1004,7 @@ static void plan_points(void)
 	uint64_t all;
 	size_t i;
 
-	for (i = 1; i < write_log.nr_entries; i++) {
+	for (i = 0; i < write_log.nr_entries; i++) {
 		entry = &write_log.entries[i];
 		if (entry->flags & WRITE_LOG_MARK)
 			is_through = is_mark(entry, "cache:origin") ||

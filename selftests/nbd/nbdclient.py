@@ -178,7 +178,7 @@ class Client:
 
     def begin(self, flags, greet):
         """What is the same for all kinds of sockets."""
-        self.socket.settimeout(20)
+        self.socket.settimeout(PATIENCE)
         self.cookie = 1
         self.form = SIMPLE_FORM
         self.contexts = {}

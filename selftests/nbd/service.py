@@ -21,7 +21,8 @@ import types
 
 import nbdclient
 from nbdclient import (
-    CACHE, DISC, EINVAL, FLUSH, READ, TRIM, Client, Server, Tap, equal, expect, pattern, run_wrong)
+    CACHE, DISC, EINVAL, FLUSH, PATIENCE, READ, TRIM, Client, Server, Tap, equal, expect, pattern,
+    run_wrong)
 
 K, M = 1 << 10, 1 << 20
 
@@ -96,7 +97,7 @@ def run_with(sockets, arguments, **how):
     """The exit status and the words of a server that does not start."""
     with tempfile.TemporaryFile() as log:
         with start_with(sockets, arguments, log, **how) as process:
-            status = process.wait(timeout=20)
+            status = process.wait(timeout=PATIENCE)
         log.seek(0)
         return status, log.read().decode()
 
@@ -124,7 +125,7 @@ def handed_over():
                             equal(client.read(512, 512), pattern(512, 512), "data")
                 finally:
                     process.send_signal(signal.SIGTERM)
-                equal(process.wait(timeout=20), 0, "exit status")
+                equal(process.wait(timeout=PATIENCE), 0, "exit status")
             log.seek(0)
             said = log.read()
         expect("a Unix socket, handed over as one" in said, said)
@@ -169,7 +170,7 @@ def notify():
             bound, passed = notify_address(scratch, is_abstract)
             manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             manager.bind(bound)
-            manager.settimeout(20)
+            manager.settimeout(PATIENCE)
             server = Server(DISK, environment={"NOTIFY_SOCKET": passed})
             try:
                 equal(manager.recv(999), b"READY=1", "first message")
@@ -387,7 +388,7 @@ def confined_stdio():
                                            else (os.geteuid(), os.getegid())))
             client.request(DISC)
             client.expect_end()
-        equal(process.wait(timeout=20), 0, "exit status")
+        equal(process.wait(timeout=PATIENCE), 0, "exit status")
 
 
 @test("--no-sandbox keeps everything; --user that cannot be had is refused")
@@ -531,7 +532,7 @@ def stalled_pipes():
                 process.send_signal(signal.SIGTERM)
                 wait_for(lambda: not int(statuses(process.pid)[0]["ShdPnd"], 16), "signal")
                 process.send_signal(signal.SIGTERM)
-            equal(process.wait(timeout=20), 0, "exit status")
+            equal(process.wait(timeout=PATIENCE), 0, "exit status")
 
 
 @test("what a client sends after its end does not cost it the replies before")
@@ -607,7 +608,7 @@ def come_and_go(server, count):
 def read_log(pipe, wanted, cause=lambda: None):
     """Read until something was said."""
     said = b""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while wanted not in said:
         expect(time.monotonic() < deadline, "the log does not say it: %r" % said[-200:])
         cause()
@@ -651,7 +652,7 @@ def no_descriptors():
         for client in clients[:2]:
             equal(len(client.receive(18)), 18, "greeting")
         line = "cannot serve a new client: Too many open files"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while line not in server.log():
             expect(time.monotonic() < deadline, "the log does not say it: " + server.log())
             time.sleep(0.02)

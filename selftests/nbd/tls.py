@@ -73,7 +73,7 @@ def refused(server, reason, identity="backup", version=None):
         pass
     else:
         raise Failed("the client was let in")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not re.search(reason, server.log()[before:]):
         expect(time.monotonic() < deadline,
                "the log should say %r: %s" % (reason, server.log()[before:]))
@@ -115,7 +115,7 @@ def leaves_without_tls(server):
         client.option_error(STRUCTURED)
         client.option(ABORT)
         client.expect_end()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while server.log().count(line) == before:
         expect(time.monotonic() < deadline, "no line in the log: " + server.log())
         time.sleep(0.01)
@@ -244,7 +244,7 @@ def old_version(server):
 
 def wait_log(server, start, expression):
     """Wait for a line in the log."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not re.search(expression, server.log()[start:]):
         expect(time.monotonic() < deadline, "the log should say %r: %s" % (
             expression, server.log()[start:]))
@@ -360,7 +360,7 @@ def slow_handshake():
         clients[1].send(hello_of(context())[:50])
         for client in clients[:2]:
             client.expect_end()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         try:
             for byte in hello_of(context()) * 100:
                 clients[2].send(bytes([byte]))
@@ -458,7 +458,7 @@ def deaths_later():
                     for _ in range(reads):
                         client.request(READ, 0, M)
                     plain = socket.socket(fileno=client.socket.detach())
-                    plain.settimeout(20)
+                    plain.settimeout(PATIENCE)
                     send_last(plain, last, not reads)
         with Secure(server) as client:
             client.open(b"disk")
@@ -496,7 +496,7 @@ def stdio():
         its.close()
         client = Client.__new__(Client)
         client.socket, client.form, client.contexts, client.cookie = mine, SIMPLE_FORM, {}, 1
-        mine.settimeout(20)
+        mine.settimeout(PATIENCE)
         equal(client.receive(18)[:8], b"NBDMAGIC", "greeting")
         client.send(struct.pack(">I", 3))
         equal(client.option(STARTTLS), [(ACK, b"")], "STARTTLS")

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-from nbdclient import Server, Tap, content, equal, expect, pattern
+from nbdclient import PATIENCE, Server, Tap, content, equal, expect, pattern
 from tls_pki import Pki, USER
 from tools import run, run_tests, test
 
@@ -70,7 +70,7 @@ class World:
 
 def expect_log(server, start, expression):
     """The log says something, after what it said before, and maybe after the client's end."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not re.search(expression, server.log()[start:]):
         expect(time.monotonic() < deadline, "the log should say %r: %s" % (
             expression, server.log()[start:]))

@@ -119,7 +119,7 @@ def data_before_reply(server):
                 pass
             else:
                 raise Failed("an early reply")
-            client.socket.settimeout(20)
+            client.socket.settimeout(PATIENCE)
             client.send(bytes(50))
             expect(client.reply(option)[0] >> 31, "an error")
 
@@ -971,7 +971,7 @@ def max_connections():
             else:
                 raise Failed("a third client was served")
             first.request(DISC)
-            third.socket.settimeout(20)
+            third.socket.settimeout(PATIENCE)
             equal(third.receive(18)[:8], b"NBDMAGIC", "greeting of the third")
             third.socket.close()
     finally:
@@ -1155,7 +1155,7 @@ def end_all(processes):
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGTERM)
-        equal(process.wait(timeout=20), 0, "exit status")
+        equal(process.wait(timeout=PATIENCE), 0, "exit status")
     return len(running)
 
 
@@ -1233,7 +1233,7 @@ def killed():
     try:
         server.process.kill()
         server.process.wait()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while os.path.exists(server.path) or os.path.exists(server.pid_file):
             expect(time.monotonic() < deadline, "files are left behind")
             time.sleep(0.02)

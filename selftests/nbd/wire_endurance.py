@@ -63,7 +63,7 @@ def resident(server):
 
 def settle(server, files):
     """Wait until the server has let go of clients that left."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while descriptors(server) > files:
         expect(time.monotonic() < deadline, "%d descriptors stay open" % descriptors(server))
         time.sleep(0.02)

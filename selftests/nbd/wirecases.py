@@ -2,7 +2,7 @@
 """What the tests on the wire serve, and the lists that they are put into."""
 import time
 
-from nbdclient import EPERM, READ, expect
+from nbdclient import EPERM, PATIENCE, READ, expect
 
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 SIZE = 8 * M
@@ -37,7 +37,7 @@ def own(title):
 
 def wait_released(client, offset):
     """A release follows the reply that it is for: wait until it is there."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while client.error(READ, offset, 1) != EPERM:
         expect(time.monotonic() < deadline, "what was delivered is not released")
         time.sleep(0.01)

@@ -53,11 +53,17 @@ put_memory_away()
 	had=$(cat $HUGE_PAGES)
 	# shellcheck disable=SC2064 # as it is now
 	defer eval "echo $had > $HUGE_PAGES"
-	for attempt in 1 2 3; do
+	for attempt in 1 2 3 4 5; do
 		[ "$(available_mib)" -gt $((LEFT_MIB + huge_mib)) ] || return 0
-		echo $(($(cat $HUGE_PAGES) + ($(available_mib) - LEFT_MIB) / huge_mib)) > $HUGE_PAGES
+		# What is in the way of large pages.
+		sync
+		echo 3 > /proc/sys/vm/drop_caches
+		echo 1 > /proc/sys/vm/compact_memory
+		echo $(($(cat $HUGE_PAGES) + ($(available_mib) - LEFT_MIB) / huge_mib)) \
+			> $HUGE_PAGES
 	done
-	note "MiB left after $attempt attempts: $(available_mib)"
+	[ "$(available_mib)" -lt $((PAGED_MIB - SWAPPED_MIN_MIB)) ] ||
+		bail "memory cannot be put away: $(available_mib) MiB are left after $attempt attempts"
 }
 
 swapped_out_mib()

@@ -29,10 +29,20 @@ bad_cow="0 $bad_start linear $ARENA ${DISK_START[cow]}
 $bad_start 8 error
 $((bad_start + 8)) $((cow_size - bad_start - 8)) linear $ARENA $((DISK_START[cow] + bad_start + 8))"
 
-# overwrite: CLUSTERS clusters of the origin with zeroes, each with a write of its own.
+# overwrite [WRITERS]: CLUSTERS clusters of the origin with zeroes, each with a write of its
+# own, by so many programs. With one, slots are in the order of clusters.
 overwrite()
 {
-	dd if=/dev/zero of="$(path_of origin)" bs=4k count="$CLUSTERS" oflag=direct status=none
+	local count=$((CLUSTERS / ${1:-1})) writer writers=()
+
+	for ((writer = 0; writer < ${1:-1}; writer++)); do
+		dd if=/dev/zero of="$(path_of origin)" bs=4k count="$count" \
+			seek=$((writer * count)) oflag=direct status=none &
+		writers+=($!)
+	done
+	for writer in "${writers[@]}"; do
+		wait "$writer" || return
+	done
 }
 
 cow_writes()
@@ -53,7 +63,8 @@ test_together()
 
 	make_snapshot snap disk cow 8
 	before=$(cow_writes)
-	succeeds "the live writes succeed" overwrite
+	# Those that begin within a jiffy are written together.
+	succeeds "the live writes succeed" overwrite 4
 	wait_copied snap || not_ok "all copies get to the COW device"
 	is "each cluster was copied into a slot" "$(copied_and_used)" "$CLUSTERS $CLUSTERS"
 	at_most "writes of the COW device" $(($(cow_writes) - before)) $((CLUSTERS * 3 / 4))
@@ -85,6 +96,7 @@ test_break()
 	wait_until 30 snapshot_field_is snap state broken
 	is "a bad device: the snapshot is broken with EIO" \
 		"$(snapshot_field snap state) $(snapshot_field snap errno)" "broken 5"
+	wait_copied snap || not_ok "a bad device: the copies under way end"
 	is "a bad device: nothing is left in RAM" "$(snapshot_field snap staged)" 0
 	gets "a bad device: no read succeeds" EIO snap read 0 $BYTES
 	end_snapshot
@@ -102,7 +114,8 @@ test_release()
 	or_bail message snap release 0 $((CLUSTERS * 8 / 2))
 	or_bail dmsetup resume "$PREFIX-cow"
 	wait_copied snap || not_ok "a device that stalls: it takes the data in the end"
-	is "released meanwhile, clusters have no slots" "$(snapshot_field snap used)" $((CLUSTERS / 2))
+	is "released meanwhile, clusters have no slots" "$(snapshot_field snap used)" \
+		$((CLUSTERS / 2))
 	gets "and cannot be read" ENODATA snap read 0 $((BYTES / 2))
 	gets "the others are right" ok snap verify 1 $((BYTES / 2)) $((BYTES / 2))
 	end_snapshot

@@ -36,9 +36,11 @@
 
 /*
  * How often to look for what a client is about to send. That takes about as long as to sleep and
- * to be woken up, which costs the client, too, as it has to do that.
+ * to be woken up, which costs the client, too, as it has to do that. Where others want the
+ * processor each look can take them long: then it is not for longer than this.
  */
 #define LOOKS		64
+#define LOOKS_MS	1
 
 /* The slowest client that is waited for, when much is sent at once: 64 KiB/s. */
 #define STALL_BYTES_PER_MS	64
@@ -162,13 +164,14 @@ static ssize_t look(struct fd_transport *fd, void *buffer, size_t length)
 
 static ssize_t keep_looking(struct fd_transport *fd, void *buffer, size_t length)
 {
+	int64_t until_ms = clock_ms() + LOOKS_MS;
 	unsigned int left = LOOKS;
 	ssize_t n;
 
 	do {
 		sched_yield();
 		n = look(fd, buffer, length);
-	} while (n == -EAGAIN && --left);
+	} while (n == -EAGAIN && --left && clock_ms() <= until_ms);
 	return n;
 }
 

@@ -721,10 +721,10 @@ wait_copied()
 # map NAME MAP [CHECKPOINT]: the map as runs "OFFSET LENGTH VALUE", comma-separated.
 map()
 {
-	local IFS=, runs
+	local IFS=, found_extents
 
-	mapfile -t runs < <("$FLEECE_TEST_BIN/fleece-maps" "$MAPPER/$PREFIX-$1" extents "${@:2}")
-	echo "${runs[*]}"
+	mapfile -t found_extents < <("$FLEECE_TEST_BIN/fleece-maps" "$MAPPER/$PREFIX-$1" extents "${@:2}")
+	echo "${found_extents[*]}"
 }
 
 maps()

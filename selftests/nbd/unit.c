@@ -87,8 +87,19 @@ int __wrap_poll(struct pollfd *files, nfds_t count, int milliseconds)
 	return __real_poll(files, count, milliseconds);
 }
 
+/* While it stands still, time passes only as the others take the processor. */
+static int64_t still_ms;
+static unsigned int yield_ms;
+
+int64_t __wrap_clock_ms(void)
+{
+	return still_ms ? still_ms : __real_clock_ms();
+}
+
 int __wrap_sched_yield(void)
 {
+	if (still_ms)
+		still_ms += yield_ms;
 	if (++yields == soon_yields && soon_file >= 0)
 		send_piece(soon_file);
 	return __real_sched_yield();
@@ -886,6 +897,7 @@ static void test_looking(void)
 	transport = transport_fd_create(files[0], files[0], "unit", &stop, 0);
 	transport->ops->set_readahead(transport, true);
 	transport->ops->set_before_wait(transport, is_brisk, &brisk);
+	still_ms = clock_ms();
 	tap_ok(!strcmp(take_piece(transport, files[1], 10), "10 0"),
 	       "what a brisk client sends soon is not waited for");
 	brisk = false;
@@ -897,6 +909,11 @@ static void test_looking(void)
 	       "then there is no looking any more");
 	brisk = true;
 	tap_ok(!strcmp(take_piece(transport, files[1], 1), "1 0"), "unless the client is brisk again");
+	yield_ms = 1;
+	tap_ok(!strcmp(take_piece(transport, files[1], 0), "2 1"),
+	       "where each look takes long there are few");
+	yield_ms = 0;
+	still_ms = 0;
 	transport->ops->close(transport);
 	close(files[1]);
 }

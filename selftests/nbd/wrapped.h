@@ -4,6 +4,7 @@
 #define WRAPPED_H
 
 #include <poll.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 #include "budget.h"
@@ -16,6 +17,9 @@ ssize_t __real_read(int file, void *buffer, size_t length);
 
 /** __real_poll() - poll() itself */
 int __real_poll(struct pollfd *files, nfds_t count, int milliseconds);
+
+/** __real_clock_ms() - clock_ms() itself */
+int64_t __real_clock_ms(void);
 
 /** __real_sched_yield() - sched_yield() itself */
 int __real_sched_yield(void);

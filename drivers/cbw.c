@@ -1205,6 +1205,12 @@ static u64 gather_limit(const struct fleece_cbw *cbw)
 	return min_t(u64, GATHER_BYTES, cbw->config.staging_bytes / 2);
 }
 
+/* Is it small enough to wait for what comes next, and is there all of it? */
+static bool can_gather(const struct fleece_copy *copy)
+{
+	return !copy->error && copy_bytes(copy) < gather_limit(copy->cbw);
+}
+
 /*
  * Nobody waits for data that is staged, so it is stored with what comes next: to wake
  * a worker for each small copy costs more than to write it.
@@ -1343,7 +1349,7 @@ static bool stage_copy(struct fleece_copy *copy, struct list_head *waiters)
 	copy->is_staged = true;
 	cbw->staged_bytes += copy_bytes(copy);
 	set_done(copy, waiters);
-	if (copy->error || copy_bytes(copy) >= gather_limit(cbw))
+	if (!can_gather(copy))
 		return false;
 	gather_copy(copy);
 	return true;
@@ -1371,7 +1377,7 @@ static bool end_read_here(struct fleece_copy *copy)
 	LIST_HEAD(waiters);
 	bool is_simple;
 
-	if (copy->status || copy_bytes(copy) >= gather_limit(cbw) || !may_go_on_here())
+	if (copy->status || !can_gather(copy) || !may_go_on_here())
 		return false;
 	spin_lock(&cbw->lock);
 	is_simple = list_empty(&copy->followers) && !is_low_water_news(cbw) &&

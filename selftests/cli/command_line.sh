@@ -78,6 +78,7 @@ expect 2 'COW size of 0' snapshot a --cow-size 0
 expect 2 'COW size of 101%' snapshot a --cow-size 101%
 expect 2 'unknown kind of COW space' snapshot a --cow-kind tape
 expect 2 'COW device and size' snapshot a --cow /dev/x --cow-size 1G
+expect 2 'force for COW space that is made' snapshot a --force --cow-size 1G
 expect 2 'fewer COW devices than origins' snapshot a b --cow /dev/x
 expect 2 'directory for zram' snapshot a --cow-kind zram --cow-dir /tmp
 expect 2 'timeout no number' snapshot a --cbw-timeout -1

@@ -16,7 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 SECTORS=32768
 
 load_fleece
-requires_program mkfs.ext4 jq losetup
+requires_program mkfs.ext4 e2fsck sfdisk jq losetup
 requires_fleece
 has_module loop || skip_all "needs the module loop"
 truncate -s $((SECTORS * 512)) "$SCRATCH/disk" "$SCRATCH/other"
@@ -115,6 +115,19 @@ or_bail mkfs.ext4 -q "$(path_of used)"
 or_bail mount "$(path_of used)" "$SCRATCH/mnt"
 exits "COW device that is mounted" 5 snapshot --cow "$(path_of used)"
 or_bail wait_until 20 umount "$SCRATCH/mnt"
+exits "COW device with a filesystem on it" 5 snapshot --cow "$(path_of used)"
+fails "it says what is on it, and what to do" "holds data \(ext4\); --force destroys it" \
+	snapshot --cow "$(path_of used)"
+succeeds "the filesystem is whole" e2fsck -fn "$(path_of used)"
+succeeds "it is taken with --force" snapshot --cow "$(path_of used)" --force
+succeeds "and the snapshot removed" "$FLEECE" remove "$name-snap"
+succeeds "a COW device that has been one needs no force" snapshot --cow "$(path_of used)"
+succeeds "that snapshot, too, is removed" "$FLEECE" remove "$name-snap"
+or_bail sfdisk -q "$(path_of used)" <<< "label: gpt"
+fails "COW device with a partition table" "holds data \(gpt\)" snapshot --cow "$(path_of used)"
+succeeds "blkid is found from cron as well" env PATH=/usr/bin:/bin \
+	"$FLEECE" snapshot "$name" --cow "$(path_of cow)"
+succeeds "the last one is removed" "$FLEECE" remove "$name-snap"
 or_bail mkfs.ext4 -q "$MAPPER/$name"
 or_bail mount "$MAPPER/$name" "$SCRATCH/mnt"
 exits "COW space on the origin's own filesystem" 1 snapshot --cow-size 4M --cow-dir "$SCRATCH/mnt"

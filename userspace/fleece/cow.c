@@ -16,6 +16,11 @@
 #include "cow_file.h"
 #include "cow_lvm.h"
 #include "cow_zram.h"
+#include "process.h"
+
+/* Exit status of blkid(8): no signature, or several that contradict each other. */
+#define BLKID_NOTHING		2
+#define BLKID_AMBIVALENT	8
 
 static const char *const kind_names[] = {
 	[COW_AUTO] = "auto",
@@ -65,6 +70,37 @@ static enum status stat_device(const char *snapshot, struct cow *cow)
 	return DONE;
 }
 
+/*
+ * What data a device seems to hold, as blkid(8) judges by signatures. The header of a COW
+ * device wipes those at the start, which is where almost all are. Whoever cannot tell that
+ * there is nothing, does not say so.
+ */
+static enum status check_content(const char *path, const char *snapshot)
+{
+	const char *const argv[] = {
+		"blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", path, NULL
+	};
+	char what[256];
+	int ret = process_run(argv, what, sizeof(what));
+
+	if (ret == BLKID_NOTHING || (!ret && !what[0]))
+		return DONE;
+	if (ret < 0)
+		return report_errno(ret, snapshot,
+				    "cannot run blkid to see whether the COW device %s holds data; --force uses it without",
+				    path);
+	if (ret && ret != BLKID_AMBIVALENT)
+		return report(FAILED, snapshot,
+			      "cannot tell whether the COW device %s holds data (%s); --force uses it without",
+			      path, what);
+	if (ret)
+		snprintf(what, sizeof(what), "several signatures");
+	what[strcspn(what, "\n")] = 0;
+	return report(BUSY, snapshot,
+		      "the COW device %s holds data (%s); --force destroys it, or choose another one",
+		      path, what);
+}
+
 static enum status use_device(const struct cow_request *request, const struct origin *origin,
 			      const char *snapshot, struct cow *cow)
 {
@@ -95,7 +131,7 @@ static enum status use_device(const struct cow_request *request, const struct or
 	if (fd < 0)
 		return report_errno(errno, snapshot, "cannot open the COW device %s", cow->path);
 	close(fd);
-	return DONE;
+	return request->is_forced ? DONE : check_content(cow->path, snapshot);
 }
 
 /*

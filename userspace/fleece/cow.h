@@ -9,6 +9,7 @@
 #define FLEECE_COW_H
 
 #include <limits.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -38,12 +39,14 @@ enum cow_kind {
  * struct cow_request - what is wanted
  * @kind: COW_AUTO to choose, COW_USER for @path.
  * @path: a device, for COW_USER.
+ * @is_forced: for COW_USER: whatever data it holds.
  * @bytes: size, for the other kinds.
  * @dir: directory for COW_FILE, or NULL for the default.
  */
 struct cow_request {
 	enum cow_kind kind;
 	const char *path;
+	bool is_forced;
 	uint64_t bytes;
 	const char *dir;
 };

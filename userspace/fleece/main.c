@@ -32,6 +32,7 @@ static const struct verb verbs[] = {
 	  "  --name SNAPSHOT     name of the snapshot's device (default NAME-snap); once for\n"
 	  "                      each NAME, in their order\n"
 	  "  --cow DEV           COW device; once for each NAME, in their order\n"
+	  "  --force             with --cow: whatever data DEV holds\n"
 	  "  --cow-size SIZE|N%  make COW space: LVM if the origin is there, else a file or zram\n"
 	  "                      (default 20%)\n"
 	  "  --cow-kind KIND     lvm, zram or file instead of choosing\n"

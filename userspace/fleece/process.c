@@ -103,6 +103,18 @@ static void close_pair(int pair[2])
 	close(pair[1]);
 }
 
+/* cron and the like leave out the directories of what only root runs. */
+static void widen_path(void)
+{
+	const char *path = getenv("PATH");
+	char wide[PATH_MAX];
+
+	if (!path || strstr(path, "/sbin"))
+		return;
+	if ((size_t)snprintf(wide, sizeof(wide), "%s:/usr/sbin:/sbin", path) < sizeof(wide))
+		setenv("PATH", wide, 1);
+}
+
 int process_run(const char *const argv[], char *output, size_t size)
 {
 	struct stream streams[2] = { { .fd = -1 }, { .fd = -1 } };
@@ -111,6 +123,7 @@ int process_run(const char *const argv[], char *output, size_t size)
 
 	/* What our caller left open is no news. */
 	setenv("LVM_SUPPRESS_FD_WARNINGS", "1", 1);
+	widen_path();
 	if (pipe2(out, O_CLOEXEC))
 		return -errno;
 	if (pipe2(err, O_CLOEXEC)) {

@@ -6,7 +6,7 @@
 #include <stddef.h>
 
 /**
- * process_run() - run a program, found in PATH, to its end
+ * process_run() - run a program, found in PATH or in the system's sbin, to its end
  * @argv: its arguments, NULL at the end.
  * @output: room for the beginning of what it writes to stdout, or to stderr
  *	when it fails; line feeds at the end are removed.

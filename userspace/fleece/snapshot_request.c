@@ -16,11 +16,13 @@
 enum option_value {
 	COW = 256, COW_SIZE, COW_KIND, COW_DIR, CLUSTER, SINCE, CHECKPOINT, ON_ERROR, TIMEOUT,
 	ON_FULL, LOW_WATER, STAGING, RELEASE, LIMIT, JSON, NAME,
+	FORCE,
 };
 
 static const struct option options[] = {
 	{ "name", required_argument, NULL, NAME },
 	{ "cow", required_argument, NULL, COW },
+	{ "force", no_argument, NULL, FORCE },
 	{ "cow-size", required_argument, NULL, COW_SIZE },
 	{ "cow-kind", required_argument, NULL, COW_KIND },
 	{ "cow-dir", required_argument, NULL, COW_DIR },
@@ -117,6 +119,9 @@ static enum status parse_option(int option, struct snapshot_request *request)
 	case COW:
 		request->devices[request->device_count++] = optarg;
 		return DONE;
+	case FORCE:
+		request->cow.is_forced = true;
+		return DONE;
 	case COW_SIZE:
 		return parse_cow_size(request);
 	case COW_KIND:
@@ -163,6 +168,8 @@ static enum status parse(int argc, char **argv, struct snapshot_request *request
 		return verb_usage("at least one NAME is needed");
 	if (request->device_count && has_size)
 		return verb_usage("--cow names a device, so --cow-size, --cow-kind and --cow-dir make no sense");
+	if (request->cow.is_forced && !request->device_count)
+		return verb_usage("--force goes with --cow");
 	if (request->device_count && request->device_count != request->count)
 		return verb_usage("%zu origins need as many --cow, not %zu", request->count,
 				  request->device_count);

@@ -51,6 +51,12 @@ static unsigned int hash_bits_for(u32 nr_slots)
 	return clamp(ilog2(nr_slots) - 1, HASH_BITS_MIN, HASH_BITS_MAX);
 }
 
+static u32 nr_groups(u32 nr_slots)
+{
+	/* Not DIV_ROUND_UP(), which is too large by then for 32 bits: there may be 2^32 - 256. */
+	return nr_slots ? (nr_slots - 1) / FLEECE_STORE_GROUP + 1 : 0;
+}
+
 /* Empty chains, or NULL. */
 static u32 *alloc_heads(unsigned int hash_bits)
 {
@@ -70,10 +76,11 @@ int fleece_store_init(struct fleece_store *store, u32 nr_slots)
 	store->hash_bits = hash_bits_for(nr_slots);
 
 	store->bits = fleece_bits_alloc(nr_slots);
+	store->full = fleece_bits_alloc(nr_groups(nr_slots));
 	store->heads = alloc_heads(store->hash_bits);
 	store->pages = kvcalloc(store->nr_pages, sizeof(*store->pages),
 				GFP_KERNEL | __GFP_NOWARN);
-	if (!store->bits || !store->heads || !store->pages) {
+	if (!store->bits || !store->full || !store->heads || !store->pages) {
 		fleece_store_exit(store);
 		return -ENOMEM;
 	}
@@ -93,6 +100,7 @@ void fleece_store_exit(struct fleece_store *store)
 		free_page((unsigned long)store->spares[--store->nr_spares]);
 	kvfree(store->pages);
 	kvfree(store->heads);
+	vfree(store->full);
 	vfree(store->bits);
 	memset(store, 0, sizeof(*store));
 }
@@ -106,6 +114,7 @@ int fleece_store_growth_init(struct fleece_store_growth *growth, const struct fl
 	growth->nr_pages = DIV_ROUND_UP(nr_slots, ENTRIES_PER_PAGE);
 	growth->hash_bits = hash_bits_for(nr_slots);
 	growth->bits = fleece_bits_alloc(nr_slots);
+	growth->full = fleece_bits_alloc(nr_groups(nr_slots));
 	growth->pages = kvcalloc(growth->nr_pages, sizeof(*growth->pages),
 				 GFP_KERNEL | __GFP_NOWARN);
 	growth->heads = NULL;
@@ -114,7 +123,7 @@ int fleece_store_growth_init(struct fleece_store_growth *growth, const struct fl
 		growth->heads = alloc_heads(growth->hash_bits);
 		has_heads = growth->heads;
 	}
-	if (!growth->bits || !growth->pages || !has_heads) {
+	if (!growth->bits || !growth->full || !growth->pages || !has_heads) {
 		fleece_store_growth_exit(growth);
 		return -ENOMEM;
 	}
@@ -125,6 +134,7 @@ void fleece_store_growth_exit(struct fleece_store_growth *growth)
 {
 	kvfree(growth->heads);
 	kvfree(growth->pages);
+	vfree(growth->full);
 	vfree(growth->bits);
 	memset(growth, 0, sizeof(*growth));
 }
@@ -132,8 +142,13 @@ void fleece_store_growth_exit(struct fleece_store_growth *growth)
 void fleece_store_grow(struct fleece_store *store, struct fleece_store_growth *growth)
 {
 	memcpy(growth->bits, store->bits, BITS_TO_LONGS(store->nr_slots) * sizeof(unsigned long));
+	/* The last group is going to be longer. */
+	memcpy(growth->full, store->full,
+	       BITS_TO_LONGS(nr_groups(store->nr_slots)) * sizeof(unsigned long));
+	__clear_bit((store->nr_slots - 1) / FLEECE_STORE_GROUP, growth->full);
 	memcpy(growth->pages, store->pages, store->nr_pages * sizeof(*store->pages));
 	swap(growth->bits, store->bits);
+	swap(growth->full, store->full);
 	swap(growth->pages, store->pages);
 	swap(growth->nr_pages, store->nr_pages);
 	store->nr_slots = growth->nr_slots;
@@ -209,15 +224,46 @@ static bool have_entries(struct fleece_store *store, u32 slot)
 	return *page;
 }
 
+/* The first free slot from @from on, or @nr_slots. */
+static u32 next_free(struct fleece_store *store, u64 from)
+{
+	u64 group, first, end, slot;
+
+	while (from < store->nr_slots) {
+		group = from / FLEECE_STORE_GROUP;
+		first = group * FLEECE_STORE_GROUP;
+		end = min((u64)store->nr_slots, first + FLEECE_STORE_GROUP);
+		if (!test_bit(group, store->full)) {
+			slot = find_next_zero_bit(store->bits, end, from);
+			if (slot < end)
+				return slot;
+			if (from == first)
+				__set_bit(group, store->full);
+		}
+		group = find_next_zero_bit(store->full, nr_groups(store->nr_slots), group + 1);
+		from = group * FLEECE_STORE_GROUP;
+	}
+	return store->nr_slots;
+}
+
+/* Slots from @first to before @end were taken: groups that end among them may be full. */
+static void close_groups(struct fleece_store *store, u64 first, u64 end)
+{
+	u64 group;
+
+	for (group = first / FLEECE_STORE_GROUP; group < end / FLEECE_STORE_GROUP; group++)
+		next_free(store, group * FLEECE_STORE_GROUP);
+}
+
 int fleece_store_alloc(struct fleece_store *store, unsigned int want, u32 *slot)
 {
 	unsigned long first;
 	unsigned long end;
 	unsigned long s;
 
-	first = find_next_zero_bit(store->bits, store->nr_slots, store->lowest);
+	first = next_free(store, store->lowest);
 	if (first >= store->nr_slots && store->avoided != FLEECE_SLOT_NONE) {
-		first = find_next_zero_bit(store->bits, store->nr_slots, store->avoided);
+		first = next_free(store, store->avoided);
 		store->avoided = FLEECE_SLOT_NONE;
 	}
 	if (first >= store->nr_slots) {
@@ -236,16 +282,23 @@ int fleece_store_alloc(struct fleece_store *store, unsigned int want, u32 *slot)
 	if (s == first)
 		return -EAGAIN;
 
+	close_groups(store, first, s);
 	*slot = first;
 	store->lowest = s;
 	store->used += s - first;
 	return s - first;
 }
 
-void fleece_store_free(struct fleece_store *store, u32 slot)
+static void give_back(struct fleece_store *store, u32 slot)
 {
 	__clear_bit(slot, store->bits);
+	__clear_bit(slot / FLEECE_STORE_GROUP, store->full);
 	store->used--;
+}
+
+void fleece_store_free(struct fleece_store *store, u32 slot)
+{
+	give_back(store, slot);
 	/* Going back to a slot below one that is avoided would lead to that one again. */
 	if (store->avoided != FLEECE_SLOT_NONE && slot < store->lowest)
 		store->avoided = min(store->avoided, slot);
@@ -255,8 +308,7 @@ void fleece_store_free(struct fleece_store *store, u32 slot)
 
 void fleece_store_avoid(struct fleece_store *store, u32 slot)
 {
-	__clear_bit(slot, store->bits);
-	store->used--;
+	give_back(store, slot);
 	/* What is free between the two is not looked at either, so it counts as avoided. */
 	store->avoided = min(store->avoided, store->lowest);
 	store->avoided = min(store->avoided, slot);

@@ -25,6 +25,9 @@
 
 struct fleece_slot_entry;
 
+/* Slots that one bit of @full stands for: no more of them are looked at in vain. */
+#define FLEECE_STORE_GROUP	512U
+
 /**
  * struct fleece_store - slots and their owners
  * @nr_slots: how many there are; changed by fleece_store_grow(), as are @bits,
@@ -33,6 +36,8 @@ struct fleece_slot_entry;
  * @lowest: no slot below is free, but those that are avoided.
  * @avoided: no avoided slot is below; FLEECE_SLOT_NONE if there is none.
  * @bits: set for slots that are not free.
+ * @full: set for groups of slots that are known to have none that is free; a hint that
+ *	keeps the search for one short.
  * @heads: first slot of each hash chain of owned slots.
  * @hash_bits: log2 of the number of @heads.
  * @next_heads: while the store gets more chains, the new ones; else NULL.
@@ -49,6 +54,7 @@ struct fleece_store {
 	u32 lowest;
 	u32 avoided;
 	unsigned long *bits;
+	unsigned long *full;
 	u32 *heads;
 	unsigned int hash_bits;
 	u32 *next_heads;
@@ -64,6 +70,7 @@ struct fleece_store {
  * struct fleece_store_growth - memory for a store to grow into
  * @nr_slots: slots that the store will have.
  * @bits: see struct fleece_store; after fleece_store_grow() the old one, as are
+ * @full: see there.
  * @nr_pages: length of @pages and
  * @pages: see there.
  * @heads: new chains, or NULL; after fleece_store_move() has ended the old ones.
@@ -72,6 +79,7 @@ struct fleece_store {
 struct fleece_store_growth {
 	u32 nr_slots;
 	unsigned long *bits;
+	unsigned long *full;
 	u32 nr_pages;
 	struct fleece_slot_entry **pages;
 	u32 *heads;

@@ -201,6 +201,9 @@ static void check_all(void)
 	require(store.used == used, "used %u, not %u", store.used, used);
 	for (s = 0; s < nr_slots; s++)
 		require(test_bit(s, store.bits) == (model[s] != FREE), "bit of slot %u", s);
+	for (s = 0; s < nr_slots; s++)
+		require(model[s] != FREE || !test_bit(s / FLEECE_STORE_GROUP, store.full),
+			"slot %u is in a full group", s);
 	for (i = 0; i < CLUSTERS; i += 7)
 		check_cluster(i);
 	for (s = 0; s < nr_slots; s++) {
@@ -428,7 +431,7 @@ static void test_no_memory_to_grow(void)
 			break;
 		require(unit_pieces() == before, "allocation %u: memory is left", nth);
 	}
-	require(nth == 4, "%u allocations rather than 3", nth - 1);
+	require(nth == 5, "%u allocations rather than 4", nth - 1);
 	unit_fail_allocation(0);
 	fleece_store_growth_exit(&growth);
 	require(unit_pieces() == before, "memory of an unused growth is left");
@@ -449,9 +452,30 @@ static void test_no_memory(void)
 		require(!memcmp(&store, &zero, sizeof(zero)), "allocation %u: half made", nth);
 		require(unit_pieces() == before, "allocation %u: memory is left", nth);
 	}
-	require(nth == 4, "%u allocations rather than 3", nth - 1);
+	require(nth == 5, "%u allocations rather than 4", nth - 1);
 	unit_fail_allocation(0);
 	fleece_store_exit(&store);
+}
+
+/* However slots were taken, nobody looks twice at a long row of them. */
+static void test_full_groups(void)
+{
+	unsigned int group;
+	u32 slot;
+
+	begin(SLOTS_MAX);
+	while (alloc(1 + unit_random(20), &slot) != -ENOSPC)
+		refill();
+	for (group = 0; group < SLOTS_MAX / FLEECE_STORE_GROUP; group++)
+		require(test_bit(group, store.full), "group %u is full", group);
+	fleece_store_free(&store, 1000);
+	model[1000] = FREE;
+	used--;
+	require(!test_bit(1000 / FLEECE_STORE_GROUP, store.full), "it is full without a slot");
+	require(alloc(9, &slot) == 1 && slot == 1000, "the only free one");
+	require(alloc(9, &slot) == -ENOSPC, "more than there is");
+	check_all();
+	end();
 }
 
 static const struct unit_case cases[] = {
@@ -461,6 +485,7 @@ static const struct unit_case cases[] = {
 	{ "store: lowest first, contiguous", test_lowest_first },
 	{ "store: avoided slots come last", test_avoided },
 	{ "store: spare pages are not lost", test_spare_pages },
+	{ "store: full groups are known", test_full_groups },
 	{ "store: each allocation fails once", test_no_memory },
 	{ "store: growing at work", test_growing },
 	{ "store: each allocation of a growth fails once", test_no_memory_to_grow },

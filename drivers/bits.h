@@ -88,4 +88,42 @@ static inline void fleece_bits_set(unsigned long *bits, u64 nr)
 	set_bit(nr % BITS_PER_LONG, bits + nr / BITS_PER_LONG);
 }
 
+/**
+ * fleece_bits_test() - is a bit set?
+ * @bits: the bitmap.
+ * @nr: number of the bit, see fleece_bits_set().
+ *
+ * Context: Any.
+ */
+static inline bool fleece_bits_test(const unsigned long *bits, u64 nr)
+{
+	return test_bit(nr % BITS_PER_LONG, bits + nr / BITS_PER_LONG);
+}
+
+/**
+ * fleece_bits_test_and_set() - set a bit atomically; a full barrier if it was clear
+ * @bits: the bitmap.
+ * @nr: number of the bit, see fleece_bits_set().
+ *
+ * Context: Any.
+ * Return: whether it was set before.
+ */
+static inline bool fleece_bits_test_and_set(unsigned long *bits, u64 nr)
+{
+	return test_and_set_bit(nr % BITS_PER_LONG, bits + nr / BITS_PER_LONG);
+}
+
+/**
+ * fleece_bits_test_and_clear() - clear a bit atomically; a full barrier if it was set
+ * @bits: the bitmap.
+ * @nr: number of the bit, see fleece_bits_set().
+ *
+ * Context: Any.
+ * Return: whether it was set before.
+ */
+static inline bool fleece_bits_test_and_clear(unsigned long *bits, u64 nr)
+{
+	return test_and_clear_bit(nr % BITS_PER_LONG, bits + nr / BITS_PER_LONG);
+}
+
 #endif

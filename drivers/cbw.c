@@ -203,14 +203,14 @@ static bool is_accessible(struct fleece_cbw *cbw, cluster_t cluster)
 {
 	struct fleece_view *late = late_view(cbw);
 
-	if (test_bit(cluster, cbw->access))
+	if (fleece_bits_test(cbw->access, cluster))
 		return true;
 	return late && late_has(cbw, late, cluster);
 }
 
 static bool is_done(struct fleece_cbw *cbw, cluster_t cluster)
 {
-	return test_bit(cluster, cbw->done);
+	return fleece_bits_test(cbw->done, cluster);
 }
 
 static bool needs_copy(struct fleece_cbw *cbw, cluster_t cluster)
@@ -248,6 +248,10 @@ bool fleece_cbw_needs(struct fleece_cbw *cbw, cluster_t first, cluster_t last, u
 
 	if (!length)
 		return value;
+	if (first == last) {
+		*length = 1;
+		return value;
+	}
 	if (!fleece_cbw_is_active(cbw)) {
 		*length = last - first + 1;
 		return false;
@@ -306,7 +310,7 @@ static void merge_late(struct fleece_cbw *cbw)
 		last = fleece_cbw_cluster(cbw, ((sector_t)(granule + length) << shift) - 1);
 		last = min(last, cbw->nr_clusters - 1);
 		for (; c <= last; c++) {
-			if (!test_and_set_bit(c, cbw->access))
+			if (!fleece_bits_test_and_set(cbw->access, c))
 				count++;
 			if (c % MERGE_BATCH == 0)
 				cond_resched();
@@ -765,7 +769,7 @@ static bool take_access(struct fleece_cbw *cbw, cluster_t cluster, bool is_copie
 	lockdep_assert_held(&cbw->lock);
 	if (!is_copied && is_done(cbw, cluster))
 		return false;
-	if (!fleece_cbw_is_active(cbw) || !test_and_clear_bit(cluster, cbw->access))
+	if (!fleece_cbw_is_active(cbw) || !fleece_bits_test_and_clear(cbw->access, cluster))
 		return false;
 	cbw->nr_accessible--;
 	if (!cbw->nr_lost++) {
@@ -999,7 +1003,7 @@ static void set_done(struct fleece_copy *copy, struct list_head *waiters)
 	for (c = copy->run.first; c <= copy->run.last; c++) {
 		if (is_accessible(cbw, c))
 			cbw->nr_copied++;
-		set_bit(c, cbw->done);
+		fleece_bits_set(cbw->done, c);
 	}
 	take_waiters(cbw, &copy->waiters, waiters);
 	/* (A): readers see done before any write that was let go because of it. */
@@ -1361,7 +1365,8 @@ static bool stage_copy(struct fleece_copy *copy, struct list_head *waiters)
  */
 static bool may_go_on_here(void)
 {
-	return in_task() && preemptible() && !rcu_preempt_depth() && current->bio_list;
+	return FLEECE_BIO_LIST_IS_COMMON && in_task() && preemptible() && !rcu_preempt_depth() &&
+	       current->bio_list;
 }
 
 /*
@@ -1797,7 +1802,7 @@ static void serve_unserved(struct work_struct *work)
 
 static void locate_denied(struct fleece_cbw *cbw, cluster_t cluster, struct fleece_place *place)
 {
-	/* Pairs with test_and_clear_bit() in take_access(): who sees access gone sees the note. */
+	/* Pairs with the clearing in take_access(): who sees access gone sees the note. */
 	smp_rmb();
 	place->kind = xa_load(&cbw->lost, cluster) ? FLEECE_PLACE_LOST : FLEECE_PLACE_DENIED;
 }
@@ -1846,14 +1851,15 @@ void fleece_cbw_locate(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 	cluster_t c = first;
 	u64 length;
 
-	if (!fleece_cbw_is_active(cbw)) {
+	/* What is read most comes first. It is accessible, and the snapshot is active. */
+	if (fleece_cbw_needs(cbw, first, last, &length)) {
+		place->kind = FLEECE_PLACE_ORIGIN;
+		c = first + length - 1;
+	} else if (!fleece_cbw_is_active(cbw)) {
 		place->kind = FLEECE_PLACE_LOST;
 		c = last;
 	} else if (!is_accessible(cbw, first)) {
 		locate_denied(cbw, first, place);
-	} else if (fleece_cbw_needs(cbw, first, last, &length)) {
-		place->kind = FLEECE_PLACE_ORIGIN;
-		c = first + length - 1;
 	} else {
 		c = locate_copied(cbw, first, last, place);
 	}
@@ -1911,7 +1917,7 @@ static void release_cluster(struct fleece_cbw *cbw, cluster_t cluster, struct li
 	struct fleece_run *run;
 
 	lockdep_assert_held(&cbw->lock);
-	if (!test_and_clear_bit(cluster, cbw->access))
+	if (!fleece_bits_test_and_clear(cbw->access, cluster))
 		return;
 	cbw->nr_accessible--;
 	cbw->nr_released++;
@@ -1937,7 +1943,7 @@ static bool release_word(struct fleece_cbw *cbw, cluster_t first, cluster_t end)
 	    READ_ONCE(cbw->done[index]) ||
 	    fleece_inflight_any(&cbw->inflight, first, first + BITS_PER_LONG - 1))
 		return false;
-	/* A full barrier, as test_and_clear_bit() is: as (A), it pairs with (B). */
+	/* A full barrier, as clearing a bit is: as (A), it pairs with (B). */
 	count = hweight_long(xchg(&cbw->access[index], 0));
 	cbw->nr_accessible -= count;
 	cbw->nr_released += count;
@@ -2003,7 +2009,7 @@ static void drop_useless_partials(struct fleece_cbw *cbw)
 	void *entry;
 
 	xa_for_each(&cbw->partial, index, entry) {
-		if (!test_bit(index, cbw->access))
+		if (!fleece_bits_test(cbw->access, index))
 			forget_partial(cbw, index);
 	}
 }
@@ -2044,7 +2050,7 @@ static int release_part(struct fleece_cbw *cbw, sector_t sector, sector_t end, b
 	unsigned long *partial;
 
 	lockdep_assert_held(&cbw->release_lock);
-	if (!test_bit(cluster, cbw->access))
+	if (!fleece_bits_test(cbw->access, cluster))
 		return 0;
 	partial = get_partial(cbw, cluster);
 	if (IS_ERR(partial))

@@ -19,6 +19,16 @@
 
 #include "compat-config.h"
 
+/*
+ * Where a bio does not get its device at once, the bio list of a driver with request queues
+ * is for that driver: what is submitted while its bios are executed must not be for another.
+ */
+#ifdef HAVE_BIO_ALLOC_BDEV
+#define FLEECE_BIO_LIST_IS_COMMON	true
+#else
+#define FLEECE_BIO_LIST_IS_COMMON	false
+#endif
+
 #ifndef HAVE_BIO_ALLOC_BDEV
 static inline struct bio *fleece_bio_alloc(struct block_device *bdev, unsigned short nr_vecs,
 					   unsigned int opf, gfp_t gfp, struct bio_set *bs)
@@ -55,6 +65,10 @@ static inline bool bdev_is_partition(struct block_device *bdev)
 {
 	return bdev->bd_partno;
 }
+#endif
+
+#ifndef REQ_POLLED
+#define REQ_POLLED		REQ_HIPRI
 #endif
 
 #ifndef HAVE_KMAP_LOCAL

@@ -120,6 +120,8 @@ static int map_read(struct bio *bio)
 	fleece_cbw_locate(read->snap->cbw, bio->bi_iter.bi_sector, bio_sectors(bio), &place);
 	if (place.nr_sectors < bio_sectors(bio))
 		dm_accept_partial_bio(bio, place.nr_sectors);
+	/* It may have to go on at the other device, whose queues are not those polled. */
+	bio->bi_opf &= ~REQ_POLLED;
 	read->iter = bio->bi_iter;
 	read->flags = bio->bi_flags;
 	read->done_bytes = 0;
@@ -855,6 +857,10 @@ static struct fleece_snapshot *join_snapshot(struct dm_target *ti, struct snapsh
 	lockdep_assert_held(&registry_lock);
 	snap = lookup_md(disk_devt(dm_disk(dm_table_get_md(ti->table))));
 	if (snap) {
+		if (!snap->is_prepared) {
+			ti->error = "The first table of the snapshot is just being loaded";
+			return ERR_PTR(-EBUSY);
+		}
 		/* An origin may have grown since, the snapshot has not. */
 		if (snap->cbw->config.nr_sectors != ti->len) {
 			ti->error = "Length differs from the snapshot's";
@@ -862,7 +868,7 @@ static struct fleece_snapshot *join_snapshot(struct dm_target *ti, struct snapsh
 		}
 		if (snap->origin != origin || snap->cow.devt != table->cow->bdev->bd_dev ||
 		    !same_options(&snap->options, options)) {
-			ti->error = "Changing the table of a snapshot is not supported yet";
+			ti->error = "Devices and arguments of a snapshot cannot be changed";
 			return ERR_PTR(-EOPNOTSUPP);
 		}
 		fleece_origin_put(origin);
@@ -951,6 +957,11 @@ static struct fleece_snapshot *find_or_make(struct dm_target *ti, struct snapsho
 	if (ret) {
 		leave_snapshot(snap);
 		return ERR_PTR(ret);
+	}
+	if (is_new) {
+		mutex_lock(&registry_lock);
+		snap->is_prepared = true;
+		mutex_unlock(&registry_lock);
 	}
 	return snap;
 }

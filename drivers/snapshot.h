@@ -51,8 +51,10 @@ struct fleece_snapshot_options {
  * @options, @cbw, @wq (runs releases and repeated reads).
  *
  * @kref: memory.
- * @node: in the list of snapshots; protected by the registry lock, as is
- * @nr_tables.
+ * @node: in the list of snapshots; protected by the registry lock, as are
+ * @nr_tables and
+ * @is_prepared: the COW device has its header; until then the table that it was made for is
+ *	the only one.
  * @spare: segment for the switch at the point in time.
  * @is_taken: set once, by the first resume; before it is set nobody looks at
  * @history: the changes up to the point in time, and
@@ -63,6 +65,7 @@ struct fleece_snapshot {
 	struct kref kref;
 	struct list_head node;
 	unsigned int nr_tables;
+	bool is_prepared;
 
 	struct mapped_device *md;
 	dev_t md_devt;

@@ -27,6 +27,18 @@ static inline void set_bit(unsigned long nr, unsigned long *bits)
 	__atomic_fetch_or(&bits[nr / BITS_PER_LONG], unit_bit_mask(nr), __ATOMIC_RELAXED);
 }
 
+static inline bool test_and_set_bit(unsigned long nr, unsigned long *bits)
+{
+	return __atomic_fetch_or(&bits[nr / BITS_PER_LONG], unit_bit_mask(nr), __ATOMIC_SEQ_CST) &
+	       unit_bit_mask(nr);
+}
+
+static inline bool test_and_clear_bit(unsigned long nr, unsigned long *bits)
+{
+	return __atomic_fetch_and(&bits[nr / BITS_PER_LONG], ~unit_bit_mask(nr),
+				  __ATOMIC_SEQ_CST) & unit_bit_mask(nr);
+}
+
 static inline void __set_bit(unsigned long nr, unsigned long *bits)
 {
 	bits[nr / BITS_PER_LONG] |= unit_bit_mask(nr);

@@ -124,6 +124,12 @@ static int write_intents(struct fleece_metadata *md, u64 block)
 
 /* ------------------------- Commit and failure ------------------------- */
 
+/* Which copy the next commit writes. */
+static unsigned int next_copy(const struct fleece_metadata *md)
+{
+	return (md->root.generation + 1) % FLEECE_METADATA_COPIES;
+}
+
 static int commit(struct fleece_metadata *md)
 {
 	unsigned int sectors;
@@ -133,6 +139,7 @@ static int commit(struct fleece_metadata *md)
 		return ret;
 	if (md->root.generation >= FLEECE_MD_NUMBER_MAX)
 		return -EOVERFLOW;
+	md->marks &= ~(1U << next_copy(md));
 	/* Counted up with the attempt: one that may yet arrive is older than the next. */
 	md->root.generation++;
 	if (md->root.state == FLEECE_MD_CLEAN)
@@ -145,21 +152,35 @@ static int commit(struct fleece_metadata *md)
 	return ret ?: md->io->flush(md->context);
 }
 
-/* Both copies say it, so that none of them, read alone, does not. */
+/* So that none of the copies, read alone, says what was true before. */
+static int commit_both(struct fleece_metadata *md)
+{
+	return commit(md) ?: commit(md);
+}
+
+/*
+ * Both copies say it, so that none of them, read alone, does not. One that does is left
+ * alone: were it written again and torn, and the other one cannot be written, nothing
+ * would be left that says it.
+ */
 static void mark_failure(struct fleece_metadata *md)
 {
-	unsigned int i;
+	unsigned int i, copy;
 
 	md->root.state = FLEECE_MD_INVALID;
-	md->nr_marks = 0;
-	for (i = 0; i < FLEECE_METADATA_MARKS; i++)
-		md->nr_marks += !commit(md);
+	for (i = 0; i < FLEECE_METADATA_COPIES; i++) {
+		copy = next_copy(md);
+		if (!(md->marks & 1U << copy))
+			md->marks |= !commit(md) << copy;
+		else if (md->root.generation < FLEECE_MD_NUMBER_MAX)
+			md->root.generation++;
+	}
 }
 
 /* The device may have come back since. Returns the failure. */
 static int retry_mark(struct fleece_metadata *md)
 {
-	if (md->nr_marks < FLEECE_METADATA_MARKS)
+	if (md->marks != FLEECE_METADATA_MARKED)
 		mark_failure(md);
 	return md->error;
 }
@@ -231,7 +252,7 @@ static bool mark_region(struct fleece_metadata *md, unsigned long *live, u64 reg
 
 static bool all_set(const unsigned long *bits, u64 first, u64 last)
 {
-	while (first <= last && test_bit(first, bits))
+	while (first <= last && fleece_bits_test(bits, first))
 		first++;
 	return first > last;
 }
@@ -673,6 +694,7 @@ static int write_since(struct fleece_metadata *md, u32 index)
 int fleece_metadata_delete(struct fleece_metadata *md, const char *name)
 {
 	u32 index = find_entry(&md->root, name);
+	bool is_newest;
 	int ret = 0;
 
 	if (md->error)
@@ -684,7 +706,12 @@ int fleece_metadata_delete(struct fleece_metadata *md, const char *name)
 	if (ret)
 		return ret;
 	remove_entry(&md->root, index);
-	return finish(md, commit(md));
+	/*
+	 * Its bits are those of the one before it now, and a write to one of them needs no
+	 * intent. Were the newest one back, it would miss that write.
+	 */
+	is_newest = index == md->root.nr_checkpoints;
+	return finish(md, is_newest ? commit_both(md) : commit(md));
 }
 
 /* ------------------------- Size ------------------------- */
@@ -744,6 +771,8 @@ static int read_root(struct fleece_metadata *md, const char **error)
 	results[1] = decode_copy(md, 1, other, &errors[1]);
 	generations[0] = md->root.generation;
 	generations[1] = other->generation;
+	md->marks = !results[0] && md->root.state == FLEECE_MD_INVALID;
+	md->marks |= (!results[1] && other->state == FLEECE_MD_INVALID) << 1;
 	chosen = fleece_md_choose(results, generations);
 	if (chosen == 1)
 		md->root = *other;
@@ -785,6 +814,25 @@ static int check_origin(struct fleece_metadata *md, const struct fleece_metadata
 	return 0;
 }
 
+static void invalidate_all(struct fleece_md_root *root)
+{
+	u32 i;
+
+	for (i = 0; i < root->nr_checkpoints; i++)
+		root->checkpoints[i].is_invalid = true;
+}
+
+static bool has_invalid(const struct fleece_md_root *root)
+{
+	u32 i;
+
+	for (i = 0; i < root->nr_checkpoints; i++) {
+		if (root->checkpoints[i].is_invalid)
+			return true;
+	}
+	return false;
+}
+
 /* Changes were missed, or somebody has written to the origin meanwhile. */
 static void invalidate_checkpoints(struct fleece_metadata *md,
 				   const struct fleece_metadata_origin *origin)
@@ -793,12 +841,9 @@ static void invalidate_checkpoints(struct fleece_metadata *md,
 	/* A start that cannot be read any more is not the same. */
 	bool was_written = root->state == FLEECE_MD_CLEAN && root->has_head_hash &&
 			   !(origin->has_head_hash && root->head_hash == origin->head_hash);
-	u32 i;
 
-	if (root->state != FLEECE_MD_INVALID && !was_written)
-		return;
-	for (i = 0; i < root->nr_checkpoints; i++)
-		root->checkpoints[i].is_invalid = true;
+	if (root->state == FLEECE_MD_INVALID || was_written)
+		invalidate_all(root);
 }
 
 static void free_maps(struct fleece_metadata *md)
@@ -1084,7 +1129,15 @@ int fleece_metadata_start(struct fleece_metadata *md)
 	/* One that a commit has lost, which was durable once, may have used this number. */
 	if (md->root.next_segment < FLEECE_MD_NUMBER_MAX)
 		md->root.next_segment++;
-	return finish(md, ret ?: commit(md));
+	if (!ret)
+		ret = has_invalid(&md->root) ? commit_both(md) : commit(md);
+	if (ret)
+		/*
+		 * It may have been like this the last time as well, and nothing of that session
+		 * is on the device.
+		 */
+		invalidate_all(&md->root);
+	return finish(md, ret);
 }
 
 /* ------------------------- Close ------------------------- */

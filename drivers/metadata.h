@@ -40,7 +40,8 @@
 #include "metadata_format.h"
 
 /* Both copies of superblock and table. */
-#define FLEECE_METADATA_MARKS	2
+#define FLEECE_METADATA_COPIES	2
+#define FLEECE_METADATA_MARKED	((1U << FLEECE_METADATA_COPIES) - 1)
 /* Blocks that are read at once, at the most. */
 #define FLEECE_METADATA_READ_BLOCKS	64U
 
@@ -98,7 +99,7 @@ struct fleece_metadata_io {
  * @first_gained: first granule that the origin has gained since the metadata was closed.
  * @is_creating: between fleece_metadata_begin_create() and the end of it.
  * @has_repairs: a sector was bad that must be written anew before the start.
- * @nr_marks: copies of superblock and table that have the mark of failure.
+ * @marks: bits of the copies of superblock and table that have the mark of failure.
  * @nr_bad: sectors that were found bad.
  * @nr_blocks: blocks written so far.
  * @nr_grants: grants that have written something.
@@ -136,7 +137,7 @@ struct fleece_metadata {
 	u64 first_gained;
 	bool is_creating;
 	bool has_repairs;
-	unsigned int nr_marks;
+	unsigned int marks;
 	unsigned int nr_bad;
 	u64 nr_blocks;
 	u64 nr_grants;
@@ -288,8 +289,8 @@ void fleece_metadata_grant(struct fleece_metadata *md);
  * To be called every few seconds while md->dirty or md->granted have bits: an intent is
  * taken back by the second call after its region has got its last new bit. If somebody
  * else wants to be the worker, it ends early, and what it has not done is done by the
- * next one. After a failure, while md->nr_marks is below FLEECE_METADATA_MARKS: each call
- * tries the mark of failure again.
+ * next one. After a failure, while md->marks is not FLEECE_METADATA_MARKED: each call tries
+ * the marks of failure again that are missing.
  *
  * Context: Worker.
  * Return: 0; an error of io->since(): nothing was done; or the negative errno of the

@@ -401,7 +401,7 @@ static void settle_intents(struct work_struct *work)
 
 	fleece_metadata_settle(dev->md);
 	/* Without intents there is nothing to be done before the next grant. */
-	if (dev->md->error ? dev->md->nr_marks < FLEECE_METADATA_MARKS :
+	if (dev->md->error ? dev->md->marks != FLEECE_METADATA_MARKED :
 			     READ_ONCE(dev->md->nr_granted))
 		arm_settle(dev);
 	fleece_metadata_dev_unlock(dev, noio);
@@ -564,16 +564,17 @@ struct fleece_metadata_dev *fleece_metadata_dev_open(const struct fleece_metadat
 	return dev;
 }
 
-void fleece_metadata_dev_start(struct fleece_metadata_dev *dev)
+int fleece_metadata_dev_start(struct fleece_metadata_dev *dev)
 {
 	unsigned int noio;
+	int ret = 0;
 
 	/*
 	 * The origin is suspended: do not wait for a settle only to see that. The resumes
 	 * of a device come one after the other, so who sees this sees what the start did.
 	 */
 	if (READ_ONCE(dev->is_started))
-		return;
+		return 0;
 	noio = fleece_metadata_dev_lock(dev);
 	if (!dev->is_started) {
 		WRITE_ONCE(dev->is_started, true);
@@ -581,13 +582,15 @@ void fleece_metadata_dev_start(struct fleece_metadata_dev *dev)
 		if (!count_flying(dev))
 			free_window(dev);
 		dev->may_wait = true;
-		if (!fleece_metadata_start(dev->md))
+		ret = fleece_metadata_start(dev->md);
+		if (!ret)
 			forget_failure(dev);
 		dev->may_wait = false;
 		/* Intents that a crash has left are taken back. */
 		arm_settle(dev);
 	}
 	fleece_metadata_dev_unlock(dev, noio);
+	return ret;
 }
 
 /* However long it takes: the bios are in our memory, and call our code. */

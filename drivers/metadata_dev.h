@@ -180,8 +180,10 @@ struct fleece_metadata_dev *fleece_metadata_dev_open(const struct fleece_metadat
  * A failure is reported like every other one.
  *
  * Context: Process, takes dev->lock, does I/O.
+ * Return: 0, or the negative errno of a failure: all checkpoints that were loaded are
+ * invalid then, as after earlier starts that nothing of was written either.
  */
-void fleece_metadata_dev_start(struct fleece_metadata_dev *dev);
+int fleece_metadata_dev_start(struct fleece_metadata_dev *dev);
 
 /**
  * fleece_metadata_dev_close() - write everything, for no live write comes any more

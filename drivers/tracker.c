@@ -98,6 +98,14 @@ int fleece_tracker_check_new(struct fleece_tracker *tracker, const char *name)
 	return 0;
 }
 
+void fleece_tracker_invalidate(struct fleece_tracker *tracker)
+{
+	struct fleece_segment *segment;
+
+	list_for_each_entry(segment, &tracker->segments, node)
+		segment->start.is_invalid = true;
+}
+
 const struct fleece_moment *fleece_tracker_find(struct fleece_tracker *tracker, const char *name)
 {
 	struct fleece_segment *segment = find_checkpoint(tracker, name);

@@ -189,6 +189,12 @@ const char *fleece_checkpoint_name_error(const char *name);
 int fleece_tracker_check_new(struct fleece_tracker *tracker, const char *name);
 
 /**
+ * fleece_tracker_invalidate() - changes may have been missed since all checkpoints
+ * @tracker: the tracker.
+ */
+void fleece_tracker_invalidate(struct fleece_tracker *tracker);
+
+/**
  * fleece_tracker_find() - the checkpoint of this name
  * @tracker: the tracker.
  * @name: the name.

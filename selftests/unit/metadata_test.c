@@ -44,6 +44,7 @@ struct pending {
  * crash_at, fail_at: the I/O that this happens at, or that fails; 0: none.
  * is_out: no write and no flush succeeds, for now.
  * unreadable: sector that cannot be read for the rest of a life; 0: none.
+ * unwritable: writes that begin at this sector fail, if it is not 0.
  */
 static struct {
 	u8 durable[DEVICE_SECTORS][SECTOR];
@@ -56,6 +57,7 @@ static struct {
 	unsigned long crash_at;
 	unsigned long fail_at;
 	u64 unreadable;
+	u64 unwritable;
 } device;
 
 /* ------------------------- What is true ------------------------- */
@@ -263,6 +265,10 @@ static int device_write(void *context, u64 sector, const void *data, unsigned in
 	let_others_run();
 	if (io_ends())
 		return -EIO;
+	if (device.unwritable && sector == device.unwritable) {
+		device.has_failed = true;
+		return -EIO;
+	}
 	for (i = 0; i < count; i++) {
 		require(device.nr_pending < PENDING_MAX, "too much is pending");
 		pending = &device.pending[device.nr_pending++];
@@ -843,7 +849,7 @@ static void test_every_crash(void)
 /* One write or flush fails, and the next ones may succeed. */
 static void test_failures(void)
 {
-	unsigned int nr_marks, i, k;
+	unsigned int marks, i, k;
 	bool is_marked;
 
 	memset(&met, 0, sizeof(met));
@@ -860,14 +866,14 @@ static void test_failures(void)
 		for (k = 0; k < 150 && !device.is_dead; k++)
 			step();
 		/* Live writes are let go only when the mark is there, or not to be had. */
-		nr_marks = md->error ? md->nr_marks : 0;
-		is_marked = nr_marks;
-		require(!md->error || device.is_dead || nr_marks == FLEECE_METADATA_MARKS,
-			"%u marks", nr_marks);
+		marks = md->error ? md->marks : 0;
+		is_marked = marks;
+		require(!md->error || device.is_dead || marks == FLEECE_METADATA_MARKED,
+			"marks %x", marks);
 		require(!md->error || list_empty(&md->waiting), "somebody waits for ever");
 		met.failures += is_marked;
 		end(true);
-		if (nr_marks == FLEECE_METADATA_MARKS && unit_chance(2))
+		if (marks == FLEECE_METADATA_MARKED && unit_chance(2))
 			memset(device.durable[unit_random(2) * FLEECE_MD_COPY_DISTANCE], 0, SECTOR);
 		require(!open_device(), "cannot be opened after a failure");
 		for (k = 0; k < md->root.nr_checkpoints; k++)
@@ -1081,16 +1087,95 @@ static void test_outage(void)
 	device.is_out = true;
 	require(!fleece_metadata_mark(md, tracker.live->bits, 100, 100), "no intent is needed");
 	fleece_metadata_grant(md);
-	require(md->error && !md->nr_marks, "no failure");
-	require(fleece_metadata_settle(md) == md->error && !md->nr_marks, "settle in the outage");
+	require(md->error && !md->marks, "no failure");
+	require(fleece_metadata_settle(md) == md->error && !md->marks, "settle in the outage");
 	device.is_out = false;
 	require(fleece_metadata_settle(md) == md->error, "settle");
-	require(md->nr_marks == FLEECE_METADATA_MARKS, "%u marks", md->nr_marks);
+	require(md->marks == FLEECE_METADATA_MARKED, "marks %x", md->marks);
 	device.is_dead = true;
 	lose_cache();
 	end_life();
 	require(!open_device() && md->root.checkpoints[0].is_invalid, "valid after an outage");
 	end_life();
+}
+
+static u8 *copy_at(u64 generation)
+{
+	return device.durable[fleece_md_copy_start(generation)];
+}
+
+static void crash(void)
+{
+	device.is_dead = true;
+	device.nr_pending = 0;
+	end_life();
+}
+
+/* One place cannot be written: the other one has the only mark, and keeps it untouched. */
+static void test_one_mark(void)
+{
+	u64 odd = fleece_md_copy_start(1);
+	u8 mark[SECTOR];
+	unsigned int i;
+
+	begin_quietly();
+	create_named("one");
+	device.unwritable = odd;
+	require(!fleece_metadata_mark(md, tracker.live->bits, 100, 100), "no intent is needed");
+	fleece_metadata_fail(md, -EIO);
+	require(md->marks == 1, "marks %x", md->marks);
+	memcpy(mark, copy_at(0), SECTOR);
+	for (i = 0; i < 3; i++)
+		require(fleece_metadata_settle(md) == -EIO && md->marks == 1, "marks %x",
+			md->marks);
+	require(!memcmp(mark, copy_at(0), SECTOR), "the only mark was written again");
+	crash();
+
+	/* Nor does the next start. Its session knows as well that they are invalid. */
+	require(!open_device() && md->root.checkpoints[0].is_invalid && md->marks == 1, "open");
+	while (fleece_md_copy_start(md->root.generation + 1) != odd)
+		md->root.generation++;
+	require(fleece_metadata_start(md) == -EIO && md->marks == 1, "marks %x", md->marks);
+	require(!memcmp(mark, copy_at(0), SECTOR), "the only mark was written at the start");
+	device.unwritable = 0;
+	require(fleece_metadata_settle(md) == -EIO && md->marks == FLEECE_METADATA_MARKED,
+		"marks %x", md->marks);
+	require(!memcmp(mark, copy_at(0), SECTOR), "the first mark was written with the second");
+	crash();
+	require(!open_device() && md->root.checkpoints[0].is_invalid, "valid");
+	end_life();
+}
+
+/* A start that cannot be written: the session before may have been such a one. */
+static void test_silent_session(void)
+{
+	begin_quietly();
+	create_named("one");
+	crash();
+	require(!open_device() && !md->root.checkpoints[0].is_invalid, "open");
+	device.is_out = true;
+	require(fleece_metadata_start(md) && md->root.checkpoints[0].is_invalid, "valid");
+	device.is_out = false;
+	crash();
+}
+
+/* The newest copy goes bad: what the one before must not say, it does not. */
+static void test_both_copies(void)
+{
+	begin_quietly();
+	create_named("one");
+	create_named("two");
+	require(!fleece_metadata_delete(md, "two") && !fleece_tracker_delete(&tracker, "two"),
+		"delete");
+	memset(copy_at(md->root.generation), 0, SECTOR);
+	crash();
+	require(!open_device() && md->root.nr_checkpoints == 1, "the deleted one is back");
+	md->root.checkpoints[0].is_invalid = true;
+	require(!fleece_metadata_start(md), "start");
+	memset(copy_at(md->root.generation), 0, SECTOR);
+	crash();
+	require(!open_device() && md->root.checkpoints[0].is_invalid, "the invalid one is valid");
+	crash();
 }
 
 static void test_limits(void)
@@ -1187,6 +1272,9 @@ static const struct unit_case cases[] = {
 	{ "metadata: a crash at every single I/O", test_every_crash },
 	{ "metadata: a write or a flush fails", test_failures },
 	{ "metadata: the mark of failure is made when an outage ends", test_outage },
+	{ "metadata: the only mark of failure is left alone", test_one_mark },
+	{ "metadata: a start that fails trusts no checkpoint", test_silent_session },
+	{ "metadata: both copies say what one alone must not deny", test_both_copies },
 	{ "metadata: writes to hot granules cost nothing, cold ones share a grant", test_hot },
 	{ "metadata: a grant looks where it is asked to", test_asked },
 	{ "metadata: a write is known wherever settling ends", test_settle },

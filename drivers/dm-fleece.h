@@ -15,30 +15,31 @@
  * list is held:
  *
  *   1. registry_lock  (origin.c, snapshot.c; mutex)  which origins and snapshots exist
- *   2. origin->change_lock (origin.c; mutex) changes of checkpoints and size, whole
- *   3. dev->lock      (metadata_dev.c; mutex) the right to be the worker of the metadata
- *   4. origin->lock   (origin.c; mutex)      the tracker's history, the snapshot of the
+ *   2. origin->message_lock (origin.c; mutex) a message that changes checkpoints, whole;
+ *   3. origin->change_lock (origin.c; mutex) changes of checkpoints and size, whole
+ *   4. dev->lock      (metadata_dev.c; mutex) the right to be the worker of the metadata
+ *   5. origin->lock   (origin.c; mutex)      the tracker's history, the snapshot of the
  *                                            origin, and the right to quiesce its writes
- *   5. snap->ti_lock  (snapshot.c; mutex)    the table that hears of events; as
+ *   6. snap->ti_lock  (snapshot.c; mutex)    the table that hears of events; as
  *      origin->ti_lock (origin.c; mutex)     for the origin
- *   6. cbw->release_lock (cbw.c; mutex)      partly released clusters
- *   7. cbw->grow_lock (cbw.c; mutex)         the number of slots
- *   8. cbw->merge_lock (cbw.c; mutex)        completing the access map
- *   9. cbw->lose_lock (cbw.c; mutex)         losing a cluster, and the note of it
- *  10. origin->held_lock (origin.c; spin)     writes held back while quiescing
- *  11. cbw->lock (cbw.c; spin)              copies in flight, slots, waiting writes, and
+ *   7. cbw->release_lock (cbw.c; mutex)      partly released clusters
+ *   8. cbw->grow_lock (cbw.c; mutex)         the number of slots
+ *   9. cbw->merge_lock (cbw.c; mutex)        completing the access map
+ *  10. cbw->lose_lock (cbw.c; mutex)         losing a cluster, and the note of it
+ *  11. origin->held_lock (origin.c; spin)    writes held back while quiescing
+ *  12. cbw->lock (cbw.c; spin)              copies in flight, slots, waiting writes, and
  *                                            every change of the state and the done map
- *  12. pages->lock (pages.c; spin)         buffer pages that are not in use
- *  13. md->lock (metadata.c; spin)         intents, and the writes that wait for them
- *  14. dev->io_lock (metadata_dev.c; spin)  blocks of the metadata device under way
+ *  13. pages->lock (pages.c; spin)         buffer pages that are not in use
+ *  14. md->lock (metadata.c; spin)         intents, and the writes that wait for them
+ *  15. dev->io_lock (metadata_dev.c; spin)  blocks of the metadata device under way
  *
  * The spin locks but dev->io_lock are not taken in interrupts: completions of copies are handed
  * to a workqueue, and the recheck of a read is lock-free.
  *
  * lose_lock may be held while memory is waited for (GFP_NOIO).
  *
- * No lock is held across I/O, with these exceptions: change_lock and dev->lock are held
- * across that of the metadata device, see metadata_dev.h; release_lock is held while the
+ * No lock is held across I/O, with these exceptions: message_lock, change_lock and dev->lock
+ * are held across that of the metadata device, see metadata_dev.h; release_lock is held while the
  * writes that a release lets go are submitted; it is not taken on the way of a
  * live write.
  */

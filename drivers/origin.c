@@ -484,6 +484,7 @@ static struct fleece_origin *make_origin(struct dm_target *ti, struct block_devi
 	origin->md_devt = disk_devt(dm_disk(md));
 	origin->nr_sectors = ti->len;
 	origin->granule_sectors = granule_sectors;
+	mutex_init(&origin->message_lock);
 	mutex_init(&origin->change_lock);
 	mutex_init(&origin->lock);
 	mutex_init(&origin->ti_lock);
@@ -1319,11 +1320,47 @@ static void origin_dtr(struct dm_target *ti)
 	kfree(table);
 }
 
+/*
+ * Device-mapper holds back all I/O until the message under way has ended, which may be a
+ * long one. So it is waited for here, where I/O still goes on, and none is begun after it.
+ */
+static void set_suspending(struct dm_target *ti, bool is_suspending)
+{
+	struct fleece_table *table = ti->private;
+
+	mutex_lock(&table->origin->message_lock);
+	table->origin->is_suspending = is_suspending;
+	mutex_unlock(&table->origin->message_lock);
+}
+
+static void origin_presuspend(struct dm_target *ti)
+{
+	set_suspending(ti, true);
+}
+
+static void origin_presuspend_undo(struct dm_target *ti)
+{
+	set_suspending(ti, false);
+}
+
 static void origin_postsuspend(struct dm_target *ti)
 {
 	struct fleece_table *table = ti->private;
 
 	WRITE_ONCE(table->origin->is_suspended, true);
+	set_suspending(ti, false);
+}
+
+/* A metadata device that fails now does not keep the origin from starting. */
+static void start_metadata(struct fleece_origin *origin)
+{
+	unsigned int noio;
+
+	if (!origin->durable || !fleece_metadata_dev_start(origin->durable))
+		return;
+	noio = fleece_origin_lock(origin);
+	fleece_tracker_invalidate(&origin->tracker);
+	fleece_origin_unlock(origin, noio);
 }
 
 /*
@@ -1336,9 +1373,7 @@ static int origin_preresume(struct dm_target *ti)
 	struct fleece_origin *origin = table->origin;
 
 	if (table->shrinks || ti->len >= READ_ONCE(origin->nr_sectors)) {
-		/* A metadata device that fails now does not keep the origin from starting. */
-		if (origin->durable)
-			fleece_metadata_dev_start(origin->durable);
+		start_metadata(origin);
 		return 0;
 	}
 	DMERR("%s: the table is shorter than the device has become: load it again",
@@ -1549,6 +1584,21 @@ static int list_checkpoints(struct fleece_origin *origin, char *result, unsigned
 	return ret;
 }
 
+/* A message that waited for the suspending would keep device-mapper from it. */
+static int change_checkpoints(struct fleece_origin *origin, const char *name,
+			      int (*change)(struct fleece_origin *origin, const char *name))
+{
+	int ret = -EBUSY;
+
+	mutex_lock(&origin->message_lock);
+	if (!origin->is_suspending)
+		ret = change(origin, name);
+	else
+		DMERR("%s: the device is just being suspended", dm_device_name(origin->md));
+	mutex_unlock(&origin->message_lock);
+	return ret;
+}
+
 static int origin_message(struct dm_target *ti, unsigned int argc, char **argv, char *result,
 			  unsigned int maxlen)
 {
@@ -1562,9 +1612,9 @@ static int origin_message(struct dm_target *ti, unsigned int argc, char **argv, 
 	if (argc == 1 && !strcasecmp(argv[0], "metadata_status"))
 		return emit_metadata_status(origin, result, maxlen);
 	if (argc == 2 && !strcasecmp(argv[0], "checkpoint_create"))
-		ret = create_checkpoint(origin, argv[1]);
+		ret = change_checkpoints(origin, argv[1], create_checkpoint);
 	else if (argc == 2 && !strcasecmp(argv[0], "checkpoint_delete"))
-		ret = delete_checkpoint(origin, argv[1]);
+		ret = change_checkpoints(origin, argv[1], delete_checkpoint);
 	else
 		DMERR("unknown message '%s' with %u arguments", argv[0], argc - 1);
 
@@ -1593,6 +1643,8 @@ static struct target_type origin_target = {
 	.dtr = origin_dtr,
 	.map = origin_map,
 	.end_io = origin_end_io,
+	.presuspend = origin_presuspend,
+	.presuspend_undo = origin_presuspend_undo,
 	.postsuspend = origin_postsuspend,
 	.preresume = origin_preresume,
 	.resume = origin_resume,

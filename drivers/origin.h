@@ -100,6 +100,8 @@ struct fleece_claim {
  * @ti: the table that I/O comes through; read under RCU; NULL before the first
  *	resume and after the end.
  * @ti_lock: changes of @ti; keeps the table of an event alive.
+ * @message_lock: messages that change the checkpoints; protects
+ * @is_suspending: between presuspend and postsuspend.
  * @is_suspended: between postsuspend and resume.
  * @writes: references of writes on the way to the device and on it.
  * @drained: completed when the last of them is gone.
@@ -133,6 +135,8 @@ struct fleece_origin {
 
 	struct mutex ti_lock;		/* changes of ti */
 	struct dm_target __rcu *ti;
+	struct mutex message_lock;	/* messages, is_suspending */
+	bool is_suspending;
 	bool is_suspended;
 
 	struct percpu_ref writes;

@@ -3,7 +3,8 @@
 #
 # This test will let writes that need an intent wait for no more than the metadata
 # device: neither for the writes that a snapshot waits for, nor for a deletion that waits
-# for the same. And there is no limit of time that cannot be meant.
+# for the same; nor does other I/O wait when the origin is to be suspended meanwhile. And
+# there is no limit of time that cannot be meant.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -83,6 +84,67 @@ test_quiesce()
 	or_bail dm_remove origin
 }
 
+is_running()
+{
+	kill -0 "$1" 2> /dev/null && echo yes || echo no
+}
+
+# a_while: long enough for a process to begin with what it is to do.
+a_while()
+{
+	sleep "$(awk "BEGIN { print 0.5 * ${FLEECE_SLOWDOWN:-1} }")"
+}
+
+# begin_long_deletion: $deletion is the process of a message that goes on for eight of these.
+begin_long_deletion()
+{
+	local large=$((512 * 1024 * 2048))
+
+	or_bail dm_create large "0 $large zero"
+	defer dm_remove_deferred large
+	format_metadata meta $large --checkpoints 2 --capacity $((large * 512)) --granularity 64K
+	make_durable_origin origin large meta
+	or_bail message origin checkpoint_create one
+	or_bail message origin checkpoint_create two
+	or_bail replace_table meta "$(slice_table meta |
+		sed "s/linear \(.*\)/delay \1 0 \1 $((500 * ${FLEECE_SLOWDOWN:-1}))/")"
+	message origin checkpoint_delete two > "$SCRATCH/delete" 2>&1 &
+	deletion=$!
+	a_while
+	[ "$(is_running $deletion)" = yes ] || bail "preparation: the deletion takes no time"
+}
+
+test_suspend()
+{
+	local deletion suspend reader status
+
+	has_module dm-delay || bail "needs the module dm-delay"
+	begin_long_deletion
+	dmsetup suspend --nolockfs "$PREFIX-origin" &
+	suspend=$!
+	a_while
+	dd if="$(path_of origin)" of=/dev/null bs=4k count=1 iflag=direct status=none &
+	reader=$!
+	a_while
+	is "an origin that is to be suspended can be read" "$(is_running $reader)" no
+	is "while the message goes on that is waited for" "$(is_running "$deletion")" yes
+	fails "there is no further one" "busy" message origin checkpoint_create three
+	wait "$deletion"
+	is "the deletion ends as always" "$? $(cat "$SCRATCH/delete")" "0 "
+	wait $suspend
+	status=$?
+	is "and then the origin is suspended" "$status $(dmsetup info -c --noheadings -o suspended \
+		"$PREFIX-origin")" "0 Suspended"
+	succeeds "a message to a suspended origin is heard" message origin checkpoint_create three
+	or_bail dmsetup resume "$PREFIX-origin"
+	wait $reader
+	is "the read has ended as always" $? 0
+	is "all was done that was promised" "$(message origin checkpoint_list | awk '{ printf "%s ", $1 }')" \
+		"one three "
+	or_bail dm_remove origin
+	or_bail replace_table meta "$(slice_table meta)"
+}
+
 test_parameters()
 {
 	local name before
@@ -119,5 +181,6 @@ test_status()
 
 test_status
 test_quiesce
+test_suspend
 test_parameters
 finish

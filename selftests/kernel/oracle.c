@@ -147,6 +147,7 @@ static struct {
 	unsigned int round;
 	unsigned int pace;		/* percent of the normal length of a round */
 	bool is_lossy;			/* the snapshots of all rounds lose clusters */
+	bool has_faults;		/* allocations fail: not every loss can be noted */
 	unsigned int checkpoints;	/* made so far, for their names */
 	atomic_bool writers_stop;
 	atomic_bool readers_stop;
@@ -438,6 +439,8 @@ static bool may_break(int state)
 {
 	if (!oracle.choices.is_small)
 		return false;
+	if (oracle.choices.policy == POLICY_BREAK_CLUSTER && state == -ENOSPC)
+		return oracle.has_faults;
 	return (oracle.choices.policy == POLICY_BREAK_SNAPSHOT && state == -ENOSPC) ||
 	       (oracle.choices.policy == POLICY_WAIT && state == -ETIMEDOUT);
 }
@@ -1225,7 +1228,7 @@ static int selftest(void)
 static int usage(void)
 {
 	fprintf(stderr, "usage: oracle [--seconds N] [--seed N] [--granularity SECTORS]\n"
-		"              [--discards advisory|zeroing] NAME:LOWER:COW...\n"
+		"              [--discards advisory|zeroing] [--faults] NAME:LOWER:COW...\n"
 		"       oracle --selftest [--seed N]\n");
 	return 2;
 }
@@ -1237,6 +1240,7 @@ int main(int argc, char **argv)
 		{ "seed", required_argument, NULL, 'r' },
 		{ "granularity", required_argument, NULL, 'g' },
 		{ "discards", required_argument, NULL, 'd' },
+		{ "faults", no_argument, NULL, 'f' },
 		{ "selftest", no_argument, NULL, 't' },
 		{ NULL, 0, NULL, 0 },
 	};
@@ -1259,6 +1263,8 @@ int main(int argc, char **argv)
 			oracle.discards = DISCARDS_ADVISORY;
 		else if (option == 'd' && !strcmp(optarg, "zeroing"))
 			oracle.discards = DISCARDS_ZEROING;
+		else if (option == 'f')
+			oracle.has_faults = true;
 		else if (option == 't')
 			is_selftest = true;
 		else

@@ -307,7 +307,7 @@ test_claim()
 	attacher=$!
 	succeeds "attach has claimed the device" wait_until 30 is_open "$data"
 	succeeds "and looks at its metadata" wait_until 30 is_open "$(dm_name meta)"
-	fails "nobody can mount it meanwhile" "busy|mounted" mount "/dev/mapper/$data" "$SCRATCH/data"
+	fails "nobody can mount it meanwhile" "busy|mounted|open blockdev" mount "/dev/mapper/$data" "$SCRATCH/data"
 	or_bail dmsetup resume "$(dm_name meta)"
 	wait $attacher || status=$?
 	is "then it is attached" "$status $(checkpoints "$data")" "0 four"

@@ -18,6 +18,7 @@
 
 #include "control.h"
 #include "cow.h"
+#include "cow_lvm.h"
 #include "dm.h"
 #include "lock.h"
 
@@ -438,6 +439,11 @@ enum status cow_grow(enum cow_kind kind, dev_t devno, const char *snapshot, uint
 	(void)kind;
 	(void)devno;
 	return bytes > MODEL_COW_MAX ? report(FAILED, snapshot, "no room") : DONE;
+}
+
+void cow_lvm_leftovers(void (*tell)(const char *volume))
+{
+	(void)tell;
 }
 
 enum status cow_free(enum cow_kind kind, dev_t devno, const char *snapshot)

@@ -81,6 +81,23 @@ says "remove the snapshot" "^$" "$FLEECE" remove "$data-snap"
 fails "its COW space is gone" "Failed to find" lvs "$GROUP/data-snap-cow"
 
 #
+# A crash leaves the COW space of the snapshot that was there.
+#
+says "a snapshot" "^frozen for" "$FLEECE" snapshot "$data" --cow-size 20M
+or_bail wait_until 20 dmsetup remove "$data-snap"
+says "after a crash, check tells of its COW space" "BAD +$GROUP/data-snap-cow: .*lvremove" \
+	sh -c "$FLEECE check || :"
+says "the next snapshot needs its name, and removes it" "left over.*was removed" \
+	"$FLEECE" snapshot "$data" --cow-size 20M
+says "check does not tell of one in use" "ok +no leftovers" sh -c "$FLEECE check || :"
+says "it is removed as always" "^$" "$FLEECE" remove "$data-snap"
+fails "with its COW space" "Failed to find" lvs "$GROUP/data-snap-cow"
+or_bail lvcreate -qq -n data-snap-cow -L 8M "$GROUP"
+exits "a volume of that name that is somebody else's is left alone" 1 \
+	"$FLEECE" snapshot "$data" --cow-size 20M
+or_bail lvremove -qq -f "$GROUP/data-snap-cow"
+
+#
 # The second one knows what changed since the first.
 #
 succeeds "the writer goes on" writer_goes_on

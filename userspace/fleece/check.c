@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "control.h"
+#include "cow_lvm.h"
 #include "device.h"
 #include "json.h"
 #include "process.h"
@@ -93,11 +94,23 @@ static bool check_device(const struct fleece_dm_info *info)
 	}
 	if (!snapshot_read(info, &snapshot) && snapshot.status.is_broken) {
 		snprintf(detail, sizeof(detail), "is broken (%s); take another one after 'fleece remove %s'",
-			 strerror(snapshot.status.error), info->name);
+			 snapshot_error(&snapshot), info->name);
 		print_line(false, info->name, detail);
 		return false;
 	}
 	return true;
+}
+
+static bool has_leftovers;
+
+static void tell_leftover(const char *volume)
+{
+	char detail[160 + 4 * DM_NAME_LEN];
+
+	snprintf(detail, sizeof(detail), "was COW space of a snapshot that is gone; try 'lvremove %s'",
+		 volume);
+	print_line(false, volume, detail);
+	has_leftovers = true;
 }
 
 static bool check_devices(void)
@@ -113,6 +126,8 @@ static bool check_devices(void)
 		if (!fleece_dm_info(names[i], &info))
 			is_good &= check_device(&info);
 	fleece_dm_list_free(names, count);
+	cow_lvm_leftovers(tell_leftover);
+	is_good &= !has_leftovers;
 	if (is_good)
 		print_line(true, "no leftovers", "");
 	return is_good;

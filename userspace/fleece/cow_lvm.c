@@ -11,6 +11,10 @@
 #include "process.h"
 
 #define LVM_SUFFIX		"-cow"
+/* A volume that was made here, so one that nobody uses is left over, as from a crash. */
+#define LVM_TAG			"fleece-cow"
+/* Room for GROUP/VOLUME, whose names may be longer than they can be together in a dm name. */
+#define LVM_NAME		(4 * DM_NAME_LEN)
 
 int cow_lvm_split(const char *name, char *group, char *volume)
 {
@@ -88,14 +92,51 @@ static bool has_default_name(const char *snapshot, const struct origin *origin)
 	       !strcmp(snapshot + length, SNAPSHOT_SUFFIX);
 }
 
+/* Remove a volume of ours that no snapshot has any more; LVM refuses one that is in use. */
+static bool remove_leftover(const char *group, const char *volume, const char *snapshot)
+{
+	char full[LVM_NAME], output[512];
+	const char *const find[] = { "lvs", "--noheadings", "-o", "lv_tags", full, NULL };
+	const char *const remove[] = { "lvremove", "--yes", "-f", full, NULL };
+
+	snprintf(full, sizeof(full), "%s/%s", group, volume);
+	if (process_run(find, output, sizeof(output)) || !strstr(output, LVM_TAG) ||
+	    process_run(remove, output, sizeof(output)))
+		return false;
+	report_note(snapshot, "note: COW space %s, left over from a snapshot that is gone, was removed",
+		    full);
+	return true;
+}
+
+void cow_lvm_leftovers(void (*tell)(const char *volume))
+{
+	const char *const argv[] = { "lvs", "--noheadings", "-o", "vg_name,lv_name", "-S",
+				     "lv_tags={" LVM_TAG "}", NULL };
+	char group[DM_NAME_LEN], volume[DM_NAME_LEN], full[LVM_NAME];
+	char name[DM_NAME_LEN], output[1024], *line, *next;
+	struct fleece_dm_info info;
+
+	if (process_run(argv, output, sizeof(output)))
+		return;
+	for (line = strtok_r(output, "\n", &next); line; line = strtok_r(NULL, "\n", &next)) {
+		if (sscanf(line, "%127s %127s", group, volume) != 2)
+			continue;
+		join_lvm_name(name, sizeof(name), group, volume);
+		if (!fleece_dm_info(name, &info) && info.open_count)
+			continue;
+		snprintf(full, sizeof(full), "%s/%s", group, volume);
+		tell(full);
+	}
+}
+
 enum status cow_lvm_make(const struct cow_request *request, const struct origin *origin,
 			 const char *snapshot, struct cow *cow)
 {
 	char group[DM_NAME_LEN], origin_volume[DM_NAME_LEN], size[32];
 	char volume[2 * DM_NAME_LEN + sizeof("-" LVM_SUFFIX)];
 	char name[DM_NAME_LEN], output[512];
-	const char *const argv[] = { "lvcreate", "--yes", "-Wn", "-Zn", "-n", volume, "-L", size,
-				     group, NULL };
+	const char *const argv[] = { "lvcreate", "--yes", "-Wn", "-Zn", "--addtag", LVM_TAG, "-n",
+				     volume, "-L", size, group, NULL };
 	int ret;
 
 	if (!is_lvm(origin) || cow_lvm_split(origin->dm.name, group, origin_volume))
@@ -107,6 +148,8 @@ enum status cow_lvm_make(const struct cow_request *request, const struct origin 
 		snprintf(volume, sizeof(volume), "%s-%s" LVM_SUFFIX, origin_volume, snapshot);
 	snprintf(size, sizeof(size), "%llub", (unsigned long long)request->bytes);
 	ret = process_run(argv, output, sizeof(output));
+	if (ret > 0 && remove_leftover(group, volume, snapshot))
+		ret = process_run(argv, output, sizeof(output));
 	if (ret < 0)
 		return report_errno(ret, snapshot, "cannot run lvcreate");
 	if (ret)
@@ -116,9 +159,6 @@ enum status cow_lvm_make(const struct cow_request *request, const struct origin 
 	cow->kind = COW_LVM;
 	return DONE;
 }
-
-/* Room for GROUP/VOLUME. */
-#define LVM_NAME	(2 * DM_NAME_LEN + 1)
 
 /* GROUP/VOLUME of a device. Returns 0, -ENXIO when it is gone, or another -errno. */
 static int lvm_name(dev_t devno, char *full)

@@ -45,6 +45,12 @@ enum status cow_lvm_grow(dev_t devno, const char *snapshot, uint64_t bytes);
 enum status cow_lvm_free(dev_t devno, const char *snapshot);
 
 /**
+ * cow_lvm_leftovers() - find volumes made for snapshots that are gone, as by a crash
+ * @tell: called with GROUP/VOLUME of each one.
+ */
+void cow_lvm_leftovers(void (*tell)(const char *volume));
+
+/**
  * cow_lvm_split() - take apart the dm name of a logical volume
  * @name: for example "vg-my--lv".
  * @group: set to the volume group's name; room for DM_NAME_LEN characters.

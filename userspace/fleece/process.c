@@ -27,11 +27,14 @@ struct stream {
 static void start_program(const char *const argv[], int out, int err, int failure)
 {
 	int null = open("/dev/null", O_RDONLY);
-	sigset_t none;
+	sigset_t none, held;
 	int error;
 
 	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	sigprocmask(SIG_SETMASK, &none, &held);
+	/* A terminal interrupts its whole process group, also what we must not be kept from. */
+	if (sigismember(&held, SIGINT))
+		setpgid(0, 0);
 	if (null >= 0 && dup2(null, 0) >= 0 && dup2(out, 1) >= 0 && dup2(err, 2) >= 0)
 		execvp(argv[0], (char *const *)argv);
 	error = errno;

@@ -19,8 +19,9 @@ int process_run(const char *const argv[], char *output, size_t size);
 /**
  * process_hold_signals() - keep an interrupt from ending this process
  *
- * For verbs that would otherwise leave something half made. Programs run by
- * process_run() can still be interrupted; then the verb fails and undoes.
+ * For verbs that would otherwise leave something half made. Programs that process_run()
+ * runs meanwhile are not interrupted from the terminal either; when one is killed, the verb
+ * fails and undoes.
  */
 void process_hold_signals(void);
 

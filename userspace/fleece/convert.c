@@ -175,6 +175,14 @@ static bool undo_load(const struct fleece_dm_info *info, const struct fleece_dm_
 	return is_undone;
 }
 
+bool convert_forget(const char *name)
+{
+	struct fleece_dm_info info, lower;
+
+	return strlen(name) < DM_NAME_LEN && fleece_dm_info(name, &info) == -ENXIO &&
+	       find_lower(name, &lower) && !lower.open_count && !fleece_dm_remove(lower.name);
+}
+
 bool convert_undo(const struct fleece_dm_info *info)
 {
 	struct fleece_dm_info lower;
@@ -245,13 +253,14 @@ static enum status make_lower(const struct fleece_dm_info *info,
 		ret = fleece_dm_resume(name, FLEECE_DM_UDEV_NODE_ONLY);
 	if (!ret)
 		ret = fleece_dm_info(name, lower);
-	if (ret) {
-		enum status status = report_dm(ret, name, "cannot set it up");
-
-		fleece_dm_remove(name);
-		return status;
-	}
-	return DONE;
+	if (!ret)
+		return DONE;
+	fleece_dm_remove(name);
+	if (ret == -ENOKEY)
+		return report(FAILED, info->name,
+			      "its key is in a keyring that only cryptsetup can read; 'cryptsetup refresh --disable-keyring %s' puts it into the table, live",
+			      info->name);
+	return report_dm(ret, name, "cannot set it up");
 }
 
 static enum status attach_over_lower(struct attach *attach, const struct fleece_dm_info *info,

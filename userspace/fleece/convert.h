@@ -53,4 +53,12 @@ enum status convert_detach(const struct origin *origin, const struct fleece_dm_i
  */
 bool convert_undo(const struct fleece_dm_info *info);
 
+/**
+ * convert_forget() - remove what was below an origin whose device somebody has removed
+ * @name: of the device that is gone.
+ *
+ * Return: true if there was such a device, used by nobody, and it is gone.
+ */
+bool convert_forget(const char *name);
+
 #endif

@@ -52,9 +52,14 @@ enum status detach(const char *name, unsigned int limit_ms)
 {
 	struct fleece_dm_info info;
 	struct origin origin;
-	enum status status = device_find(name, &info);
+	enum status status;
 	bool is_undone;
 
+	if (convert_forget(name)) {
+		printf("%s detached; its device had been removed already\n", name);
+		return DONE;
+	}
+	status = device_find(name, &info);
 	if (status != DONE)
 		return status;
 	is_undone = convert_undo(&info);

@@ -221,6 +221,7 @@ def wrong_targets(world):
     pull(world.uri(), "/dev/null", "--since", "monday", status=FAILED, says="neither a file")
     pull(world.uri(), world.file("no/such"), status=NO_DEVICE, says="its directory")
     pull(world.uri(), world.file("no/"), status=NO_DEVICE, says="its directory")
+    pull(world.uri(), "/dev/no-such-volume", status=NO_DEVICE, says="gone after a reboot")
     equal(world.left(), ["short"], "files")
 
 

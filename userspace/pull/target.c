@@ -94,6 +94,9 @@ static enum status create_partial(struct target *target)
 	const char *name = target->partial + target->name_at;
 	int flags = O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
 
+	if (!strncmp(target->path, "/dev/", 5) && strncmp(target->path, "/dev/shm/", 9))
+		return report(NO_DEVICE, target->path,
+			      "is not there, and a file in /dev would be gone after a reboot");
 	/* Only its owner: it is going to hold what only root can read on the device. */
 	target->fd = openat(target->directory_fd, name, flags | O_CREAT | O_EXCL, 0600);
 	if (target->fd >= 0)

@@ -125,6 +125,17 @@ succeeds "a COW device that has been one needs no force" snapshot --cow "$(path_
 succeeds "that snapshot, too, is removed" "$FLEECE" remove "$name-snap"
 or_bail sfdisk -q "$(path_of used)" <<< "label: gpt"
 fails "COW device with a partition table" "holds data \(gpt\)" snapshot --cow "$(path_of used)"
+or_bail "$FLEECE" metadata create "$(path_of used)" --origin-size 16M --force
+fails "COW device with metadata on it" "holds data \(metadata of dm-fleece\)" \
+	snapshot --cow "$(path_of used)"
+fails "an origin as a metadata device" "is the origin $name" \
+	"$FLEECE" metadata create "$MAPPER/$name" --origin-size 1M --force
+fails "the same of an attach" "is the origin $name" \
+	"$FLEECE" attach "$(path_of tiny)" --metadata "$MAPPER/$name"
+succeeds "attach of a device-mapper device" "$FLEECE" attach "$(path_of tiny)"
+or_bail wait_until 20 dmsetup remove "$PREFIX-tiny"
+says "detach when somebody has removed it" "removed already" "$FLEECE" detach "$PREFIX-tiny"
+fails "what was below it is gone" "not exist|No such" dmsetup info -c "$PREFIX-tiny-lower"
 succeeds "blkid is found from cron as well" env PATH=/usr/bin:/bin \
 	"$FLEECE" snapshot "$name" --cow "$(path_of cow)"
 succeeds "the last one is removed" "$FLEECE" remove "$name-snap"

@@ -16,6 +16,7 @@
 #include "cow_file.h"
 #include "cow_lvm.h"
 #include "cow_zram.h"
+#include "metadata_device.h"
 #include "process.h"
 
 /* Exit status of blkid(8): no signature, or several that contradict each other. */
@@ -83,8 +84,12 @@ static enum status check_content(const char *path, const char *snapshot)
 	char what[256];
 	int ret = process_run(argv, what, sizeof(what));
 
-	if (ret == BLKID_NOTHING || (!ret && !what[0]))
-		return DONE;
+	if (ret == BLKID_NOTHING || (!ret && !what[0])) {
+		if (!metadata_is_on(path))
+			return DONE;
+		ret = 0;
+		snprintf(what, sizeof(what), "metadata of dm-fleece");
+	}
 	if (ret < 0)
 		return report_errno(ret, snapshot,
 				    "cannot run blkid to see whether the COW device %s holds data; --force uses it without",

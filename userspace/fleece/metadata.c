@@ -58,6 +58,8 @@ static enum status create(struct request *request, const char *path)
 		status = metadata_read_origin(request->origin, &request->plan.origin_size,
 					      identity);
 	if (status == DONE)
+		status = metadata_check_free(path);
+	if (status == DONE)
 		/* For a block device: not while anybody uses it. */
 		status = metadata_open(path, O_RDWR | O_EXCL, &fd, &io);
 	if (status != DONE)

@@ -86,6 +86,8 @@ enum status metadata_open(const char *path, int flags, int *fd, struct image_io 
 			      "is in use: mounted, or by another origin, a snapshot, LVM, RAID or swap; choose another metadata device");
 	if (*fd < 0)
 		return report_errno(errno, path, "cannot open it");
+	/* The module writes past the page cache: what is there may be from before. */
+	posix_fadvise(*fd, 0, 0, POSIX_FADV_DONTNEED);
 	ret = size_of(*fd, &bytes);
 	if (ret) {
 		close(*fd);
@@ -96,6 +98,19 @@ enum status metadata_open(const char *path, int flags, int *fd, struct image_io 
 		.write = write_sectors, .flush = flush_device,
 	};
 	return DONE;
+}
+
+bool metadata_is_on(const char *path)
+{
+	static struct image image;
+	struct image_io io;
+	int fd;
+
+	if (metadata_open(path, O_RDONLY, &fd, &io) != DONE)
+		return false;
+	image_read_root(&io, &image);
+	close(fd);
+	return image_has_root(&image);
 }
 
 /* ------------------------- The origin ------------------------- */
@@ -288,6 +303,18 @@ enum status metadata_report_short(const struct image *image, const char *path)
 
 /* ------------------------- For attach ------------------------- */
 
+enum status metadata_check_free(const char *path)
+{
+	struct fleece_dm_info info;
+	struct origin origin;
+	struct stat st;
+
+	if (stat(path, &st) || !S_ISBLK(st.st_mode) || fleece_dm_info_devno(st.st_rdev, &info) ||
+	    origin_read(&info, &origin))
+		return DONE;
+	return report(BUSY, path, "is the origin %s; choose another metadata device", info.name);
+}
+
 static enum status check_place(const char *path, const struct metadata_origin *origin,
 			       dev_t *devno)
 {
@@ -302,7 +329,7 @@ static enum status check_place(const char *path, const struct metadata_origin *o
 		return report(FAILED, path,
 			      "lies on %s itself; the metadata needs a device of its own",
 			      origin->path);
-	return DONE;
+	return metadata_check_free(path);
 }
 
 /* Nothing was there; or what was there is neither metadata nor to be destroyed. */

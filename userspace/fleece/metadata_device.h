@@ -65,6 +65,22 @@ struct metadata_origin {
 enum status metadata_open(const char *path, int flags, int *fd, struct image_io *io);
 
 /**
+ * metadata_is_on() - whether a device holds metadata
+ * @path: which.
+ *
+ * Return: true if a superblock was found on it that could be decoded.
+ */
+bool metadata_is_on(const char *path);
+
+/**
+ * metadata_check_free() - make sure that a device is not the live one of an origin
+ * @path: which; a device that cannot be found is left to others to report.
+ *
+ * As long as nobody has it open nothing else would keep it from being written to.
+ */
+enum status metadata_check_free(const char *path);
+
+/**
  * metadata_read_origin() - size and identity of an origin
  * @path: which.
  * @bytes: set to its size.

@@ -215,6 +215,13 @@ int snapshot_read(const struct fleece_dm_info *info, struct snapshot *snapshot)
 	return ret;
 }
 
+const char *snapshot_error(const struct snapshot *snapshot)
+{
+	if (snapshot->status.error == ETIMEDOUT)
+		return "a live write has waited for the limit of --cbw-timeout";
+	return strerror(snapshot->status.error);
+}
+
 dev_t snapshot_unstarted_cow(const struct fleece_dm_info *info)
 {
 	struct fleece_dm_table table;

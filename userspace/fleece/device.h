@@ -137,6 +137,14 @@ int origin_read(const struct fleece_dm_info *info, struct origin *origin);
 int snapshot_read(const struct fleece_dm_info *info, struct snapshot *snapshot);
 
 /**
+ * snapshot_error() - what has broken a snapshot
+ * @snapshot: a broken one.
+ *
+ * Return: a text for people.
+ */
+const char *snapshot_error(const struct snapshot *snapshot);
+
+/**
  * snapshot_unstarted_cow() - COW device of a snapshot that was never started
  * @info: the device.
  *

@@ -22,7 +22,7 @@ static enum status grow(const char *text, uint64_t bytes)
 		return status;
 	if (snapshot.status.is_broken)
 		return report(BROKEN, snapshot.dm.name, "is broken (%s), more space does not help",
-			      strerror(snapshot.status.error));
+			      snapshot_error(&snapshot));
 	status = cow_grow(cow_kind_of(snapshot.dm.uuid), snapshot.cow, snapshot.dm.name, bytes);
 	if (status != DONE)
 		return status;

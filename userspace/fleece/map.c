@@ -125,7 +125,7 @@ static enum status map_snapshot(struct map *map, int control, const struct snaps
 {
 	if (snapshot->status.is_broken)
 		return report(BROKEN, snapshot->dm.name, "is broken (%s)",
-			      strerror(snapshot->status.error));
+			      snapshot_error(snapshot));
 	if (map->checkpoint) {
 		choose_changed(map, map->checkpoint);
 	} else {

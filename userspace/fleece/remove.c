@@ -32,8 +32,7 @@ static enum status remove_snapshot(const char *text)
 	ret = fleece_dm_remove(info.name);
 	if (ret == -EBUSY)
 		return report(BUSY, info.name,
-			      "is in use; unmount it, or stop the server (its pid may be in /run/fleece/%s.pid)",
-			      info.name);
+			      "is in use; unmount it, or stop the server (its pid is in a file in /run/fleece, unless --pid-file was given)");
 	if (ret)
 		return report_dm(ret, info.name, "cannot remove it");
 	return snapshot.cow ? cow_free(cow_kind_of(info.uuid), snapshot.cow, info.name) : DONE;

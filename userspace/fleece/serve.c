@@ -431,7 +431,7 @@ static enum status find_snapshot(struct serve *serve, const char *text, struct s
 		return status;
 	if (snapshot.status.is_broken)
 		return report(BROKEN, snapshot.dm.name, "is broken (%s)",
-			      strerror(snapshot.status.error));
+			      snapshot_error(&snapshot));
 	snprintf(served->name, sizeof(served->name), "%s", snapshot.dm.name);
 	snprintf(served->since, sizeof(served->since), "%s", snapshot.since);
 	snprintf(served->device, sizeof(served->device), "/dev/mapper/%s", snapshot.dm.name);

@@ -268,7 +268,7 @@ static void print_snapshot(const struct inventory *all, const struct snapshot *s
 	printf("%s: snapshot of %s, %s\n", snapshot->dm.name, origin ? origin : "(gone)",
 	       status->is_broken ? "broken" : "active");
 	if (status->error)
-		printf("  error         %s at sector %llu\n", strerror(status->error),
+		printf("  error         %s at sector %llu\n", snapshot_error(snapshot),
 		       (unsigned long long)status->error_sector);
 	printf("  device        /dev/mapper/%s\n", snapshot->dm.name);
 	printf("  size          %s\n", fleece_size_format(one, snapshot->size));
@@ -425,7 +425,8 @@ static enum status wait_for(const char *text, const struct condition *condition,
 		if (now->is_broken && condition->on_broken)
 			return DONE;
 		if (now->is_broken)
-			return report(BROKEN, text, "broke meanwhile (%s)", strerror(now->error));
+			return report(BROKEN, text, "broke meanwhile (%s)",
+				      snapshot_error(snapshot));
 		*reason = "full";
 		if (condition->on_full &&
 		    percent(now->used_slots, now->total_slots) >= condition->full_percent)

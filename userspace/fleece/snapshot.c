@@ -55,8 +55,9 @@ static enum status name_snapshot(const struct snapshot_request *request, size_t 
 		return report(FAILED, name, "its name is too long for %s; choose one with --name",
 			      member->name);
 	if (!fleece_dm_info(member->name, &info))
-		return report(BUSY, member->name,
-			      "exists already; remove it with 'fleece remove', or choose another name with --name");
+		return report(BUSY, member->name, "exists already; %schoose another name with --name",
+			      device_has_prefix(info.uuid, SNAPSHOT_UUID) ?
+			      "remove it with 'fleece remove', or " : "");
 	return DONE;
 }
 

@@ -304,7 +304,8 @@ static enum status ask(struct source *source, struct plan *plan, struct maps *ma
 	if (nbd_block_status(source->nbd, asked, *offset, callback, 0) < 0) {
 		if (nbd_get_errno() == EIO && source_is_broken(source))
 			return report(BROKEN, source->uri,
-				      "the server cannot tell what is in it: %s", nbd_get_error());
+				      "the server cannot tell what is in it, as of a broken snapshot: %s",
+				      nbd_get_error());
 		return report_nbd(source, "cannot read its maps");
 	}
 	reach = common_reach(maps, asked);

@@ -14,7 +14,7 @@ SWAP_MIB=256
 LEFT_MIB=80
 PAGED_MIB=240
 SWAPPED_MIN_MIB=40
-LIMIT_SECONDS=$((120 * ${FLEECE_SLOWDOWN:-1}))
+LIMIT_SECONDS=$((300 * ${FLEECE_SLOWDOWN:-1}))
 HUGE_PAGES=/proc/sys/vm/nr_hugepages
 
 load_fleece
@@ -74,10 +74,12 @@ swapped_out_mib()
 # judge NAME CLUSTERS: after the pressure.
 judge()
 {
+	# The kernel may be writing on.
+	succeeds "$1: no write waits for ever" wait_until "$WAIT_SECONDS" \
+		snapshot_field_is "$1" waiting 0
 	wait_copied "$1" || not_ok "$1: all copies get to the COW device"
 	is "$1: active" "$(snapshot_field "$1" state)" active
 	is "$1: no cluster is lost" "$(snapshot_field "$1" lost)" 0
-	is "$1: no write waits" "$(snapshot_field "$1" waiting)" 0
 	at_least "$1: clusters copied" "$(snapshot_field "$1" copied)" "$2"
 	succeeds "$1: its first page is as it was" cmp -n 4096 "$(path_of "$1")" "$SCRATCH/header"
 	gets "$1: and so is the rest" ok "$1" verify 1 4096 $((SWAP_MIB * 1048576 - 4096))

@@ -73,31 +73,30 @@ static enum status stat_device(const char *snapshot, struct cow *cow)
 
 /*
  * What data a device seems to hold, as blkid(8) judges by signatures. The header of a COW
- * device wipes those at the start, which is where almost all are. Whoever cannot tell that
- * there is nothing, does not say so.
+ * device wipes those at the start, which is where almost all are. A blkid that cannot tell
+ * is not one that says that there is nothing; one that is not there is for the user to judge.
  */
 static enum status check_content(const char *path, const char *snapshot)
 {
 	const char *const argv[] = {
 		"blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", path, NULL
 	};
-	char what[256];
-	int ret = process_run(argv, what, sizeof(what));
+	char what[256] = "metadata of dm-fleece";
+	int ret = 0;
 
-	if (ret == BLKID_NOTHING || (!ret && !what[0])) {
-		if (!metadata_is_on(path))
-			return DONE;
-		ret = 0;
-		snprintf(what, sizeof(what), "metadata of dm-fleece");
+	if (!metadata_is_on(path))
+		ret = process_run(argv, what, sizeof(what));
+	if (ret == BLKID_NOTHING || (!ret && !what[0]))
+		return DONE;
+	if (ret == -ENOENT) {
+		report_note(snapshot, "note: whether %s holds data was not looked at: there is no blkid here",
+			    path);
+		return DONE;
 	}
-	if (ret < 0)
-		return report_errno(ret, snapshot,
-				    "cannot run blkid to see whether the COW device %s holds data; --force uses it without",
-				    path);
 	if (ret && ret != BLKID_AMBIVALENT)
 		return report(FAILED, snapshot,
 			      "cannot tell whether the COW device %s holds data (%s); --force uses it without",
-			      path, what);
+			      path, ret < 0 ? strerror(-ret) : what);
 	if (ret)
 		snprintf(what, sizeof(what), "several signatures");
 	what[strcspn(what, "\n")] = 0;

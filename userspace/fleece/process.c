@@ -112,7 +112,9 @@ static void widen_path(void)
 	const char *path = getenv("PATH");
 	char wide[PATH_MAX];
 
-	if (!path || strstr(path, "/sbin"))
+	if (!path)
+		path = "/usr/bin:/bin";
+	if (strstr(path, "/usr/sbin:/sbin"))
 		return;
 	if ((size_t)snprintf(wide, sizeof(wide), "%s:/usr/sbin:/sbin", path) < sizeof(wide))
 		setenv("PATH", wide, 1);

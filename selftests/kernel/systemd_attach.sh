@@ -105,7 +105,9 @@ test_first_boot()
 test_next_boot()
 {
 	start
-	is "after a reboot it is attached again" "$(property Result $UNIT) $(metadata)" "success clean"
+	# Or dirty: an ext4 that is mounted writes of itself after a while.
+	like "after a reboot it is attached again" "$(property Result $UNIT) $(metadata)" \
+		"^success (clean|dirty)$"
 	succeeds "the checkpoint is still valid" "$FLEECE" map "$NAME" --since one
 	at_least "and what was changed has not been forgotten" "$(changed one)" \
 		"$(cat "$SCRATCH/before")"
@@ -132,7 +134,8 @@ test_back()
 {
 	list "$disk" "$(path_of meta)"
 	start
-	is "with its metadata again" "$(property Result $UNIT) $(metadata)" "success clean"
+	like "with its metadata again" "$(property Result $UNIT) $(metadata)" \
+		"^success (clean|dirty)$"
 	exits "the checkpoint is invalid" 7 "$FLEECE" map "$NAME" --since one
 	shut_down
 }

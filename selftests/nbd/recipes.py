@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 from nbdclient import Server, Tap, content, equal, expect, pattern
 from tls_pki import Pki
@@ -131,6 +132,8 @@ class Setting:
         """Run a block; return its exit status and what it said."""
         words = ["%s=%s" % item for item in variables.items()]
         words.append("PATH=%s:%s" % (self.bin, PATH))
+        if "/dev/nbd0" in block.tools:
+            wait_for_nbd0()
         command = inside("env", *words, "bash", "-euo", "pipefail", "-c", block.text)
         result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, timeout=300, check=False)
@@ -139,6 +142,14 @@ class Setting:
     def close(self):
         """Remove everything."""
         shutil.rmtree(self.top)
+
+
+def wait_for_nbd0():
+    """One that was just disconnected is busy until the kernel has let go of it."""
+    for _ in range(200):
+        if not os.path.exists("/sys/block/nbd0/pid"):
+            return
+        time.sleep(0.1)
 
 
 def succeed(setting, block, variables):

@@ -15,7 +15,7 @@
  * list is held:
  *
  *   1. registry_lock  (origin.c, snapshot.c; mutex)  which origins and snapshots exist
- *   2. origin->message_lock (origin.c; mutex) a message that changes checkpoints, whole;
+ *   2. origin->message_lock (origin.c; mutex) a message that changes checkpoints, whole
  *   3. origin->change_lock (origin.c; mutex) changes of checkpoints and size, whole
  *   4. dev->lock      (metadata_dev.c; mutex) the right to be the worker of the metadata
  *   5. origin->lock   (origin.c; mutex)      the tracker's history, the snapshot of the

@@ -1320,10 +1320,6 @@ static void origin_dtr(struct dm_target *ti)
 	kfree(table);
 }
 
-/*
- * Device-mapper holds back all I/O until the message under way has ended, which may be a
- * long one. So it is waited for here, where I/O still goes on, and none is begun after it.
- */
 static void set_suspending(struct dm_target *ti, bool is_suspending)
 {
 	struct fleece_table *table = ti->private;
@@ -1333,6 +1329,10 @@ static void set_suspending(struct dm_target *ti, bool is_suspending)
 	mutex_unlock(&table->origin->message_lock);
 }
 
+/*
+ * Device-mapper holds back all I/O until the message under way has ended, which may be a
+ * long one. So it is waited for here, where I/O still goes on, and none is begun after it.
+ */
 static void origin_presuspend(struct dm_target *ti)
 {
 	set_suspending(ti, true);

@@ -441,9 +441,10 @@ enum status cow_grow(enum cow_kind kind, dev_t devno, const char *snapshot, uint
 	return bytes > MODEL_COW_MAX ? report(FAILED, snapshot, "no room") : DONE;
 }
 
-void cow_lvm_leftovers(void (*tell)(const char *volume))
+bool cow_lvm_leftovers(void (*tell)(const char *volume))
 {
 	(void)tell;
+	return false;
 }
 
 enum status cow_free(enum cow_kind kind, dev_t devno, const char *snapshot)

@@ -101,8 +101,6 @@ static bool check_device(const struct fleece_dm_info *info)
 	return true;
 }
 
-static bool has_leftovers;
-
 static void tell_leftover(const char *volume)
 {
 	char detail[160 + 4 * DM_NAME_LEN];
@@ -110,7 +108,6 @@ static void tell_leftover(const char *volume)
 	snprintf(detail, sizeof(detail), "was COW space of a snapshot that is gone; try 'lvremove %s'",
 		 volume);
 	print_line(false, volume, detail);
-	has_leftovers = true;
 }
 
 static bool check_devices(void)
@@ -126,8 +123,7 @@ static bool check_devices(void)
 		if (!fleece_dm_info(names[i], &info))
 			is_good &= check_device(&info);
 	fleece_dm_list_free(names, count);
-	cow_lvm_leftovers(tell_leftover);
-	is_good &= !has_leftovers;
+	is_good &= !cow_lvm_leftovers(tell_leftover);
 	if (is_good)
 		print_line(true, "no leftovers", "");
 	return is_good;

@@ -108,16 +108,17 @@ static bool remove_leftover(const char *group, const char *volume, const char *s
 	return true;
 }
 
-void cow_lvm_leftovers(void (*tell)(const char *volume))
+bool cow_lvm_leftovers(void (*tell)(const char *volume))
 {
 	const char *const argv[] = { "lvs", "--noheadings", "-o", "vg_name,lv_name", "-S",
 				     "lv_tags={" LVM_TAG "}", NULL };
 	char group[DM_NAME_LEN], volume[DM_NAME_LEN], full[LVM_NAME];
 	char name[DM_NAME_LEN], output[1024], *line, *next;
 	struct fleece_dm_info info;
+	bool has_found = false;
 
 	if (process_run(argv, output, sizeof(output)))
-		return;
+		return false;
 	for (line = strtok_r(output, "\n", &next); line; line = strtok_r(NULL, "\n", &next)) {
 		if (sscanf(line, "%127s %127s", group, volume) != 2)
 			continue;
@@ -126,7 +127,9 @@ void cow_lvm_leftovers(void (*tell)(const char *volume))
 			continue;
 		snprintf(full, sizeof(full), "%s/%s", group, volume);
 		tell(full);
+		has_found = true;
 	}
+	return has_found;
 }
 
 enum status cow_lvm_make(const struct cow_request *request, const struct origin *origin,

@@ -47,8 +47,10 @@ enum status cow_lvm_free(dev_t devno, const char *snapshot);
 /**
  * cow_lvm_leftovers() - find volumes made for snapshots that are gone, as by a crash
  * @tell: called with GROUP/VOLUME of each one.
+ *
+ * Return: true if there are any.
  */
-void cow_lvm_leftovers(void (*tell)(const char *volume));
+bool cow_lvm_leftovers(void (*tell)(const char *volume));
 
 /**
  * cow_lvm_split() - take apart the dm name of a logical volume

@@ -102,6 +102,7 @@ expect 2 'wait with a malformed timeout' wait a --for broken --timeout x
 expect 2 'map of two' map a b
 expect 2 'map since a malformed name' map a --since a/b
 expect 2 'serve without a snapshot' serve
+expect 2 'serve with a log file in the foreground' serve a --log-file /tmp/log
 expect 2 'serve with too long a socket path' serve a --socket "/$(printf '%0200d' 0)"
 expect 0 'help of pull' pull --help
 expect 2 'pull without a target' pull nbd://localhost

@@ -48,6 +48,8 @@ exits "attach of what does not exist" 4 "$FLEECE" attach /dev/none
 exits "attach of a file" 4 "$FLEECE" attach "$SCRATCH/disk"
 exits "attach of a character device" 4 "$FLEECE" attach /dev/null
 exits "attach with a slash in the name" 2 "$FLEECE" attach "$disk" --name a/b
+fails "attach with a blank in the name tells what is allowed" "letters, digits, .* at most 63 of them" \
+	"$FLEECE" attach "$disk" --name "a b"
 or_bail mkfs.ext4 -q "$disk"
 mkdir "$SCRATCH/mnt"
 or_bail mount "$disk" "$SCRATCH/mnt"
@@ -71,6 +73,35 @@ is "its granularity is what was asked for" \
 	"$("$FLEECE" status "$name" --json | jq '.origins[0].granularity_bytes')" 4096
 exits "attach of the same device again" 5 "$FLEECE" attach "$disk" --name "$PREFIX-again"
 exits "attach of the origin itself" 5 "$FLEECE" attach "$name"
+
+fails "attach of it under another name" "keeps its name" \
+	"$FLEECE" attach "$PREFIX-cow" --name other
+
+#
+# Held.
+#
+test_frozen()
+{
+	local said status=0
+
+	or_bail mount "$MAPPER/$name" "$SCRATCH/mnt"
+	or_bail fsfreeze --freeze "$SCRATCH/mnt"
+	said=$("$FLEECE" snapshot "$name" --cow "$(path_of cow)" 2>&1) || status=$?
+	or_bail fsfreeze --unfreeze "$SCRATCH/mnt"
+	or_bail wait_until 20 umount "$SCRATCH/mnt"
+	case $status in
+	0) succeeds "a frozen filesystem can be frozen once more" "$FLEECE" remove "$name-snap" ;;
+	5) like "a frozen filesystem is told" "$said" "$name: .*its filesystem is frozen" ;;
+	*) not_ok "snapshot of a frozen filesystem" "exit status $status: $said" ;;
+	esac
+}
+test_frozen
+
+or_bail dmsetup suspend "$name"
+fails "check tells of an origin that is suspended" "BAD +$name: is suspended" \
+	sh -c "$FLEECE check 2>&1"
+or_bail dmsetup resume "$name"
+succeeds "and not any more once it is resumed" "$FLEECE" check
 
 #
 # Checkpoints.
@@ -234,6 +265,34 @@ stop_and_forget()
 	[ ! -e "$SCRATCH/pid" ]
 }
 
+# shellcheck disable=SC2317 # called by wait_until
+two_servers_run()
+{
+	[ "$(pgrep -cf "fleeced --socket $1 ")" -eq 2 ]
+}
+
+# serve_twice SOCKET: two at the same time, both of which find nobody there; their exit
+# statuses in order of size.
+serve_twice()
+{
+	local i servers=() statuses=()
+
+	exec 9> "$1.lock"
+	flock 9
+	for i in 1 2; do
+		"$FLEECE" serve "$name-snap" --background --socket "$1" --pid-file "$SCRATCH/pid" \
+			--log-file "$SCRATCH/log.$i" > /dev/null 2>> "$SCRATCH/said" 9>&- &
+		servers+=($!)
+	done
+	wait_until 20 two_servers_run "$1" || echo "not both started"
+	exec 9>&-
+	for i in "${servers[@]}"; do
+		wait "$i"
+		statuses+=($?)
+	done
+	printf '%s\n' "${statuses[@]}" | sort -n | paste -sd ' '
+}
+
 test_serve()
 {
 	local socket=$SCRATCH/nbd pid=$SCRATCH/pid uri
@@ -254,7 +313,15 @@ test_serve()
 	is "nbdinfo sees the size" "$(nbdinfo --size "$uri")" $((SECTORS * 512))
 	exits "serve on the same socket" 5 "$FLEECE" serve "$name-snap" --socket "$socket"
 	exits "remove of a served snapshot" 5 "$FLEECE" remove "$name-snap"
+	wait_until 20 stop_and_forget
+	is "of two that serve on it at the same time, one does" "$(serve_twice "$socket")" "0 5"
+	like "and the other one says so" "$(cat "$SCRATCH/said")" "somebody serves on $socket already"
+	wait_until 20 stop_and_forget
+	"$FLEECE" serve "$name-snap" --socket "$socket" --pid-file "$pid" > /dev/null 2>&1 &
+	wait_until 20 test -s "$pid" || not_ok "a pid file in the foreground" "there is none"
+	exits "is the server's" 5 "$FLEECE" serve "$name-snap" --socket "$socket"
 	stop_server
+	wait $! || :
 	fails "one that cannot listen says why" "0.0.0.0 is not a loopback address" \
 		"$FLEECE" serve "$name-snap" --background --socket "$SCRATCH/other" \
 		--pid-file "$SCRATCH/other.pid" --log-file "$SCRATCH/log" --listen 0.0.0.0

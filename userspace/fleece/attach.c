@@ -149,8 +149,8 @@ static enum status check_plain(const struct attach *attach, const char *name, de
 
 	if (!*name || strchr(name, '/') || !fleece_name_is_valid(name) ||
 	    strlen(name) + sizeof(SNAPSHOT_SUFFIX) > DM_NAME_LEN)
-		return verb_usage("'%s' cannot be the name of a device; choose one with --name",
-				  name);
+		return verb_usage("'%s' cannot be a name: letters, digits, '.', '_' and '-' are allowed, at most %d of them, and neither '.' nor '-' first; choose one with --name",
+				  name, FLEECE_NAME_SIZE - 1);
 	if (!size)
 		return report(FAILED, attach->device, "has no size");
 	if (is_name_free(name))

@@ -4,6 +4,7 @@
  * for what an interrupted verb may have left behind. It changes nothing.
  */
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -73,41 +74,45 @@ static bool check_server(void)
 	return !ret;
 }
 
-/* A lower device whose origin is gone, or a snapshot that was never started. */
+__attribute__((format(printf, 2, 3)))
+static bool tell(const char *name, const char *format, ...)
+{
+	char detail[192 + 4 * DM_NAME_LEN];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(detail, sizeof(detail), format, args);
+	va_end(args);
+	print_line(false, name, detail);
+	return false;
+}
+
+/* An origin that holds I/O, a lower one whose origin is gone, a snapshot that is of no use. */
 static bool check_device(const struct fleece_dm_info *info)
 {
 	int length = (int)strlen(info->name) - (int)strlen(LOWER_SUFFIX);
 	struct snapshot snapshot;
-	char detail[160 + DM_NAME_LEN];
+	struct origin origin;
 
-	if (device_has_prefix(info->uuid, LOWER_UUID) && !info->open_count) {
-		snprintf(detail, sizeof(detail), "no origin uses it; try 'fleece detach %.*s'",
-			 length > 0 ? length : 0, info->name);
-		print_line(false, info->name, detail);
-		return false;
-	}
-	if (device_has_prefix(info->uuid, SNAPSHOT_UUID) && !info->is_live) {
-		snprintf(detail, sizeof(detail), "was never started; try 'fleece remove %s'",
-			 info->name);
-		print_line(false, info->name, detail);
-		return false;
-	}
-	if (!snapshot_read(info, &snapshot) && snapshot.status.is_broken) {
-		snprintf(detail, sizeof(detail), "is broken (%s); take another one after 'fleece remove %s'",
-			 snapshot_error(&snapshot), info->name);
-		print_line(false, info->name, detail);
-		return false;
-	}
+	if (info->is_live && info->is_suspended && !origin_read(info, &origin))
+		return tell(info->name,
+			    "is suspended, so its users wait; if nobody is at work on it, try 'dmsetup resume %s'",
+			    info->name);
+	if (device_has_prefix(info->uuid, LOWER_UUID) && !info->open_count)
+		return tell(info->name, "no origin uses it; try 'fleece detach %.*s'",
+			    length > 0 ? length : 0, info->name);
+	if (device_has_prefix(info->uuid, SNAPSHOT_UUID) && !info->is_live)
+		return tell(info->name, "was never started; try 'fleece remove %s'", info->name);
+	if (!snapshot_read(info, &snapshot) && snapshot.status.is_broken)
+		return tell(info->name,
+			    "is broken (%s); take another one after 'fleece remove %s'",
+			    snapshot_error(&snapshot), info->name);
 	return true;
 }
 
 static void tell_leftover(const char *volume)
 {
-	char detail[160 + 4 * DM_NAME_LEN];
-
-	snprintf(detail, sizeof(detail), "was COW space of a snapshot that is gone; try 'lvremove %s'",
-		 volume);
-	print_line(false, volume, detail);
+	tell(volume, "was COW space of a snapshot that is gone; try 'lvremove %s'", volume);
 }
 
 static bool check_devices(void)

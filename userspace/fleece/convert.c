@@ -314,7 +314,7 @@ enum status convert_attach(struct attach *attach, const struct fleece_dm_info *i
 	int ret, claim;
 
 	if (attach->name && strcmp(attach->name, info->name))
-		return verb_usage("%s is a device-mapper device and keeps its name, so --name %s makes no sense",
+		return verb_usage("%s is a device-mapper device and keeps its name; it cannot be attached as %s",
 				  info->name, attach->name);
 	ret = convert_undo(info) ? fleece_dm_info(info->name, &now) : 0;
 	if (!ret)

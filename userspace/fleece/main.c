@@ -77,7 +77,7 @@ static const struct verb verbs[] = {
 	  "  --allow-release     also export SNAPSHOT+release\n"
 	  "  --read-once         release what has been read\n"
 	  "  --background        return once it is served\n"
-	  "  --pid-file FILE     with --background (default /run/fleece/SNAPSHOT.pid)\n"
+	  "  --pid-file FILE     of the server (with --background: /run/fleece/SNAPSHOT.pid)\n"
 	  "  --log-file FILE     with --background (default /run/fleece/SNAPSHOT.log)\n"
 	  "  --json              for programs\n" },
 	{ "pull", verb_pull, PULL_SYNOPSIS, "" },

@@ -133,7 +133,7 @@ static char **make_arguments(const struct serve *serve, const char *server)
 		add_word(argv, &count, "--allow-release");
 	if (serve->read_once)
 		add_word(argv, &count, "--read-once");
-	add_option(argv, &count, "--pid-file", serve->is_background ? serve->pid_file : NULL);
+	add_option(argv, &count, "--pid-file", serve->pid_file[0] ? serve->pid_file : NULL);
 	for (i = 0; i < more; i++)
 		add_word(argv, &count, serve->more[i]);
 	for (i = 0; i < serve->count; i++)
@@ -191,6 +191,14 @@ static enum status ended(const struct serve *serve, int status)
 		      SERVER " ended with status %d", code);
 }
 
+static enum status check_socket(const struct serve *serve)
+{
+	if (connect_socket(serve->socket))
+		return DONE;
+	return report(BUSY, serve->snapshots[0].name, "somebody serves on %s already",
+		      serve->socket);
+}
+
 /* DONE once it is ready; anything else: it has ended. */
 static enum status wait_until_ready(const struct serve *serve, pid_t pid, int ready)
 {
@@ -201,6 +209,9 @@ static enum status wait_until_ready(const struct serve *serve, pid_t pid, int re
 		return DONE;
 	if (ret == -ECHILD) {
 		end = ended(serve, status);
+		/* Another one may have been faster with the socket. */
+		if (end == FAILED && check_socket(serve) == BUSY)
+			return BUSY;
 		return end == DONE ? FAILED : end;
 	}
 	kill(pid, SIGTERM);
@@ -337,7 +348,7 @@ static void print_json(const struct serve *serve, pid_t pid)
 	fleece_json_object(&json, NULL);
 	fleece_json_number(&json, "version", 1);
 	fleece_json_number(&json, "pid", (uint64_t)pid);
-	fleece_json_string(&json, "pid_file", serve->is_background ? serve->pid_file : NULL);
+	fleece_json_string(&json, "pid_file", serve->pid_file[0] ? serve->pid_file : NULL);
 	fleece_json_string(&json, "log_file", serve->is_background ? serve->log_file : NULL);
 	fleece_json_string(&json, "socket", serve->socket);
 	fleece_json_bool(&json, "tls", is_tls(serve));
@@ -463,15 +474,13 @@ static enum status choose_files(struct serve *serve)
 	    (int)sizeof(serve->socket))
 		return report(FAILED, name,
 			      "its name is too long for a socket's path; choose one with --socket");
-	if (!serve->pid_file[0])
+	if (!serve->pid_file[0] && serve->is_background)
 		snprintf(serve->pid_file, sizeof(serve->pid_file), RUN_DIR "/%s.pid", name);
 	if (!serve->log_file[0])
 		snprintf(serve->log_file, sizeof(serve->log_file), RUN_DIR "/%s.log", name);
 	if (!stat(serve->log_file, &st))
 		serve->log_start = st.st_size;
-	if (!connect_socket(serve->socket))
-		return report(BUSY, name, "somebody serves on %s already", serve->socket);
-	return DONE;
+	return check_socket(serve);
 }
 
 static enum status serve_snapshots(struct serve *serve, char **names, int control)
@@ -588,6 +597,8 @@ enum status verb_serve(int argc, char **argv)
 	serve.count = (size_t)(argc - optind);
 	if (!serve.count)
 		return verb_usage("at least one SNAPSHOT is needed");
+	if (serve.log_file[0] && !serve.is_background)
+		return verb_usage("--log-file needs --background");
 	status = device_start(&control);
 	return status == DONE ? serve_snapshots(&serve, argv + optind, control) : status;
 }

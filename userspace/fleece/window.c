@@ -333,6 +333,10 @@ enum status window_report(int error, const struct window_result *result,
 	case WINDOW_PREPARE:
 		return report_errno(error, NULL, "cannot get ready to suspend");
 	case WINDOW_SUSPEND:
+		/* Newer kernels freeze it once more. */
+		if (error == -EBUSY)
+			return report(BUSY, origins[result->index],
+				      "cannot suspend it: its filesystem is frozen; 'fsfreeze --unfreeze' ends that");
 		return report_errno(error, origins[result->index], "cannot suspend it");
 	case WINDOW_START:
 		return report_errno(error, snapshots[result->index],

@@ -49,17 +49,28 @@ void fleece_bits_fill(unsigned long *bits, u64 first, u64 end)
 		bits[index] |= mask & ((1UL << end % BITS_PER_LONG) - 1);
 }
 
-u64 fleece_bits_count(const struct fleece_view *view)
+bool fleece_bits_count_until(const struct fleece_view *view, const bool *stop, u64 *count)
 {
 	u64 words = BITS_TO_LONGS(view->nr_bits);
-	u64 count = 0;
 	u64 i;
 
+	*count = 0;
 	for (i = 0; i < words; i++) {
-		count += hweight_long(view_word(view, i));
-		if (i % WORDS_PER_TURN == WORDS_PER_TURN - 1)
-			cond_resched();
+		*count += hweight_long(view_word(view, i));
+		if (i % WORDS_PER_TURN != WORDS_PER_TURN - 1)
+			continue;
+		if (stop && READ_ONCE(*stop))
+			return false;
+		cond_resched();
 	}
+	return true;
+}
+
+u64 fleece_bits_count(const struct fleece_view *view)
+{
+	u64 count;
+
+	fleece_bits_count_until(view, NULL, &count);
 	return count;
 }
 

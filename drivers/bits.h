@@ -53,6 +53,17 @@ void fleece_bits_fill(unsigned long *bits, u64 first, u64 end);
 u64 fleece_bits_count(const struct fleece_view *view);
 
 /**
+ * fleece_bits_count_until() - number of set bits, unless that takes too long
+ * @view: what to count in.
+ * @stop: set by somebody else to make it stop; NULL: nobody does.
+ * @count: set to the number.
+ *
+ * Context: Process, may sleep.
+ * Return: false if it has stopped; then @count is too low.
+ */
+bool fleece_bits_count_until(const struct fleece_view *view, const bool *stop, u64 *count);
+
+/**
  * fleece_bits_any() - is any bit of a range set?
  * @view: where to look.
  * @first: first bit.
@@ -86,6 +97,22 @@ u64 fleece_bits_run(const struct fleece_view *view, u64 from, u64 end, bool *val
 static inline void fleece_bits_set(unsigned long *bits, u64 nr)
 {
 	set_bit(nr % BITS_PER_LONG, bits + nr / BITS_PER_LONG);
+}
+
+/**
+ * fleece_bits_assign() - set or clear a bit, not atomically
+ * @bits: the bitmap; nobody else changes it meanwhile.
+ * @nr: number of the bit, see fleece_bits_set().
+ * @value: what it is to be.
+ *
+ * Context: Any.
+ */
+static inline void fleece_bits_assign(unsigned long *bits, u64 nr, bool value)
+{
+	if (value)
+		__set_bit(nr % BITS_PER_LONG, bits + nr / BITS_PER_LONG);
+	else
+		__clear_bit(nr % BITS_PER_LONG, bits + nr / BITS_PER_LONG);
 }
 
 /**

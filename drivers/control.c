@@ -73,8 +73,10 @@ static int device_of_fd(int fd, dev_t *devt)
 static void put_subject(struct subject *subject)
 {
 	fleece_history_put(&subject->held);
-	if (subject->origin)
+	if (subject->origin) {
+		fleece_origin_compact_later(subject->origin);
 		fleece_origin_put(subject->origin);
+	}
 	if (subject->snap)
 		fleece_snapshot_put(subject->snap);
 }

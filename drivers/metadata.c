@@ -222,8 +222,8 @@ static int finish(struct fleece_metadata *md, int ret)
 static void want(struct fleece_metadata *md, u64 region)
 {
 	lockdep_assert_held(&md->lock);
-	__set_bit(region, md->wanted);
-	__set_bit(block_of(region), md->asked);
+	fleece_bits_assign(md->wanted, region, true);
+	fleece_bits_assign(md->asked, block_of(region), true);
 	if (!md->is_wanting) {
 		WRITE_ONCE(md->is_wanting, true);
 		md->io->kick(md->context);
@@ -237,12 +237,12 @@ static bool mark_region(struct fleece_metadata *md, unsigned long *live, u64 reg
 	u64 g;
 
 	spin_lock(&md->lock);
-	may_go = md->error || test_bit(region, md->granted);
+	may_go = md->error || fleece_bits_test(md->granted, region);
 	if (may_go) {
 		for (g = first; g <= last; g++)
 			fleece_bits_set(live, g);
-		__set_bit(region, md->dirty);
-		__set_bit(region, md->recent);
+		fleece_bits_assign(md->dirty, region, true);
+		fleece_bits_assign(md->recent, region, true);
 	} else {
 		want(md, region);
 	}
@@ -284,7 +284,7 @@ bool fleece_metadata_wait(struct fleece_metadata *md, u64 first, u64 last,
 
 	spin_lock(&md->lock);
 	for (region = region_of(md, first); region <= region_of(md, last); region++) {
-		if (md->error || test_bit(region, md->granted))
+		if (md->error || fleece_bits_test(md->granted, region))
 			continue;
 		want(md, region);
 		waits = true;
@@ -304,9 +304,9 @@ static bool take_wanted(struct fleece_metadata *md, u64 block)
 	unsigned long fresh = 0;
 	u64 i;
 
-	__set_bit(block, md->taken);
+	fleece_bits_assign(md->taken, block, true);
 	spin_lock(&md->lock);
-	__clear_bit(block, md->asked);
+	fleece_bits_assign(md->asked, block, false);
 	for (i = block * BLOCK_WORDS; i < end; i++) {
 		fresh |= md->wanted[i] & ~md->written[i];
 		md->written[i] |= md->wanted[i];
@@ -323,7 +323,7 @@ static void give_granted(struct fleece_metadata *md, u64 block)
 	unsigned long word;
 	u64 i;
 
-	__clear_bit(block, md->taken);
+	fleece_bits_assign(md->taken, block, false);
 	spin_lock(&md->lock);
 	for (i = block * BLOCK_WORDS; i < end; i++) {
 		word = md->wanted[i] & md->written[i];
@@ -429,7 +429,7 @@ static void select_granules(struct fleece_metadata *md, u64 first, u64 end)
 	if (first >= end)
 		return;
 	for (region = region_of(md, first); region <= region_of(md, end - 1); region++)
-		__set_bit(region, md->selected);
+		fleece_bits_assign(md->selected, region, true);
 }
 
 /* Write the blocks from @block on that region @region needs; returns the next one. */
@@ -482,7 +482,7 @@ static int write_some(struct fleece_metadata *md, u32 index, const struct fleece
 			break;
 		}
 		block = write_region(md, view, checkpoint, region, block, &ret);
-		__clear_bit(region, md->selected);
+		fleece_bits_assign(md->selected, region, false);
 		region = find_next_bit(md->selected, nr_regions, region + 1);
 	}
 	md->io->done(md->context);
@@ -1036,7 +1036,7 @@ static void repair(struct fleece_metadata *md, u64 first, u64 end)
 	u64 region;
 
 	for (region = region_of(md, first); region <= region_of(md, end - 1); region++)
-		__set_bit(region, md->dirty);
+		fleece_bits_assign(md->dirty, region, true);
 	md->has_repairs = true;
 }
 

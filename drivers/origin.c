@@ -64,6 +64,9 @@ static DEFINE_MUTEX(registry_lock);
 static LIST_HEAD(origins);
 static LIST_HEAD(claims);
 
+/* Of all origins: to join segments is never urgent. */
+static struct workqueue_struct *compact_wq;
+
 static struct live_write *write_of(struct bio *bio)
 {
 	return dm_per_bio_data(bio, sizeof(struct live_write));
@@ -316,20 +319,30 @@ static enum verdict cover_write(struct fleece_origin *origin, struct bio *bio, b
 	return verdict;
 }
 
+static u64 last_granule(const struct fleece_tracker *tracker, const struct bio *bio)
+{
+	return (bio_end_sector(bio) - 1) >> tracker->granule_shift;
+}
+
 /* The bits of an admitted write may only be set when their intents are durable. */
 static enum verdict mark_durably(struct fleece_origin *origin, struct bio *bio, bool is_mapping)
 {
 	struct fleece_tracker *tracker = &origin->tracker;
-	struct fleece_segment *live = READ_ONCE(tracker->live);
+	struct fleece_segment *live = fleece_tracker_live(tracker);
 	struct fleece_metadata *md = origin->durable->md;
 	u64 first = bio->bi_iter.bi_sector >> tracker->granule_shift;
-	u64 last = (bio_end_sector(bio) - 1) >> tracker->granule_shift;
 	struct live_write *write = write_of(bio);
+	u64 last = last_granule(tracker, bio);
 
 	if (fleece_metadata_mark(md, live ? live->bits : NULL, first, last))
 		return GO;
 	if (is_mapping && bio->bi_opf & REQ_NOWAIT)
 		return REFUSED;
+	if (is_mapping) {
+		/* There may be a snapshot to wait for when it is admitted again. */
+		cut_waiting(bio);
+		last = last_granule(tracker, bio);
+	}
 	/* As in park_write(): once it waits, it may be admitted again at any time. */
 	dismiss_write(origin, write);
 	return fleece_metadata_wait(md, first, last, &write->waiter.node) ? WAITS : AGAIN;
@@ -443,14 +456,25 @@ static void compact_tracker(struct work_struct *work)
 	unsigned int noio;
 
 	noio = fleece_origin_lock(origin);
-	fleece_tracker_compact(&origin->tracker);
+	fleece_tracker_compact(&origin->tracker, &origin->is_urgent);
 	fleece_origin_unlock(origin, noio);
+}
+
+/*
+ * Not by @wq: writes may be resubmitted by its rescuer, which must not wait for a lock; and
+ * by no CPU's own workers, whose other work would wait for the whole pass.
+ */
+void fleece_origin_compact_later(struct fleece_origin *origin)
+{
+	if (!READ_ONCE(origin->is_urgent))
+		queue_work(compact_wq, &origin->compact);
 }
 
 static void free_origin(struct kref *kref)
 {
 	struct fleece_origin *origin = container_of(kref, struct fleece_origin, kref);
 
+	cancel_work_sync(&origin->compact);
 	fleece_tracker_exit(&origin->tracker);
 	destroy_workqueue(origin->wq);
 	percpu_ref_exit(&origin->writes);
@@ -472,7 +496,6 @@ static struct fleece_origin *make_origin(struct dm_target *ti, struct block_devi
 		return NULL;
 	if (percpu_ref_init(&origin->writes, writes_drained, PERCPU_REF_ALLOW_REINIT, GFP_KERNEL))
 		goto err_free;
-	/* The long pass of @compact must not hold up @resubmit. */
 	origin->wq = alloc_workqueue("fleece-origin/%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_PERCPU |
 				     WQ_CPU_INTENSIVE, 0, dm_device_name(md));
 	if (!origin->wq)
@@ -721,7 +744,7 @@ static void view_done(void *owner)
 	struct fleece_origin *origin = owner;
 
 	fleece_history_put(&origin->view_history);
-	queue_work(origin->wq, &origin->compact);
+	fleece_origin_compact_later(origin);
 }
 
 /* By way of the writes held back: dev->lock is not held while they are submitted. */
@@ -795,7 +818,7 @@ static int restore_checkpoints(struct fleece_origin *origin, struct fleece_metad
 	if (ret) {
 		noio = fleece_origin_lock(origin);
 		fleece_tracker_exit(&origin->tracker);
-		origin->tracker.nr_checkpoints = 0;
+		WRITE_ONCE(origin->tracker.nr_checkpoints, 0);
 		fleece_origin_unlock(origin, noio);
 	}
 	return ret;
@@ -1325,8 +1348,15 @@ static void set_suspending(struct dm_target *ti, bool is_suspending)
 	struct fleece_table *table = ti->private;
 
 	mutex_lock(&table->origin->message_lock);
-	table->origin->is_suspending = is_suspending;
+	WRITE_ONCE(table->origin->is_suspending, is_suspending);
 	mutex_unlock(&table->origin->message_lock);
+}
+
+/* What was not begun, or given up, meanwhile. */
+static void end_urgency(struct fleece_origin *origin)
+{
+	WRITE_ONCE(origin->is_urgent, false);
+	fleece_origin_compact_later(origin);
 }
 
 /*
@@ -1335,12 +1365,19 @@ static void set_suspending(struct dm_target *ti, bool is_suspending)
  */
 static void origin_presuspend(struct dm_target *ti)
 {
+	struct fleece_table *table = ti->private;
+
 	set_suspending(ti, true);
+	WRITE_ONCE(table->origin->is_urgent, true);
+	cancel_work_sync(&table->origin->compact);
 }
 
 static void origin_presuspend_undo(struct dm_target *ti)
 {
+	struct fleece_table *table = ti->private;
+
 	set_suspending(ti, false);
+	end_urgency(table->origin);
 }
 
 static void origin_postsuspend(struct dm_target *ti)
@@ -1393,6 +1430,7 @@ static void origin_resume(struct dm_target *ti)
 	adopt_size(table, ti->len);
 	set_live_table(table->origin, ti);
 	WRITE_ONCE(table->origin->is_suspended, false);
+	end_urgency(table->origin);
 }
 
 bool fleece_origin_is_watched(struct fleece_origin *origin)
@@ -1418,24 +1456,53 @@ bool fleece_origin_is_watched(struct fleece_origin *origin)
 
 /* ------------------------- Status and messages ------------------------- */
 
-static void emit_origin_info(struct fleece_origin *origin, char *result, unsigned int maxlen)
+/* What the status line of an origin says of its snapshots and checkpoints. */
+struct origin_info {
+	unsigned int nr_snapshots;
+	unsigned int nr_checkpoints;
+	u64 nr_granules;
+	u64 changed;
+	char newest[FLEECE_CHECKPOINT_NAME_MAX + 1];
+};
+
+static void read_info(struct fleece_origin *origin, struct origin_info *info)
 {
 	const struct fleece_moment *newest;
-	unsigned int nr_snapshots = 0;
+	struct fleece_history history;
 	struct fleece_cbw *cbw;
-	unsigned int sz = 0;
-	u64 changed;
 	unsigned int noio;
+	int ret;
 
 	noio = fleece_origin_lock(origin);
+	info->nr_snapshots = 0;
 	list_for_each_entry(cbw, &origin->cbws, node)
-		nr_snapshots++;
-	newest = fleece_tracker_newest(&origin->tracker, &changed);
-	DMEMIT("%u %llu %llu %s %u %u %s", origin->granule_sectors,
-	       origin->tracker.nr_granules, changed, fleece_metadata_dev_state(origin->durable),
-	       nr_snapshots, origin->tracker.nr_checkpoints,
-	       newest ? newest->name : "-");
+		info->nr_snapshots++;
+	info->nr_checkpoints = origin->tracker.nr_checkpoints;
+	info->nr_granules = origin->tracker.nr_granules;
+	newest = fleece_tracker_newest(&origin->tracker);
+	strscpy(info->newest, newest ? newest->name : "-", sizeof(info->newest));
+	ret = fleece_history_get(&history, &origin->tracker);
 	fleece_origin_unlock(origin, noio);
+
+	/* Out of memory: nobody knows, and a count of all is never too low. */
+	info->changed = newest ? info->nr_granules : 0;
+	if (ret)
+		return;
+	/* Without the lock, and given up rather than that all I/O waits for it. */
+	info->changed = fleece_history_changed(&history, &origin->is_urgent);
+	fleece_history_put(&history);
+	fleece_origin_compact_later(origin);
+}
+
+static void emit_origin_info(struct fleece_origin *origin, char *result, unsigned int maxlen)
+{
+	struct origin_info info;
+	unsigned int sz = 0;
+
+	read_info(origin, &info);
+	DMEMIT("%u %llu %llu %s %u %u %s", origin->granule_sectors, info.nr_granules,
+	       info.changed, fleece_metadata_dev_state(origin->durable), info.nr_snapshots,
+	       info.nr_checkpoints, info.newest);
 }
 
 static void origin_status(struct dm_target *ti, status_type_t type, unsigned int flags,
@@ -1476,7 +1543,7 @@ static int switch_checkpoint(struct fleece_origin *origin, struct fleece_segment
 	if (!ret) {
 		fleece_tracker_switch(&origin->tracker, segment, name);
 		fleece_origin_release(origin);
-		queue_work(origin->wq, &origin->compact);
+		fleece_origin_compact_later(origin);
 		segment = NULL;
 	}
 	fleece_origin_unlock(origin, noio);
@@ -1536,13 +1603,18 @@ static int delete_checkpoint(struct fleece_origin *origin, const char *name)
 	return ret;
 }
 
+static int report_suspended(struct fleece_origin *origin)
+{
+	DMERR("%s: the device is suspended, or just being suspended", dm_device_name(origin->md));
+	return -EBUSY;
+}
+
 static int emit_checkpoints(struct fleece_history *history, char *result, unsigned int maxlen)
 {
 	const struct fleece_moment *moment;
 	unsigned int sz = 0;
 	unsigned int i;
 
-	fleece_history_count(history);
 	*result = '\0';
 	for (i = 0; i < history->nr_entries; i++) {
 		moment = &history->entries[i].moment;
@@ -1579,8 +1651,12 @@ static int list_checkpoints(struct fleece_origin *origin, char *result, unsigned
 	fleece_origin_unlock(origin, noio);
 	if (ret)
 		return ret;
-	ret = emit_checkpoints(&history, result, maxlen);
+	if (fleece_history_count(&history, &origin->is_urgent))
+		ret = emit_checkpoints(&history, result, maxlen);
+	else
+		ret = report_suspended(origin);
 	fleece_history_put(&history);
+	fleece_origin_compact_later(origin);
 	return ret;
 }
 
@@ -1588,13 +1664,10 @@ static int list_checkpoints(struct fleece_origin *origin, char *result, unsigned
 static int change_checkpoints(struct fleece_origin *origin, const char *name,
 			      int (*change)(struct fleece_origin *origin, const char *name))
 {
-	int ret = -EBUSY;
+	int ret;
 
 	mutex_lock(&origin->message_lock);
-	if (!origin->is_suspending)
-		ret = change(origin, name);
-	else
-		DMERR("%s: the device is just being suspended", dm_device_name(origin->md));
+	ret = origin->is_suspending ? report_suspended(origin) : change(origin, name);
 	mutex_unlock(&origin->message_lock);
 	return ret;
 }
@@ -1655,11 +1728,20 @@ static struct target_type origin_target = {
 
 int fleece_origin_init(void)
 {
-	return dm_register_target(&origin_target);
+	int ret;
+
+	compact_wq = alloc_workqueue("fleece-compact", WQ_UNBOUND, 0);
+	if (!compact_wq)
+		return -ENOMEM;
+	ret = dm_register_target(&origin_target);
+	if (ret)
+		destroy_workqueue(compact_wq);
+	return ret;
 }
 
 void fleece_origin_exit(void)
 {
 	dm_unregister_target(&origin_target);
 	fleece_metadata_dev_exit();
+	destroy_workqueue(compact_wq);
 }

@@ -103,13 +103,15 @@ struct fleece_claim {
  * @message_lock: messages that change the checkpoints; protects
  * @is_suspending: between presuspend and postsuspend.
  * @is_suspended: between postsuspend and resume.
+ * @is_urgent: from presuspend until it is undone, or the resume. I/O may be held, so nobody
+ *	begins a pass over maps that are as long as the device, or goes on with one.
  * @writes: references of writes on the way to the device and on it.
  * @drained: completed when the last of them is gone.
  *
  * Protected by @held_lock: @is_quiescing, @held (writes held back).
  *
- * @wq: runs @resubmit and @compact (joining segments, which takes a pass over the
- * device and so is not done while the origin may be suspended).
+ * @wq: runs @resubmit.
+ * @compact: joins segments, see fleece_origin_compact_later().
  */
 struct fleece_origin {
 	struct kref kref;
@@ -138,6 +140,7 @@ struct fleece_origin {
 	struct mutex message_lock;	/* messages, is_suspending */
 	bool is_suspending;
 	bool is_suspended;
+	bool is_urgent;
 
 	struct percpu_ref writes;
 	struct completion drained;
@@ -148,6 +151,18 @@ struct fleece_origin {
 	struct work_struct resubmit;
 	struct work_struct compact;
 };
+
+/**
+ * fleece_origin_compact_later() - join segments that no longer need to be apart
+ * @origin: the origin; it waits for the work before it is freed.
+ *
+ * Which takes a pass over their maps, under the lock. To be called when a history was
+ * dropped, or another segment has become the live one. While @is_urgent it is put off to
+ * the resume.
+ *
+ * Context: Any.
+ */
+void fleece_origin_compact_later(struct fleece_origin *origin);
 
 /**
  * fleece_origin_find() - the origin on a lower device

@@ -145,7 +145,7 @@ void fleece_tracker_switch(struct fleece_tracker *tracker, struct fleece_segment
 		strscpy(segment->start.name, name, sizeof(segment->start.name));
 		uuid_gen(&segment->start.uuid);
 		segment->start.created = ktime_get_real_seconds();
-		tracker->nr_checkpoints++;
+		WRITE_ONCE(tracker->nr_checkpoints, tracker->nr_checkpoints + 1);
 	}
 	list_add_tail(&segment->node, &tracker->segments);
 	WRITE_ONCE(tracker->live, segment);
@@ -156,7 +156,7 @@ void fleece_tracker_restore(struct fleece_tracker *tracker, struct fleece_segmen
 {
 	fleece_tracker_switch(tracker, segment, NULL);
 	segment->start = *moment;
-	tracker->nr_checkpoints++;
+	WRITE_ONCE(tracker->nr_checkpoints, tracker->nr_checkpoints + 1);
 }
 
 /* Is the chain the only one who holds this segment? */
@@ -168,10 +168,10 @@ static bool is_private(struct fleece_segment *segment)
 /*
  * Add the bits of one segment to another. The target may be the live one, so
  * bits are set atomically. A bit that appears early in the live segment is one
- * that the joined segment has anyway.
+ * that the joined segment has anyway. Returns false if it has stopped before the end.
  */
-static void join_bits(struct fleece_tracker *tracker, struct fleece_segment *to,
-		      const struct fleece_segment *from)
+static bool join_bits(struct fleece_tracker *tracker, struct fleece_segment *to,
+		      const struct fleece_segment *from, const bool *stop)
 {
 	u64 words = BITS_TO_LONGS(tracker->nr_granules);
 	unsigned long word;
@@ -183,40 +183,49 @@ static void join_bits(struct fleece_tracker *tracker, struct fleece_segment *to,
 			fleece_bits_set(to->bits, i * BITS_PER_LONG + __ffs(word));
 			word &= word - 1;
 		}
-		if (i % WORDS_PER_TURN == WORDS_PER_TURN - 1)
-			cond_resched();
+		if (i % WORDS_PER_TURN != WORDS_PER_TURN - 1)
+			continue;
+		if (stop && READ_ONCE(*stop))
+			return false;
+		cond_resched();
 	}
+	return true;
 }
 
 /*
  * Join a segment whose start has no name with the one before it. Whichever of
  * the two nobody else holds takes up the other. If both are held they stay
- * apart until a history is dropped: that costs memory, not truth.
+ * apart until a history is dropped: that costs memory, not truth. So they do after
+ * a stop, when one has some bits of the other: nobody asks for one without the other.
  */
-static void join_with_previous(struct fleece_tracker *tracker, struct fleece_segment *segment)
+static void join_with_previous(struct fleece_tracker *tracker, struct fleece_segment *segment,
+			       const bool *stop)
 {
 	struct fleece_segment *previous = list_prev_entry(segment, node);
 
 	if (is_private(segment) || segment == tracker->live) {
-		join_bits(tracker, segment, previous);
+		if (!join_bits(tracker, segment, previous, stop))
+			return;
 		segment->start = previous->start;
 		drop_segment(previous);
 	} else if (is_private(previous)) {
-		join_bits(tracker, previous, segment);
-		drop_segment(segment);
+		if (join_bits(tracker, previous, segment, stop))
+			drop_segment(segment);
 	}
 }
 
-void fleece_tracker_compact(struct fleece_tracker *tracker)
+void fleece_tracker_compact(struct fleece_tracker *tracker, const bool *stop)
 {
 	struct fleece_segment *segment;
 	struct fleece_segment *next;
 
 	list_for_each_entry_safe(segment, next, &tracker->segments, node) {
+		if (stop && READ_ONCE(*stop))
+			return;
 		if (segment->start.name[0])
 			continue;
 		if (!list_is_first(&segment->node, &tracker->segments))
-			join_with_previous(tracker, segment);
+			join_with_previous(tracker, segment, stop);
 		else if (segment != tracker->live)
 			/* Nobody can ask for changes since an older moment. */
 			drop_segment(segment);
@@ -230,8 +239,8 @@ int fleece_tracker_delete(struct fleece_tracker *tracker, const char *name)
 	if (!segment)
 		return -ENOENT;
 	memset(&segment->start, 0, sizeof(segment->start));
-	tracker->nr_checkpoints--;
-	fleece_tracker_compact(tracker);
+	WRITE_ONCE(tracker->nr_checkpoints, tracker->nr_checkpoints - 1);
+	fleece_tracker_compact(tracker, NULL);
 	return 0;
 }
 
@@ -241,8 +250,8 @@ void fleece_tracker_forget(struct fleece_tracker *tracker)
 
 	list_for_each_entry(segment, &tracker->segments, node)
 		memset(&segment->start, 0, sizeof(segment->start));
-	tracker->nr_checkpoints = 0;
-	fleece_tracker_compact(tracker);
+	WRITE_ONCE(tracker->nr_checkpoints, 0);
+	fleece_tracker_compact(tracker, NULL);
 }
 
 /*
@@ -281,7 +290,7 @@ int fleece_tracker_resize(struct fleece_tracker *tracker, sector_t nr_sectors)
 		segment = resized_segment(old, tracker->nr_granules, first_new);
 		if (!segment) {
 			fleece_tracker_exit(tracker);
-			tracker->nr_checkpoints = 0;
+			WRITE_ONCE(tracker->nr_checkpoints, 0);
 			return -ENOMEM;
 		}
 		list_replace(&old->node, &segment->node);
@@ -303,23 +312,11 @@ static struct fleece_segment *newest_checkpoint(struct fleece_tracker *tracker)
 	return NULL;
 }
 
-const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker, u64 *changed)
+const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker)
 {
 	struct fleece_segment *newest = newest_checkpoint(tracker);
-	struct fleece_history history;
-	struct fleece_view view;
 
-	*changed = 0;
-	if (!newest)
-		return NULL;
-	/* Invalid, or out of memory: nobody knows, and a count of all is never too low. */
-	*changed = tracker->nr_granules;
-	if (!newest->start.is_invalid && !fleece_history_get(&history, tracker)) {
-		if (!fleece_history_since(&history, newest->start.name, &view))
-			*changed = fleece_bits_count(&view);
-		fleece_history_put(&history);
-	}
-	return &newest->start;
+	return newest ? &newest->start : NULL;
 }
 
 static unsigned int count_segments(struct fleece_tracker *tracker)
@@ -398,7 +395,7 @@ static void count_word(struct fleece_history *history, u64 index)
 	}
 }
 
-void fleece_history_count(struct fleece_history *history)
+bool fleece_history_count(struct fleece_history *history, const bool *stop)
 {
 	u64 words = BITS_TO_LONGS(history->nr_granules);
 	unsigned int i;
@@ -408,14 +405,41 @@ void fleece_history_count(struct fleece_history *history)
 		history->entries[i].changed = 0;
 	for (index = 0; index < words; index++) {
 		count_word(history, index);
-		if (index % WORDS_PER_TURN == WORDS_PER_TURN - 1)
-			cond_resched();
+		if (index % WORDS_PER_TURN != WORDS_PER_TURN - 1)
+			continue;
+		if (stop && READ_ONCE(*stop))
+			return false;
+		cond_resched();
 	}
 	/* What is not known has to count as changed. */
 	for (i = 0; i < history->nr_entries; i++) {
 		if (history->entries[i].moment.is_invalid)
 			history->entries[i].changed = history->nr_granules;
 	}
+	return true;
+}
+
+static void view_from(const struct fleece_history *history,
+		      const struct fleece_history_entry *entry, struct fleece_view *view)
+{
+	view->maps = history->maps + entry->first;
+	view->nr_maps = history->nr_segments - entry->first;
+	view->nr_bits = history->nr_granules;
+}
+
+u64 fleece_history_changed(const struct fleece_history *history, const bool *stop)
+{
+	const struct fleece_history_entry *newest;
+	struct fleece_view view;
+	u64 changed;
+
+	if (!history->nr_entries)
+		return 0;
+	newest = &history->entries[history->nr_entries - 1];
+	view_from(history, newest, &view);
+	if (newest->moment.is_invalid || !fleece_bits_count_until(&view, stop, &changed))
+		return history->nr_granules;
+	return changed;
 }
 
 static const struct fleece_history_entry *find_entry(const struct fleece_history *history,
@@ -437,9 +461,7 @@ int fleece_history_known_since(const struct fleece_history *history, const char 
 
 	if (!entry)
 		return -ENOENT;
-	view->maps = history->maps + entry->first;
-	view->nr_maps = history->nr_segments - entry->first;
-	view->nr_bits = history->nr_granules;
+	view_from(history, entry, view);
 	return 0;
 }
 

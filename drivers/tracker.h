@@ -73,7 +73,8 @@ struct fleece_segment {
  * @segments: chain, oldest first; the last one is @live.
  * @live: written to by fleece_tracker_mark(); NULL while nothing is tracked.
  *	Changed only while no write of the origin is under way.
- * @nr_checkpoints: segments of the chain whose start has a name.
+ * @nr_checkpoints: segments of the chain whose start has a name. Read without the lock by
+ *	writes: it rises from 0 only while none is under way.
  */
 struct fleece_tracker {
 	unsigned int granule_shift;
@@ -145,6 +146,19 @@ void fleece_tracker_exit(struct fleece_tracker *tracker);
 int fleece_tracker_resize(struct fleece_tracker *tracker, sector_t nr_sectors);
 
 /**
+ * fleece_tracker_live() - where writes are marked
+ * @tracker: the tracker.
+ *
+ * Context: Any. The caller holds off fleece_tracker_switch().
+ * Return: the live segment, or NULL: nobody can ever ask for what is written now, as there
+ * is no checkpoint yet, or none any more.
+ */
+static inline struct fleece_segment *fleece_tracker_live(struct fleece_tracker *tracker)
+{
+	return READ_ONCE(tracker->nr_checkpoints) ? READ_ONCE(tracker->live) : NULL;
+}
+
+/**
  * fleece_tracker_mark() - a range is going to be written
  * @tracker: the tracker.
  * @sector: first sector.
@@ -157,7 +171,7 @@ int fleece_tracker_resize(struct fleece_tracker *tracker, sector_t nr_sectors);
 static inline void fleece_tracker_mark(struct fleece_tracker *tracker, sector_t sector,
 				       sector_t nr_sectors)
 {
-	struct fleece_segment *live = READ_ONCE(tracker->live);
+	struct fleece_segment *live = fleece_tracker_live(tracker);
 	u64 last;
 	u64 g;
 
@@ -166,7 +180,7 @@ static inline void fleece_tracker_mark(struct fleece_tracker *tracker, sector_t 
 	last = (sector + nr_sectors - 1) >> tracker->granule_shift;
 	for (g = sector >> tracker->granule_shift; g <= last; g++) {
 		/* Most writes hit a granule that is marked: do not dirty its line. */
-		if (!test_bit(g, live->bits))
+		if (!fleece_bits_test(live->bits, g))
 			fleece_bits_set(live->bits, g);
 	}
 }
@@ -271,31 +285,31 @@ void fleece_tracker_forget(struct fleece_tracker *tracker);
 /**
  * fleece_tracker_compact() - join segments that no longer need to be apart
  * @tracker: the tracker.
+ * @stop: set by somebody else to make it stop, and leave the rest to another call; NULL:
+ *	nobody does.
  *
  * To be called when a history was dropped.
  *
  * Context: Process, may sleep.
  */
-void fleece_tracker_compact(struct fleece_tracker *tracker);
+void fleece_tracker_compact(struct fleece_tracker *tracker, const bool *stop);
 
 /**
  * fleece_tracker_newest() - the newest checkpoint
  * @tracker: the tracker.
- * @changed: set to the number of granules changed since.
  *
- * Context: Process, may sleep.
  * Return: the checkpoint, valid as long as the caller's lock is held, or NULL.
  */
-const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker, u64 *changed);
+const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker);
 
 /**
  * fleece_history_get() - hold what the tracker has now
  * @history: to be filled in.
  * @tracker: the tracker.
  *
- * What was changed up to now stays in it. The live segment goes on to be written
- * to, and may take up the one before it when a checkpoint is deleted: then the
- * history shows too much since the checkpoint that was deleted, never too little.
+ * What was changed up to now stays in it. The live segment goes on to be written to, as
+ * long as there is a checkpoint, and may take up the one before it when a checkpoint is
+ * deleted: then the history shows too much since that one, never too little.
  *
  * Context: Process, may sleep.
  * Return: 0, or -ENOMEM.
@@ -322,12 +336,25 @@ void fleece_history_put(struct fleece_history *history);
 /**
  * fleece_history_count() - count what was changed since each checkpoint
  * @history: the history; its entries get their @changed.
+ * @stop: set by somebody else to make it stop; NULL: nobody does.
  *
  * All in one pass over the maps.
  *
  * Context: Process, may sleep.
+ * Return: false if it has stopped; then the numbers mean nothing.
  */
-void fleece_history_count(struct fleece_history *history);
+bool fleece_history_count(struct fleece_history *history, const bool *stop);
+
+/**
+ * fleece_history_changed() - count what was changed since the newest checkpoint
+ * @history: the history.
+ * @stop: as of fleece_history_count().
+ *
+ * Context: Process, may sleep.
+ * Return: the number of granules: 0 without a checkpoint, all if it is invalid or the counting
+ * has stopped, because that is never too low.
+ */
+u64 fleece_history_changed(const struct fleece_history *history, const bool *stop);
 
 /**
  * fleece_history_since() - the changes since a checkpoint

@@ -38,6 +38,19 @@ test_hot()
 		"$([ "$(device_stat meta 5)" -gt "$before" ] && echo noted)" noted
 }
 
+# Nobody can ask for what is written when there is no checkpoint any more.
+test_deleted()
+{
+	local before
+
+	succeeds "nothing is under way" wait_until "$WAIT_SECONDS" settled origin
+	or_bail message origin checkpoint_delete one
+	before=$(message origin metadata_status)
+	or_bail pattern origin write 4 32M 64k
+	or_bail pattern origin write 4 48M 64k
+	is "after the last checkpoint no intent is needed" "$(message origin metadata_status)" "$before"
+}
+
 test_nowait()
 {
 	local result
@@ -63,5 +76,6 @@ test_nowait()
 
 idle=$(device_stat meta 7)
 test_hot
+test_deleted
 test_nowait
 finish

@@ -202,7 +202,7 @@ static void let_others_run(void)
 		new_write();
 	if (unit_chance(40) && tracker.live) {
 		switch_segment(NULL);
-		fleece_tracker_compact(&tracker);
+		fleece_tracker_compact(&tracker, NULL);
 	}
 }
 

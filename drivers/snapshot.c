@@ -365,7 +365,7 @@ static int take_locked(struct fleece_snapshot *snap, char **error)
 		fleece_history_put(&snap->history);
 	if (snap->options.checkpoint[0])
 		fleece_history_end_here(&snap->history, &origin->tracker);
-	queue_work(origin->wq, &origin->compact);
+	fleece_origin_compact_later(origin);
 	return 0;
 }
 
@@ -431,6 +431,8 @@ static void snapshot_resume(struct dm_target *ti)
 {
 	struct snapshot_table *table = ti->private;
 	struct fleece_snapshot *snap = table->snap;
+	/* The origin may be suspended: to wait for memory may be to wait for it. */
+	unsigned int noio = memalloc_noio_save();
 
 	mutex_lock(&snap->ti_lock);
 	snap->ti = ti;
@@ -441,6 +443,7 @@ static void snapshot_resume(struct dm_target *ti)
 	/* Discards need a device that can be opened for writing. */
 	if (!snap->options.release_on_discard)
 		set_disk_ro(dm_disk(snap->md), true);
+	memalloc_noio_restore(noio);
 }
 
 /* Event method of the engine. */
@@ -707,13 +710,10 @@ static int check_devices(struct dm_target *ti, struct snapshot_table *table,
 static void free_snapshot(struct kref *kref)
 {
 	struct fleece_snapshot *snap = container_of(kref, struct fleece_snapshot, kref);
-	unsigned int noio;
 
 	fleece_cbw_destroy(snap->cbw);
-	noio = fleece_origin_lock(snap->origin);
 	fleece_history_put(&snap->history);
-	fleece_tracker_compact(&snap->origin->tracker);
-	fleece_origin_unlock(snap->origin, noio);
+	fleece_origin_compact_later(snap->origin);
 	fleece_segment_put(snap->spare);
 	destroy_workqueue(snap->wq);
 	fleece_origin_put(snap->origin);

@@ -1001,8 +1001,10 @@ static void set_done(struct fleece_copy *copy, struct list_head *waiters)
 
 	lockdep_assert_held(&cbw->lock);
 	for (c = copy->run.first; c <= copy->run.last; c++) {
-		if (is_accessible(cbw, c))
-			cbw->nr_copied++;
+		/* Lost, or released: its old data is in no slot. */
+		if (!is_accessible(cbw, c))
+			continue;
+		cbw->nr_copied++;
 		fleece_bits_set(cbw->done, c);
 	}
 	take_waiters(cbw, &copy->waiters, waiters);
@@ -2111,19 +2113,18 @@ u32 fleece_cbw_slots(sector_t cow_sectors, unsigned int cluster_sectors)
 		     FLEECE_SLOT_NONE - 1);
 }
 
-/* More slots than there are. */
-static int grow_store(struct fleece_cbw *cbw, u32 nr_slots)
+/* More slots than there are. @is_news: is to be told. */
+static int grow_store(struct fleece_cbw *cbw, u32 nr_slots, bool *is_news)
 {
 	struct fleece_store_growth growth;
 	bool is_moving = true;
-	bool is_news;
 
 	lockdep_assert_held(&cbw->grow_lock);
 	if (fleece_store_growth_init(&growth, &cbw->store, nr_slots))
 		return -ENOMEM;
 	spin_lock(&cbw->lock);
 	fleece_store_grow(&cbw->store, &growth);
-	is_news = note_free_slots(cbw);
+	*is_news = note_free_slots(cbw);
 	spin_unlock(&cbw->lock);
 	while (is_moving) {
 		cond_resched();
@@ -2132,12 +2133,10 @@ static int grow_store(struct fleece_cbw *cbw, u32 nr_slots)
 		spin_unlock(&cbw->lock);
 	}
 	fleece_store_growth_exit(&growth);
-	if (is_news)
-		cbw->config.methods->event(cbw->config.event_context);
 	return 0;
 }
 
-static int grow_locked(struct fleece_cbw *cbw)
+static int grow_locked(struct fleece_cbw *cbw, bool *is_news)
 {
 	sector_t nr_sectors = bdev_nr_sectors(cbw->config.cow);
 	u32 nr_slots = fleece_cbw_slots(nr_sectors, cbw->config.cluster_sectors);
@@ -2154,7 +2153,7 @@ static int grow_locked(struct fleece_cbw *cbw)
 		return -EINVAL;
 	}
 	if (nr_slots > old)
-		ret = grow_store(cbw, nr_slots);
+		ret = grow_store(cbw, nr_slots, is_news);
 	if (ret)
 		DMERR("%s: cannot grow: no memory for %u slots", cbw->config.name, nr_slots);
 	else if (nr_slots > old)
@@ -2166,11 +2165,14 @@ static int grow_locked(struct fleece_cbw *cbw)
 int fleece_cbw_grow(struct fleece_cbw *cbw)
 {
 	unsigned int noio = memalloc_noio_save();
+	bool is_news = false;
 	int ret;
 
 	mutex_lock(&cbw->grow_lock);
-	ret = grow_locked(cbw);
+	ret = grow_locked(cbw, &is_news);
 	mutex_unlock(&cbw->grow_lock);
+	if (is_news)
+		cbw->config.methods->event(cbw->config.event_context);
 	memalloc_noio_restore(noio);
 	return ret;
 }

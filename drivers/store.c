@@ -141,12 +141,14 @@ void fleece_store_growth_exit(struct fleece_store_growth *growth)
 
 void fleece_store_grow(struct fleece_store *store, struct fleece_store_growth *growth)
 {
-	memcpy(growth->bits, store->bits, BITS_TO_LONGS(store->nr_slots) * sizeof(unsigned long));
+	/* Live writes wait meanwhile, so no more than there is anything in. */
+	memcpy(growth->bits, store->bits, BITS_TO_LONGS(store->end) * sizeof(unsigned long));
 	/* The last group is going to be longer. */
 	memcpy(growth->full, store->full,
-	       BITS_TO_LONGS(nr_groups(store->nr_slots)) * sizeof(unsigned long));
-	__clear_bit((store->nr_slots - 1) / FLEECE_STORE_GROUP, growth->full);
-	memcpy(growth->pages, store->pages, store->nr_pages * sizeof(*store->pages));
+	       BITS_TO_LONGS(nr_groups(store->end)) * sizeof(unsigned long));
+	fleece_bits_assign(growth->full, (store->nr_slots - 1) / FLEECE_STORE_GROUP, false);
+	memcpy(growth->pages, store->pages,
+	       DIV_ROUND_UP(store->end, ENTRIES_PER_PAGE) * sizeof(*store->pages));
 	swap(growth->bits, store->bits);
 	swap(growth->full, store->full);
 	swap(growth->pages, store->pages);
@@ -233,12 +235,12 @@ static u32 next_free(struct fleece_store *store, u64 from)
 		group = from / FLEECE_STORE_GROUP;
 		first = group * FLEECE_STORE_GROUP;
 		end = min((u64)store->nr_slots, first + FLEECE_STORE_GROUP);
-		if (!test_bit(group, store->full)) {
+		if (!fleece_bits_test(store->full, group)) {
 			slot = find_next_zero_bit(store->bits, end, from);
 			if (slot < end)
 				return slot;
 			if (from == first)
-				__set_bit(group, store->full);
+				fleece_bits_assign(store->full, group, true);
 		}
 		group = find_next_zero_bit(store->full, nr_groups(store->nr_slots), group + 1);
 		from = group * FLEECE_STORE_GROUP;
@@ -277,7 +279,7 @@ int fleece_store_alloc(struct fleece_store *store, unsigned int want, u32 *slot)
 	for (s = first; s < end; s++) {
 		if (!have_entries(store, s))
 			break;
-		__set_bit(s, store->bits);
+		fleece_bits_assign(store->bits, s, true);
 	}
 	if (s == first)
 		return -EAGAIN;
@@ -285,14 +287,16 @@ int fleece_store_alloc(struct fleece_store *store, unsigned int want, u32 *slot)
 	close_groups(store, first, s);
 	*slot = first;
 	store->lowest = s;
+	if (s > store->end)
+		store->end = s;
 	store->used += s - first;
 	return s - first;
 }
 
 static void give_back(struct fleece_store *store, u32 slot)
 {
-	__clear_bit(slot, store->bits);
-	__clear_bit(slot / FLEECE_STORE_GROUP, store->full);
+	fleece_bits_assign(store->bits, slot, false);
+	fleece_bits_assign(store->full, slot / FLEECE_STORE_GROUP, false);
 	store->used--;
 }
 

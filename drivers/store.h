@@ -32,6 +32,7 @@ struct fleece_slot_entry;
  * struct fleece_store - slots and their owners
  * @nr_slots: how many there are; changed by fleece_store_grow(), as are @bits,
  *	@nr_pages and @pages.
+ * @end: no slot from here on has ever been taken.
  * @used: slots that are taken or owned.
  * @lowest: no slot below is free, but those that are avoided.
  * @avoided: no avoided slot is below; FLEECE_SLOT_NONE if there is none.
@@ -50,6 +51,7 @@ struct fleece_slot_entry;
  */
 struct fleece_store {
 	u32 nr_slots;
+	u32 end;
 	u32 used;
 	u32 lowest;
 	u32 avoided;

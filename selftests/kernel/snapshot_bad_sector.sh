@@ -39,6 +39,7 @@ wait_copied snap
 is "the snapshot lost one cluster" "$(snapshot_field snap state) $(snapshot_field snap lost)" "active 1"
 like "and says why and where" "$(snapshot_field snap errno) $(snapshot_field snap sector)" "^[1-9][0-9]* [1-9]"
 expect_log "so does the log" "lost|cannot be read"
+is "it does not count as copied" "$(map snap copied)" "0 $((SECTORS * 512)) 0"
 bad_sectors 0
 gets "the lost cluster is an error for good" EIO snap read $((CLUSTER * 65536)) 64k
 gets "its left neighbour is served" ok snap verify 1 0 $((CLUSTER * 65536))

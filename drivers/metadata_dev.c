@@ -452,7 +452,7 @@ static void init_buffer(struct fleece_metadata_dev *dev, struct fleece_metadata_
 {
 	buffer->dev = dev;
 	INIT_WORK(&buffer->work, submit_buffer);
-	buffer->bio = fleece_bio_alloc(dev->bdev, nr_blocks, REQ_OP_READ, GFP_KERNEL, &fs_bio_set);
+	buffer->bio = fleece_bio_alloc(dev->bdev, nr_blocks, REQ_OP_READ, GFP_KERNEL, &dev->bios);
 }
 
 static int alloc_buffers(struct fleece_metadata_dev *dev)
@@ -460,6 +460,9 @@ static int alloc_buffers(struct fleece_metadata_dev *dev)
 	struct fleece_metadata_buffer *buffer;
 	unsigned int i;
 
+	/* They are kept, so they must not come from a set that others share. */
+	if (bioset_init(&dev->bios, FLEECE_METADATA_BUFFERS + 1, 0, BIOSET_NEED_BVECS))
+		return -ENOMEM;
 	for (i = 0; i < FLEECE_METADATA_BUFFERS; i++) {
 		buffer = &dev->buffers[i];
 		init_buffer(dev, buffer, 1);
@@ -507,6 +510,7 @@ static void free_buffers(struct fleece_metadata_dev *dev)
 	}
 	if (dev->reader.bio)
 		bio_put(dev->reader.bio);
+	bioset_exit(&dev->bios);
 	free_window(dev);
 }
 

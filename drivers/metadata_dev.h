@@ -102,6 +102,8 @@ struct fleece_metadata_buffer {
  * @reader: the bio that reads; nothing else is under way then.
  * @window: its pages, until the start: nothing is read after it.
  *
+ * @bios: the bios of all buffers.
+ *
  * @io_lock: taken in interrupts; a leaf. Protects:
  * @free: buffers that are not under way.
  * @nr_flying: number of the others, and of @reader.
@@ -129,6 +131,7 @@ struct fleece_metadata_dev {
 	struct delayed_work settle;
 	struct fleece_metadata_buffer reader;
 	struct page *window[FLEECE_METADATA_READ_BLOCKS];
+	struct bio_set bios;
 
 	spinlock_t io_lock;		/* buffers under way */
 	struct list_head free;

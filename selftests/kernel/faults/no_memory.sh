@@ -27,8 +27,8 @@ for name in a b; do
 	make_disk cow-$name $((SECTORS + 8192))
 	# The RAM disk has all its pages from now on: what fails then is ours.
 	for disk in disk-$name cow-$name; do
-		or_bail dd if=/dev/zero "of=$(path_of "$disk")" bs=512k oflag=direct status=none \
-			count=$((SECTORS / 1024))
+		or_bail dd if=/dev/zero "of=$(path_of "$disk")" bs=4k oflag=direct status=none \
+			count=$(($(blockdev --getsz "$(path_of "$disk")") / 8))
 	done
 done
 

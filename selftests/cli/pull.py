@@ -145,6 +145,10 @@ def full_existing(world):
     expect(content(path) == pattern(0, SIZE), "the backup differs")
     expect(os.path.islink(world.file("link")), "the link is one still")
     equal(world.left(), ["link", "target"], "files")
+    os.symlink("none", world.file("dangling"))
+    for more in (), ("--replace",):
+        pull(world.uri(), world.file("dangling"), *more, status=NO_DEVICE, says="is not there")
+    equal(world.left(), ["dangling", "link", "target"], "files")
 
 
 def since(world):
@@ -317,6 +321,8 @@ def changed_meanwhile(world):
         server.close()
         equal(content(world.file()), b"theirs", "their file, in the place of a %s one" % name)
         os.unlink(world.file())
+    expect(content(world.file("target.complete")) == pattern(0, M),
+           "the backup is not kept")
 
 
 def too_large(world):

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #define SUFFIX		".partial"
+#define COMPLETE_SUFFIX	".complete"
 /* Zeroes are looked for, and left out, in units of this. */
 #define BLOCK_BYTES	4096U
 #define ZEROES_BYTES	(64U << 10)
@@ -293,6 +294,9 @@ enum status target_open(struct target *target, const char *path, const struct ta
 		if (snprintf(target->path, sizeof(target->path), "%s", path) >=
 		    (int)sizeof(target->path))
 			return report_errno(ENAMETOOLONG, path, "cannot find it");
+		/* In the end the name would turn out to be taken. */
+		if (!lstat(path, &st))
+			return report(NO_DEVICE, path, "is a link to what is not there");
 	}
 	if (!stat(target->path, &st))
 		status = open_existing(target, how, &st);
@@ -413,6 +417,21 @@ static enum status give_name(const struct target *target)
 		     DONE;
 }
 
+/*
+ * Without its name it may still be the only backup there is: what was read may have been
+ * released. The next pull takes what is called partial for its own.
+ */
+static void keep_complete(const struct target *target)
+{
+	char name[sizeof(target->partial) + sizeof(COMPLETE_SUFFIX)];
+	const char *from = target->partial;
+
+	snprintf(name, sizeof(name), "%s" COMPLETE_SUFFIX, target->path);
+	if (!rename_new(target->directory_fd, from + target->name_at, name + target->name_at))
+		from = name;
+	report_note(from, "is the complete backup; give it another name");
+}
+
 /* The file has all of it then. */
 static int close_image(struct target *target)
 {
@@ -438,12 +457,16 @@ enum status target_finish(struct target *target)
 	ret = close_image(target);
 	if (!ret && fsync(target->fd))
 		ret = -errno;
-	if (ret)
-		status = report_errno(ret, target->path, "cannot make it durable");
-	else if (target->partial[0])
+	if (ret) {
+		report_errno(ret, target->path, "cannot make it durable");
+		target_abandon(target);
+		return FAILED;
+	}
+	if (target->partial[0])
 		status = give_name(target);
 	if (status != DONE) {
-		target_abandon(target);
+		keep_complete(target);
+		close_target(target);
 		return status == BUSY ? BUSY : FAILED;
 	}
 	ret = target->partial[0] ? sync_directory(target->directory_fd) : 0;

@@ -85,13 +85,38 @@ static int bind_unix(int fd, const struct sockaddr_un *address)
 	return ret;
 }
 
+/* Is it what bind() has made, and not what the owner of the directory has put in its place? */
+static bool is_ours(int file)
+{
+	struct stat st;
+
+	return !fstat(file, &st) && S_ISSOCK(st.st_mode) && st.st_uid == geteuid() &&
+	       st.st_nlink == 1;
+}
+
+static int set_access_of(int file, const struct socket_access *access)
+{
+	char path[sizeof("/proc/self/fd/") + 3 * sizeof(int)];
+
+	if (!is_ours(file))
+		return -EEXIST;
+	if ((access->owner != (uid_t)-1 || access->group != (gid_t)-1) &&
+	    fchownat(file, "", access->owner, access->group, AT_EMPTY_PATH))
+		return -errno;
+	/* There is no fchmod() for what was opened with O_PATH. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", file);
+	return chmod(path, access->mode) ? -errno : 0;
+}
+
 /* Until listen() nobody can connect, so that the file's owner and mode come in time. */
 static int set_access(const char *path, const struct socket_access *access)
 {
-	if ((access->owner != (uid_t)-1 || access->group != (gid_t)-1) &&
-	    chown(path, access->owner, access->group))
-		return -errno;
-	return chmod(path, access->mode) ? -errno : 0;
+	int file = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	int ret = file < 0 ? -errno : set_access_of(file, access);
+
+	if (file >= 0)
+		close(file);
+	return ret;
 }
 
 /* Leaves no file behind when it fails. */

@@ -185,6 +185,98 @@ test_missed()
 	or_bail "$FLEECE" detach --all="$tab"
 }
 
+# dump_checkpoints: those that the next attach would believe
+dump_checkpoints()
+{
+	"$FLEECE" metadata dump "/dev/$GROUP/small" --json | jq -r '[.checkpoints[].name] | join(" ")'
+}
+
+# make_checkpoint DEVICE CHECKPOINT: on the small metadata device; nothing is attached then.
+make_checkpoint()
+{
+	echo "$PREFIX-plain $1 /dev/$GROUP/small" > "$tab"
+	or_bail "$FLEECE" attach --all="$tab"
+	or_bail "$FLEECE" checkpoint create "$PREFIX-plain" "$2"
+	or_bail "$FLEECE" detach "$PREFIX-plain"
+}
+
+# A device that is not there may appear, and be used, when nobody attaches it any more.
+test_absent()
+{
+	or_bail ln -s "$spare" "$SCRATCH/late"
+	make_checkpoint "$SCRATCH/late" two
+	or_bail rm "$SCRATCH/late"
+	exits "attach of all, one of which is not there" 1 "$FLEECE" attach --all="$tab" --wait 1
+	is "its checkpoint waits for it" "$(dump_checkpoints)" two
+	exits "attach of all, for the last time" 1 "$FLEECE" attach --all="$tab" --wait 1 --final
+	is "its checkpoint waits no longer" "$(dump_checkpoints)" ""
+}
+
+# The initial RAM disk has done without a metadata device that is there now.
+test_done_without()
+{
+	make_checkpoint "$spare" three
+	or_bail "$FLEECE" attach "$spare" --name "$PREFIX-plain"
+	exits "attach of all, one of which is attached without its metadata" 1 \
+		"$FLEECE" attach --all="$tab"
+	is "its checkpoint is not believed the next time" "$(dump_checkpoints)" ""
+	or_bail "$FLEECE" detach "$PREFIX-plain"
+}
+
+# Somebody else has the metadata device, for a moment and for longer.
+test_held()
+{
+	local attacher status=0
+
+	make_checkpoint "$spare" four
+	or_bail dm_create holder "0 64 linear /dev/$GROUP/small 0"
+	"$FLEECE" attach --all="$tab" --wait 600 > "$SCRATCH/said" 2>&1 &
+	attacher=$!
+	defer kill_waiter $attacher
+	sleep 1
+	fails "attach of all waits for a metadata device that is held" "No such device" \
+		dmsetup table "$PREFIX-plain"
+	or_bail dm_remove holder
+	wait $attacher || status=$?
+	is "then it takes it" "$status $(metadata_state "$PREFIX-plain") $(checkpoints "$PREFIX-plain")" \
+		"0 clean four"
+	or_bail "$FLEECE" detach "$PREFIX-plain"
+	or_bail dm_create holder "0 64 linear /dev/$GROUP/small 0"
+	fails "one that is held for longer" "nothing can be noted on it.*WITHOUT its metadata" \
+		"$FLEECE" attach --all="$tab" --wait 1
+	is "is done without" "$(metadata_state "$PREFIX-plain")" none
+	or_bail "$FLEECE" detach "$PREFIX-plain"
+	or_bail dm_remove holder
+	or_bail "$FLEECE" metadata create "/dev/$GROUP/small" --origin "$spare" --force
+}
+
+# The uuid of an origin on a plain device is another one each time.
+test_identity()
+{
+	local name=$PREFIX-plain disk
+
+	if ! modprobe scsi_debug dev_size_mb=8 delay=0; then
+		skip "identity of a plain device" "there is no scsi_debug"
+		return
+	fi
+	defer modprobe -r scsi_debug
+	or_bail wait_until 20 find_scsi_debug
+	disk=$(find_scsi_debug)
+	or_bail "$FLEECE" attach "$disk" --name "$name"
+	defer dm_remove_deferred plain
+	succeeds "metadata is made for what is attached" \
+		"$FLEECE" metadata create "/dev/$GROUP/small" --origin "/dev/mapper/$name" --force
+	or_bail "$FLEECE" detach "$name"
+	succeeds "it is that of the device below" \
+		"$FLEECE" attach "$disk" --name "$name" --metadata "/dev/$GROUP/small"
+	succeeds "and of the origin" \
+		"$FLEECE" metadata check "/dev/$GROUP/small" --origin "/dev/mapper/$name"
+	or_bail "$FLEECE" detach "$name"
+	fails "of no other one" "belongs to" \
+		"$FLEECE" metadata check "/dev/$GROUP/small" --origin "/dev/$GROUP/data"
+	empty "/dev/$GROUP/small"
+}
+
 test_tab()
 {
 	cat > "$tab" <<-END
@@ -350,6 +442,10 @@ test_restart
 test_live
 test_unseen
 test_missed
+test_absent
+test_done_without
+test_held
+test_identity
 test_tab
 test_wait
 test_without_metadata

@@ -242,16 +242,16 @@ static enum status check_request(const struct attach *attach, const struct boot 
 		return verb_usage("--all takes devices, names and the like from the file");
 	if (!boot->tab && nr_words != 1)
 		return verb_usage("exactly one DEVICE is needed");
-	if (!boot->tab && (boot->wait_ms || boot->is_early))
-		return verb_usage("--wait and --early go with --all");
-	if (boot->wait_ms && boot->is_early)
-		return verb_usage("--early does not wait");
+	if (!boot->tab && (boot->wait_ms || boot->is_early || boot->is_final))
+		return verb_usage("--wait, --early and --final go with --all");
+	if (boot->is_early && (boot->wait_ms || boot->is_final))
+		return verb_usage("--early does not wait, and is not --final");
 	if (attach->granularity && !device_unit_is_valid(attach->granularity))
 		return verb_usage("the granularity must be a power of two from 4K to 16M");
 	return DONE;
 }
 
-enum { NAME = 256, METADATA, GRANULARITY, LIMIT, ALL, WAIT, EARLY };
+enum { NAME = 256, METADATA, GRANULARITY, LIMIT, ALL, WAIT, EARLY, FINAL };
 
 static enum status parse_option(int option, struct attach *attach, struct boot *boot)
 {
@@ -270,6 +270,8 @@ static enum status parse_option(int option, struct attach *attach, struct boot *
 		boot->tab = optarg ? optarg : FLEECETAB_PATH;
 	else if (option == EARLY)
 		boot->is_early = true;
+	else if (option == FINAL)
+		boot->is_final = true;
 	return DONE;
 }
 
@@ -283,6 +285,7 @@ enum status verb_attach(int argc, char **argv)
 		{ "all", optional_argument, NULL, ALL },
 		{ "wait", required_argument, NULL, WAIT },
 		{ "early", no_argument, NULL, EARLY },
+		{ "final", no_argument, NULL, FINAL },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};

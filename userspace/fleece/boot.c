@@ -6,6 +6,7 @@
 #include "boot.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,30 +27,68 @@ static bool find_origin(const char *name, struct origin *origin)
 	return !fleece_dm_info(name, &info) && !origin_read(&info, origin);
 }
 
-/* Are all its devices there? */
-static bool is_present(const struct fleecetab_entry *entry)
+/* Is its metadata device held by somebody else, perhaps just for a look at it? */
+static bool is_metadata_held(const struct fleecetab_entry *entry)
 {
-	return !access(entry->device, F_OK) &&
-	       (!entry->metadata[0] || !access(entry->metadata, F_OK));
+	struct origin origin;
+	int fd;
+
+	if (!entry->metadata[0] || find_origin(entry->name, &origin))
+		return false;
+	fd = open(entry->metadata, O_RDONLY | O_EXCL | O_CLOEXEC);
+	if (fd < 0)
+		return errno == EBUSY;
+	close(fd);
+	return false;
 }
 
-/* It is, or will be used without its metadata: what is written must not look unchanged then. */
-static void miss_entry(const struct fleecetab_entry *entry)
+/* Are all its devices there, and free? */
+static bool is_ready(const struct fleecetab_entry *entry)
 {
-	struct metadata_origin origin = { .path = entry->device };
+	return !access(entry->device, F_OK) &&
+	       (!entry->metadata[0] || !access(entry->metadata, F_OK)) &&
+	       !is_metadata_held(entry);
+}
+
+/* With its metadata: whoever says something else has another problem. */
+static bool is_attached(const struct fleecetab_entry *entry)
+{
+	struct origin origin;
 	struct stat st;
 
-	if (!entry->metadata[0] || access(entry->metadata, F_OK) || stat(entry->device, &st) ||
-	    !S_ISBLK(st.st_mode))
+	return find_origin(entry->name, &origin) && !stat(entry->metadata, &st) &&
+	       origin.metadata == st.st_rdev;
+}
+
+/*
+ * It is, or will be used without its metadata: what is written must not look unchanged then.
+ * One that is not there may be put to use whenever it appears.
+ */
+static void miss_entry(const struct fleecetab_entry *entry, const struct boot *boot)
+{
+	struct metadata_origin origin = { .path = entry->device };
+	bool is_there = !access(entry->device, F_OK);
+	enum status status = NO_DEVICE;
+	struct stat st;
+
+	if (!entry->metadata[0] || (!is_there && !boot->is_final) || is_attached(entry))
 		return;
-	origin.devno = st.st_rdev;
-	if (!device_size(st.st_rdev, &origin.size))
-		metadata_miss(entry->metadata, &origin);
+	if (is_there) {
+		if (stat(entry->device, &st) || !S_ISBLK(st.st_mode) ||
+		    device_size(st.st_rdev, &origin.size))
+			return;
+		origin.devno = st.st_rdev;
+	}
+	if (!access(entry->metadata, F_OK))
+		status = metadata_miss(entry->metadata, &origin);
+	if (status != DONE && status != NO_CHECKPOINT)
+		report_note(entry->metadata,
+			    "WARNING: nothing can be noted on it, so its checkpoints will look valid, but miss what is written to %s now; delete them, or make it anew with 'fleece metadata create --force', before the next backup",
+			    entry->device);
 }
 
 /* Rather without checkpoints than not at all: what is mounted from it may be needed. */
-static enum status attach_without_metadata(const struct fleecetab_entry *entry,
-					   struct attach *attach)
+static void attach_without_metadata(const struct fleecetab_entry *entry, struct attach *attach)
 {
 	attach->metadata = NULL;
 	attach->metadata_devno = 0;
@@ -58,7 +97,19 @@ static enum status attach_without_metadata(const struct fleecetab_entry *entry,
 		report_note(entry->name,
 			    "WARNING: is attached WITHOUT its metadata device %s: changes are only kept in RAM, and the next backup must be a full one",
 			    entry->metadata);
-	return FAILED;
+}
+
+/* The initial RAM disk, for instance, did without the metadata device that is here now. */
+static enum status compare_entry(const struct fleecetab_entry *entry, const struct boot *boot,
+				 const struct attach *attach, const struct origin *origin)
+{
+	enum status status = attach_compare(attach, origin);
+
+	if (status == DONE)
+		printf("%s is attached already\n", entry->name);
+	else
+		miss_entry(entry, boot);
+	return status;
 }
 
 static enum status attach_entry(const struct fleecetab_entry *entry, const struct boot *boot)
@@ -73,21 +124,17 @@ static enum status attach_entry(const struct fleecetab_entry *entry, const struc
 	struct origin origin;
 	enum status status;
 
-	if (find_origin(entry->name, &origin)) {
-		status = attach_compare(&attach, &origin);
-		if (status == DONE)
-			printf("%s is attached already\n", entry->name);
-		return status;
-	}
+	if (find_origin(entry->name, &origin))
+		return compare_entry(entry, boot, &attach, &origin);
 	status = attach_device(&attach);
 	if (status == DONE)
 		return DONE;
-	/* Of refused metadata, these are those that are its own. */
-	if (!attach.is_metadata_refused || status == FAILED)
-		miss_entry(entry);
-	if (!attach.is_metadata_refused || entry->needs_metadata)
-		return status;
-	return attach_without_metadata(entry, &attach);
+	/* Before anybody can write to it. Checkpoints of another origin are none of ours. */
+	if (status != NO_CHECKPOINT)
+		miss_entry(entry, boot);
+	if (attach.is_metadata_refused && !entry->needs_metadata)
+		attach_without_metadata(entry, &attach);
+	return status;
 }
 
 /* ------------------------- All of them ------------------------- */
@@ -104,10 +151,10 @@ static bool has_turn(const struct run *run, size_t index, bool is_last)
 {
 	const struct fleecetab_entry *entry = &run->tab.entries[index];
 
-	return !run->is_done[index] && !entry->is_manual && (is_last || is_present(entry));
+	return !run->is_done[index] && !entry->is_manual && (is_last || is_ready(entry));
 }
 
-/* Attach those that are there, or with @is_last all that are left. Are any left then? */
+/* Attach those that are ready, or with @is_last all that are left. Are any left then? */
 static bool attach_some(struct run *run, bool is_last)
 {
 	enum status ready = DONE;
@@ -124,7 +171,8 @@ static bool attach_some(struct run *run, bool is_last)
 		is_begun = true;
 		if (ready != DONE) {
 			run->status = ready;
-			miss_entry(&run->tab.entries[i]);
+			if (ready != NO_PERMISSION)
+				miss_entry(&run->tab.entries[i], run->boot);
 		} else if (attach_entry(&run->tab.entries[i], run->boot) != DONE) {
 			run->status = FAILED;
 		}

@@ -16,12 +16,14 @@
  * @tab: path of fleecetab.
  * @wait_ms: how long to wait for devices.
  * @is_early: others may still appear: leave what lacks a device to a later run.
+ * @is_final: nobody attaches later what does not get ready now.
  * @limit_ms: longest time that the I/O of one of them may be held.
  */
 struct boot {
 	const char *tab;
 	unsigned int wait_ms;
 	bool is_early;
+	bool is_final;
 	unsigned int limit_ms;
 };
 
@@ -29,9 +31,10 @@ struct boot {
  * boot_attach() - attach all that are not to be attached by hand
  * @boot: how.
  *
- * Each as soon as its devices are there. One whose metadata is refused, or missing in the
+ * Each as soon as its devices are there, and free. One whose metadata is refused, or missing in the
  * end, is attached without it, unless fleecetab says otherwise: the machine needs the device.
- * The checkpoints of one that cannot be attached are dropped.
+ * The checkpoints of one that cannot be attached are dropped; of one that is not there, if
+ * this was the final chance.
  *
  * Return: DONE if all are attached as the file says.
  */

@@ -133,6 +133,18 @@ static bool read_attribute(dev_t devno, const char *attribute, char *text, size_
 	return is_read && text[0];
 }
 
+/* An origin on a plain device has a uuid of its own, which is another one each time. */
+static dev_t lasting_device(dev_t devno)
+{
+	struct fleece_dm_info info;
+	struct origin origin;
+
+	if (fleece_dm_info_devno(devno, &info) || !device_has_prefix(info.uuid, ORIGIN_UUID) ||
+	    origin_read(&info, &origin))
+		return devno;
+	return origin.lower;
+}
+
 /* A text that is the same after a reboot, or "" if nothing is known. */
 static void identify(dev_t devno, char *identity)
 {
@@ -145,6 +157,7 @@ static void identify(dev_t devno, char *identity)
 	size_t i;
 
 	identity[0] = 0;
+	devno = lasting_device(devno);
 	read_attribute(devno, "start", start, sizeof(start));
 	for (i = 0; i < sizeof(attributes) / sizeof(attributes[0]); i++) {
 		if (!read_attribute(devno, attributes[i], text, sizeof(text)))
@@ -325,7 +338,7 @@ static enum status check_place(const char *path, const struct metadata_origin *o
 	if (!S_ISBLK(st.st_mode))
 		return report(NO_DEVICE, path, "is not a block device");
 	*devno = st.st_rdev;
-	if (device_depends(*devno, origin->devno))
+	if (origin->devno && device_depends(*devno, origin->devno))
 		return report(FAILED, path,
 			      "lies on %s itself; the metadata needs a device of its own",
 			      origin->path);
@@ -466,22 +479,60 @@ enum status metadata_prepare(const char *path, const struct metadata_origin *ori
 	return status;
 }
 
-void metadata_miss(const char *path, const struct metadata_origin *origin)
+static bool has_unread_copy(const struct image *image)
 {
+	size_t i;
+
+	for (i = 0; i < sizeof(image->copies) / sizeof(image->copies[0]); i++)
+		if (image->copies[i].result != -ENODATA && image->copies[i].result != -EUCLEAN)
+			return true;
+	return false;
+}
+
+static enum status miss_opened(const char *path, struct metadata_origin *origin,
+			       const struct image_io *io)
+{
+	const char *why = "is used without the target, which could not be attached";
 	char identity[FLEECE_MD_IDENTITY_BYTES];
 	static struct image image;
+
+	image_read_root(io, &image);
+	/* Later it may be possible to read what cannot be read now. */
+	if (image.chosen < 0 && has_unread_copy(&image))
+		return report(FAILED, path, "cannot read it: %s", image.copies[0].error);
+	if (image.chosen < 0 || image.is_short)
+		return NO_CHECKPOINT;
+	if (!image_has_root(&image))
+		return NO_MODULE;
+	if (!image.root.nr_checkpoints)
+		return DONE;
+	if (!origin->devno) {
+		origin->size = (uint64_t)image.root.origin_sectors * SECTOR;
+		why = "was not there in time, and may be used without the target now";
+	} else {
+		identify(origin->devno, identity);
+		if (metadata_check_origin(&image, path, origin->path, origin->size, identity) !=
+		    DONE)
+			return NO_CHECKPOINT;
+	}
+	return drop_checkpoints(path, origin, io, &image.root, why);
+}
+
+enum status metadata_miss(const char *path, const struct metadata_origin *origin)
+{
+	struct metadata_origin missed = *origin;
+	enum status status;
 	struct image_io io;
 	dev_t devno;
 	int fd;
 
-	if (check_place(path, origin, &devno) != DONE ||
-	    metadata_open(path, O_RDWR | O_EXCL, &fd, &io) != DONE)
-		return;
-	identify(origin->devno, identity);
-	image_read_root(&io, &image);
-	if (image_has_root(&image) && !image.is_short && image.root.nr_checkpoints &&
-	    metadata_check_origin(&image, path, origin->path, origin->size, identity) == DONE)
-		drop_checkpoints(path, origin, &io, &image.root,
-				 "is used without the target, which could not be attached");
-	close(fd);
+	status = check_place(path, origin, &devno);
+	if (status == DONE)
+		status = metadata_open(path, O_RDWR | O_EXCL, &fd, &io);
+	if (status != DONE)
+		return status;
+	status = miss_opened(path, &missed, &io);
+	if (close(fd) && status == DONE)
+		status = report_errno(errno, path, "cannot write it");
+	return status;
 }

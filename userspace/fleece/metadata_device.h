@@ -148,11 +148,14 @@ enum status metadata_prepare(const char *path, const struct metadata_origin *ori
 /**
  * metadata_miss() - drop the checkpoints of an origin that could not be attached
  * @path: of its metadata device.
- * @origin: the origin. It may be written to from now on.
+ * @origin: the origin. It may be written to from now on. @devno is 0 if it is not there:
+ *	then @path alone tells whose metadata this is.
  *
- * Needs no module. Metadata that cannot be found, is of another origin, or is in use stays
- * as it is.
+ * Needs no module.
+ *
+ * Return: DONE if no checkpoint is left, NO_CHECKPOINT if it is not the metadata of this
+ * origin, or why it is as it was: BUSY, NO_DEVICE, NO_MODULE, FAILED.
  */
-void metadata_miss(const char *path, const struct metadata_origin *origin);
+enum status metadata_miss(const char *path, const struct metadata_origin *origin);
 
 #endif

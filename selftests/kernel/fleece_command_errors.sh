@@ -119,6 +119,8 @@ is "map of the origin since its newest checkpoint" "$("$FLEECE" map "$name" | tr
 	" 0 65536 0 clean, 65536 8192 1 dirty, 73728 16703488 0 clean"
 succeeds "checkpoint delete" "$FLEECE" checkpoint delete "$name" one
 exits "map without any checkpoint" 7 "$FLEECE" map "$name"
+is "for programs it is nothing, not half a document" \
+	"$("$FLEECE" map "$name" --since one --json 2> /dev/null)" ""
 like "list without checkpoints" "$("$FLEECE" list)" "$name +origin +tracking +16.0M +- "
 
 #
@@ -247,6 +249,11 @@ is "nothing can be read" "$("$FLEECE" status "$name-snap" --json |
 succeeds "remove" "$FLEECE" remove "$name-snap"
 exits "since an unknown checkpoint" 7 snapshot --cow "$(path_of cow)" --since never
 exits "a checkpoint that exists" 5 snapshot --cow "$(path_of cow)" --checkpoint three
+# Whoever it complains to has gone.
+{
+	sleep 1
+	snapshot --cow "$(path_of cow)" --checkpoint three
+} 2>&1 | true
 no_snapshot "policies"
 
 #
@@ -293,6 +300,29 @@ serve_twice()
 	printf '%s\n' "${statuses[@]}" | sort -n | paste -sd ' '
 }
 
+# serve_on_terminal SOCKET HOW: a server in the foreground of a terminal that is closed, or
+# where somebody types Ctrl-C. Succeeds when both have ended.
+serve_on_terminal()
+{
+	timeout $((60 * ${FLEECE_SLOWDOWN:-1})) python3 - "$2" "$SCRATCH/pid" \
+		"$FLEECE" serve "$name-snap" --socket "$1" --pid-file "$SCRATCH/pid" <<- END
+		import os, pty, sys, time
+
+		how, pid_file = sys.argv[1:3]
+		child, terminal = pty.fork()
+		if not child:
+		    os.execv(sys.argv[3], sys.argv[3:])
+		while not os.path.exists(pid_file):
+		    time.sleep(0.05)
+		if how == "closed":
+		    os.close(terminal)
+		else:
+		    os.write(terminal, b"\x03")
+		os.waitpid(child, 0)
+		sys.exit(os.path.exists(pid_file))
+	END
+}
+
 test_serve()
 {
 	local socket=$SCRATCH/nbd pid=$SCRATCH/pid uri
@@ -322,6 +352,12 @@ test_serve()
 	exits "is the server's" 5 "$FLEECE" serve "$name-snap" --socket "$socket"
 	stop_server
 	wait $! || :
+	if command -v python3 > /dev/null; then
+		succeeds "Ctrl-C ends it" serve_on_terminal "$socket" ctrl-c
+		succeeds "so does the end of its terminal" serve_on_terminal "$socket" closed
+	else
+		skip "serve on a terminal" "python3 is not installed"
+	fi
 	fails "one that cannot listen says why" "0.0.0.0 is not a loopback address" \
 		"$FLEECE" serve "$name-snap" --background --socket "$SCRATCH/other" \
 		--pid-file "$SCRATCH/other.pid" --log-file "$SCRATCH/log" --listen 0.0.0.0

@@ -110,7 +110,9 @@ static bool remove_leftover(const char *group, const char *volume, const char *s
 
 bool cow_lvm_leftovers(void (*tell)(const char *volume))
 {
-	const char *const argv[] = { "lvs", "--noheadings", "-o", "vg_name,lv_name", "-S",
+	/* A device that somebody has suspended would be waited for. */
+	const char *const argv[] = { "lvs", "--config", "devices/ignore_suspended_devices=1",
+				     "--noheadings", "-o", "vg_name,lv_name", "-S",
 				     "lv_tags={" LVM_TAG "}", NULL };
 	char group[DM_NAME_LEN], volume[DM_NAME_LEN], full[LVM_NAME];
 	char name[DM_NAME_LEN], output[1024], *line, *next;

@@ -24,6 +24,7 @@ struct map {
 	const char *checkpoint;
 	const char *names[2];
 	bool is_json;
+	bool is_begun;
 	struct fleece_json json;
 	struct fleece_extent pending;
 };
@@ -39,6 +40,9 @@ static void print_extent(struct map *map, const struct fleece_extent *extent)
 		       (unsigned long long)extent->length, type, map->names[type]);
 		return;
 	}
+	if (!map->is_begun)
+		fleece_json_array(&map->json, NULL);
+	map->is_begun = true;
 	fleece_json_object(&map->json, NULL);
 	fleece_json_number(&map->json, "offset", extent->offset);
 	fleece_json_number(&map->json, "length", extent->length);
@@ -90,8 +94,6 @@ static enum status print_map(struct map *map, int control, const struct fleece_d
 	if (device < 0)
 		return report_errno(device, info->name, "cannot open it");
 	map->json.out = stdout;
-	if (map->is_json)
-		fleece_json_array(&map->json, NULL);
 	ret = walk(map, control, device, size);
 	close(device);
 	if (ret && map->kind == FLEECE_MAP_CHANGED)
@@ -99,7 +101,7 @@ static enum status print_map(struct map *map, int control, const struct fleece_d
 	if (ret)
 		return report_errno(ret, info->name, "cannot read its map");
 	print_extent(map, &map->pending);
-	if (map->is_json)
+	if (map->is_begun)
 		fleece_json_array_end(&map->json);
 	return DONE;
 }

@@ -176,6 +176,8 @@ static void mask_signals(int how)
 	sigaddset(&mask, SIGQUIT);
 	sigaddset(&mask, SIGTERM);
 	sigaddset(&mask, SIGHUP);
+	/* Nobody listening to messages is no reason to leave anything half-made. */
+	sigaddset(&mask, SIGPIPE);
 	sigprocmask(how, &mask, NULL);
 }
 

@@ -74,10 +74,16 @@ struct serve {
 
 /* Atomic, as a signal handler reads it. */
 static atomic_int server_pid;
+/* In the foreground a Ctrl-C reaches the server as well. */
+static atomic_bool shares_terminal;
 
-static void forward_signal(int number)
+/* A second one would end it at once. */
+static void forward_signal(int number, siginfo_t *info, void *context)
 {
-	if (server_pid > 0)
+	bool has_had_it = shares_terminal && number == SIGINT && info->si_code == SI_KERNEL;
+
+	(void)context;
+	if (server_pid > 0 && !has_had_it)
 		kill(server_pid, number);
 }
 
@@ -381,7 +387,7 @@ static enum status wait_until_end(const struct serve *serve, pid_t pid)
 
 static enum status run_server(const struct serve *serve, char **argv)
 {
-	struct sigaction action = { .sa_handler = forward_signal };
+	struct sigaction action = { .sa_sigaction = forward_signal, .sa_flags = SA_SIGINFO };
 	char ready_name[sizeof(((struct sockaddr_un *)NULL)->sun_path) + 1];
 	int ready = ready_open(ready_name, sizeof(ready_name));
 	enum status status;
@@ -399,6 +405,7 @@ static enum status run_server(const struct serve *serve, char **argv)
 		return status;
 	}
 	server_pid = pid;
+	shares_terminal = !serve->is_background;
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGHUP, &action, NULL);

@@ -49,7 +49,7 @@ void fleece_bits_fill(unsigned long *bits, u64 first, u64 end)
 		bits[index] |= mask & ((1UL << end % BITS_PER_LONG) - 1);
 }
 
-bool fleece_bits_count_until(const struct fleece_view *view, const bool *stop, u64 *count)
+bool fleece_bits_count(const struct fleece_view *view, const bool *stop, u64 *count)
 {
 	u64 words = BITS_TO_LONGS(view->nr_bits);
 	u64 i;
@@ -64,14 +64,6 @@ bool fleece_bits_count_until(const struct fleece_view *view, const bool *stop, u
 		cond_resched();
 	}
 	return true;
-}
-
-u64 fleece_bits_count(const struct fleece_view *view)
-{
-	u64 count;
-
-	fleece_bits_count_until(view, NULL, &count);
-	return count;
 }
 
 /* The first bit in [from, end) that differs from @value, or @end. */

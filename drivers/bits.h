@@ -47,21 +47,13 @@ void fleece_bits_fill(unsigned long *bits, u64 first, u64 end);
 /**
  * fleece_bits_count() - number of set bits
  * @view: what to count in.
- *
- * Context: Process, may sleep.
- */
-u64 fleece_bits_count(const struct fleece_view *view);
-
-/**
- * fleece_bits_count_until() - number of set bits, unless that takes too long
- * @view: what to count in.
  * @stop: set by somebody else to make it stop; NULL: nobody does.
  * @count: set to the number.
  *
  * Context: Process, may sleep.
  * Return: false if it has stopped; then @count is too low.
  */
-bool fleece_bits_count_until(const struct fleece_view *view, const bool *stop, u64 *count);
+bool fleece_bits_count(const struct fleece_view *view, const bool *stop, u64 *count);
 
 /**
  * fleece_bits_any() - is any bit of a range set?

@@ -111,8 +111,9 @@ struct fleece_waiter {
 /**
  * struct fleece_cbw_methods - what the engine asks of its surroundings
  * @resume: fail the waiting writes that have an error, and look at the others
- *	again. Called in process context without a lock; the list is the callee's.
- * @event: the status has news. Called in process context without a lock.
+ *	again. Called in process context, without a lock but release_lock; the list is
+ *	the callee's.
+ * @event: the status has news. Called in process context, without a lock of the engine.
  */
 struct fleece_cbw_methods {
 	void (*resume)(void *resume_context, struct list_head *waiters);
@@ -448,7 +449,7 @@ int fleece_cbw_grow(struct fleece_cbw *cbw);
  * For a write that waits for another engine first. What cannot be started now is
  * left to fleece_cbw_park().
  *
- * Context: Any, does not sleep. The engines are kept by RCU.
+ * Context: Process, takes cbw->lock, does not sleep. The engines are kept by RCU.
  */
 void fleece_cbw_start(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors,
 		      struct fleece_cbw *leader, struct bio_list *reads);
@@ -460,7 +461,7 @@ void fleece_cbw_start(struct fleece_cbw *cbw, sector_t sector, sector_t nr_secto
  * @reads: to which the reads are added that the caller must submit once it can
  *	sleep again, also if false is returned.
  *
- * Context: Any, does not sleep. After true was returned the waiter belongs to
+ * Context: Process, takes cbw->lock, does not sleep. After true was returned the waiter belongs to
  * the engine, which may already have passed it to the resume method.
  * Return: true if it waits; false if there is nothing to wait for any more.
  */
@@ -474,7 +475,7 @@ bool fleece_cbw_park(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
  * @nr_sectors: above 0, within the device.
  * @place: filled in; covers at least the first sector.
  *
- * Context: Any.
+ * Context: Process, takes cbw->lock unless the data is still on the origin.
  */
 void fleece_cbw_locate(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors,
 		       struct fleece_place *place);
@@ -487,7 +488,7 @@ void fleece_cbw_locate(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
  * @bio: whose pages to fill.
  * @iter: the part of the bio, not longer than the place.
  *
- * Context: Any.
+ * Context: Process, takes cbw->lock.
  */
 void fleece_cbw_read_staged(struct fleece_cbw *cbw, struct fleece_place *place, sector_t sector,
 			    struct bio *bio, struct bvec_iter iter);

@@ -14,10 +14,11 @@
  * Lock order, outermost first. A lock is never taken while a later one of this
  * list is held:
  *
- *   1. registry_lock  (origin.c, snapshot.c; mutex)  which origins and snapshots exist
+ *   1. registry_lock  (snapshot.c, then origin.c; mutexes)  which snapshots and origins exist
  *   2. origin->message_lock (origin.c; mutex) a message that changes checkpoints, whole
  *   3. origin->change_lock (origin.c; mutex) changes of checkpoints and size, whole
  *   4. dev->lock      (metadata_dev.c; mutex) the right to be the worker of the metadata
+ *      notes_lock     (metadata_dev.c; mutex) what is kept of those that have failed
  *   5. origin->lock   (origin.c; mutex)      the tracker's history, the snapshot of the
  *                                            origin, and the right to quiesce its writes
  *   6. snap->ti_lock  (snapshot.c; mutex)    the table that hears of events; as
@@ -34,13 +35,15 @@
  *  15. dev->io_lock (metadata_dev.c; spin)  blocks of the metadata device under way
  *
  * The spin locks but dev->io_lock are not taken in interrupts: completions of copies are handed
- * to a workqueue, and the recheck of a read is lock-free.
+ * to a workqueue, or dealt with in a thread that submits, and the recheck of a read is
+ * lock-free.
  *
  * lose_lock may be held while memory is waited for (GFP_NOIO).
  *
  * No lock is held across I/O, with these exceptions: message_lock, change_lock and dev->lock
- * are held across that of the metadata device, see metadata_dev.h; release_lock is held while the
- * writes that a release lets go are submitted; it is not taken on the way of a
+ * are held across that of the metadata device, and a flush of the origin, see metadata_dev.h;
+ * origin->lock is held while writes under way are waited for, with a limit; release_lock is held
+ * while the writes that a release lets go are submitted. None of them is taken on the way of a
  * live write.
  */
 #ifndef DM_FLEECE_H

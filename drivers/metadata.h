@@ -61,7 +61,7 @@
  * @done: the view of @since is no longer used.
  * @kick: fleece_metadata_grant() is to be called soon. Called under md->lock.
  * @is_wanted: somebody else wants to be the worker; a settle ends early then.
- * @resume: writes that waited shall begin anew. Process context, no lock held.
+ * @resume: writes that waited shall begin anew. Process context, md->lock is not held.
  *
  * All but @kick are called in the worker, and may sleep.
  */
@@ -86,7 +86,8 @@ struct fleece_metadata_io {
  * @granule_shift: log2 of the sectors of a granule.
  * @region_shift: log2 of the granules of a region.
  *
- * Of the worker; whoever else reads @root and the counters holds the worker off:
+ * Of the worker; whoever else reads @root holds the worker off, the counters may be a
+ * little old:
  * @root: superblock and table, as last committed or attempted.
  * @written: intents as they are on the device, durable or not; holds all of @granted.
  * @selected: regions whose fine bits are to be written.

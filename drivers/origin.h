@@ -26,16 +26,17 @@
  * not delay it. In between no write is on the device or between mark and go: the
  * moment for a snapshot or a checkpoint.
  *
- * A durable checkpoint takes three steps under origin->change_lock:
+ * A durable checkpoint takes four steps under origin->change_lock:
  *
  *   1. dev->lock: fleece_metadata_begin_create(). From here on nothing is settled.
  *   2. origin->lock: writes are quiesced, the tracker begins a new segment.
- *   3. dev->lock: fleece_metadata_create() writes it, and returns when it is durable.
+ *   3. The origin is flushed: what was written before the moment is on it.
+ *   4. dev->lock: fleece_metadata_create() writes it, and returns when it is durable.
  *
  * dev->lock is free in step 2, as a grant needs it: the writes under way that quiescing
  * waits for have their intents, but others may wait for theirs meanwhile, and quiescing
- * may take its time. What is written between 2 and 3 has its intent, which nobody takes
- * back before 3 has ended; so wherever power is cut, it is changed since the new
+ * may take its time. What is written between 2 and 4 has its intent, which nobody takes
+ * back before 4 has ended; so wherever power is cut, it is changed since the new
  * checkpoint, or since the one before if there is no new one. change_lock keeps other
  * checkpoints, deletions, changes of size and the end of the origin from coming between.
  */
@@ -279,8 +280,8 @@ int fleece_origin_begin_checkpoint(struct fleece_origin *origin, const char *nam
  * @name: its name.
  * @error: 0: the tracker has it; else negative errno: it has not.
  *
- * Context: Process, holds origin->change_lock, takes dev->lock and origin->lock; does
- * I/O of the metadata device.
+ * Context: Process, holds origin->change_lock, takes dev->lock and origin->lock; flushes
+ * the origin and does I/O of the metadata device.
  * Return: 0: it is durable, if there is a metadata device; @error; or a negative errno:
  * then the tracker has it no longer.
  */

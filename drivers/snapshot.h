@@ -97,7 +97,7 @@ struct fleece_snapshot *fleece_snapshot_find_md(dev_t devt);
  * fleece_snapshot_put() - drop a reference
  * @snap: the snapshot.
  *
- * Context: Process, may sleep, may take origin->lock.
+ * Context: Process, may sleep, holds no lock of an origin.
  */
 void fleece_snapshot_put(struct fleece_snapshot *snap);
 

@@ -437,7 +437,7 @@ u64 fleece_history_changed(const struct fleece_history *history, const bool *sto
 		return 0;
 	newest = &history->entries[history->nr_entries - 1];
 	view_from(history, newest, &view);
-	if (newest->moment.is_invalid || !fleece_bits_count_until(&view, stop, &changed))
+	if (newest->moment.is_invalid || !fleece_bits_count(&view, stop, &changed))
 		return history->nr_granules;
 	return changed;
 }

@@ -13,9 +13,9 @@
  * history (of a snapshot, or of a caller that reads a map) holds others. A
  * frozen segment that somebody else holds is never modified.
  *
- * Before the first checkpoint nothing has to be tracked, and there is no segment.
+ * Without a checkpoint nothing has to be tracked; before the first one there is no segment.
  *
- * Locking: the caller serialises all calls (origin->lock) but
+ * Locking: the caller serialises all calls (origin->lock) but fleece_tracker_live(),
  * fleece_tracker_mark() and the functions of a history. It builds in userspace.
  */
 #ifndef FLEECE_TRACKER_H

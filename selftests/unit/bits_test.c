@@ -10,6 +10,7 @@
 
 #include "bits.h"
 #include "unit.h"
+#include "view.h"
 
 #define BITS_MAX	400
 #define MAPS_MAX	5
@@ -114,8 +115,8 @@ static void check_all_ranges(void)
 			check_any(from, end - 1);
 		}
 	}
-	require(fleece_bits_count(&view) == model_count(), "count %llu, not %llu",
-		fleece_bits_count(&view), model_count());
+	require(count_bits(&view) == model_count(), "count %llu, not %llu",
+		count_bits(&view), model_count());
 }
 
 static void test_every_range(void)
@@ -152,7 +153,7 @@ static void test_random_ranges(void)
 			check_run(first, last + 1);
 			check_any(first, last);
 		}
-		require(fleece_bits_count(&view) == model_count(), "count");
+		require(count_bits(&view) == model_count(), "count");
 		free_view();
 	}
 }
@@ -181,7 +182,7 @@ static void test_single_bits(void)
 		model[bit] = false;
 		check_run(0, 200);
 		check_run(bit, 200);
-		require(fleece_bits_count(&view) == 199, "count");
+		require(count_bits(&view) == 199, "count");
 		free_view();
 	}
 }
@@ -191,7 +192,7 @@ static void test_no_maps(void)
 	bool value = true;
 
 	view = (struct fleece_view){ .maps = NULL, .nr_maps = 0, .nr_bits = 1ULL << 20 };
-	require(!fleece_bits_count(&view), "bits are counted");
+	require(!count_bits(&view), "bits are counted");
 	require(!fleece_bits_any(&view, 0, view.nr_bits - 1), "a bit is set");
 	require(fleece_bits_run(&view, 0, view.nr_bits, &value) == view.nr_bits && !value,
 		"not one run of clear bits");
@@ -206,12 +207,12 @@ static void test_long_map(void)
 	make_view(1, nr_bits);
 	require(fleece_bits_run(&view, 0, nr_bits, &value) == nr_bits && !value, "clear");
 	set_bit(nr_bits - 1, maps[0]);
-	require(fleece_bits_count(&view) == 1, "count");
+	require(count_bits(&view) == 1, "count");
 	require(fleece_bits_any(&view, 0, nr_bits - 1), "the last bit is missed");
 	require(!fleece_bits_any(&view, 0, nr_bits - 2), "the last bit is seen too early");
 	require(fleece_bits_run(&view, 0, nr_bits, &value) == nr_bits - 1 && !value, "run");
 	memset(maps[0], 0xff, (nr_bits - 17) / 8);
-	require(fleece_bits_count(&view) == nr_bits - 16, "count of a full map");
+	require(count_bits(&view) == nr_bits - 16, "count of a full map");
 	require(fleece_bits_run(&view, 5, nr_bits, &value) == nr_bits - 17 - 5 && value, "full run");
 	free_view();
 }
@@ -237,7 +238,7 @@ static void test_fill(void)
 	}
 	make_view(1, 65536ULL * 64 * 2 + 3);
 	fleece_bits_fill(maps[0], 1, view.nr_bits - 1);
-	require(fleece_bits_count(&view) == view.nr_bits - 2, "a long range");
+	require(count_bits(&view) == view.nr_bits - 2, "a long range");
 	free_view();
 }
 

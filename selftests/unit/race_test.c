@@ -9,6 +9,7 @@
 
 #include "tracker.h"
 #include "unit.h"
+#include "view.h"
 
 #define GRANULES	100000
 #define CHECKPOINTS	10
@@ -75,8 +76,8 @@ static void test_join_while_marking(void)
 		require(!fleece_history_get(&history, &tracker), "history");
 		require(history.nr_segments == 1, "%u segments", history.nr_segments);
 		require(!fleece_history_since(&history, "point-0", &view), "since");
-		require(fleece_bits_count(&view) == GRANULES, "%llu marks are lost",
-			GRANULES - fleece_bits_count(&view));
+		require(count_bits(&view) == GRANULES, "%llu marks are lost",
+			GRANULES - count_bits(&view));
 		fleece_history_put(&history);
 		fleece_tracker_exit(&tracker);
 	}

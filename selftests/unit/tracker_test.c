@@ -15,6 +15,7 @@
 #include "memory.h"
 #include "tracker.h"
 #include "unit.h"
+#include "view.h"
 
 #define GRANULES_MAX	160
 #define NAMES		12
@@ -84,7 +85,7 @@ static void check_point(const struct fleece_history *history, const struct point
 	read_view(&view, granules);
 	require(!memcmp(granules, point->granules, nr_granules), "changes since %s: %llu, not %llu",
 		point->moment.name, count_of(granules), count_of(point->granules));
-	require(fleece_bits_count(&view) == count_of(granules), "count");
+	require(count_bits(&view) == count_of(granules), "count");
 }
 
 /* Superset of the truth, subset of what is true of the oldest checkpoint. */
@@ -646,7 +647,7 @@ static void test_limit(void)
 		require(history.entries[i].changed == FLEECE_CHECKPOINTS_MAX - i, "count %u", i);
 		name_of(i, name);
 		require(!fleece_history_since(&history, name, &view), "%s", name);
-		require(fleece_bits_count(&view) == FLEECE_CHECKPOINTS_MAX - i, "since %s", name);
+		require(count_bits(&view) == FLEECE_CHECKPOINTS_MAX - i, "since %s", name);
 		require(!i || !fleece_bits_any(&view, 0, i - 1), "since %s: too early", name);
 	}
 	fleece_history_put(&history);
@@ -670,7 +671,7 @@ static void test_end_here(void)
 	fleece_history_end_here(&history, &tracker);
 	fleece_tracker_mark(&tracker, 0, nr_sectors);
 	require(!fleece_history_since(&history, "first", &view), "first");
-	require(view.nr_bits == nr_granules && !fleece_bits_count(&view), "changes in no time");
+	require(view.nr_bits == nr_granules && !count_bits(&view), "changes in no time");
 	fleece_history_put(&history);
 
 	require(!fleece_history_get(&history, &tracker), "history");
@@ -680,11 +681,11 @@ static void test_end_here(void)
 	require(!fleece_tracker_delete(&tracker, "second"), "delete");
 	require(!fleece_tracker_delete(&tracker, "first"), "delete");
 	require(!fleece_history_since(&history, "second", &view), "second");
-	require(!fleece_bits_count(&view), "changes in no time");
+	require(!count_bits(&view), "changes in no time");
 	require(!fleece_history_since(&history, "first", &view), "first");
-	require(fleece_bits_count(&view) == nr_granules, "changes since first");
+	require(count_bits(&view) == nr_granules, "changes since first");
 	fleece_tracker_exit(&tracker);
-	require(fleece_bits_count(&view) == nr_granules, "changes since first, later");
+	require(count_bits(&view) == nr_granules, "changes since first, later");
 	fleece_history_put(&history);
 	fleece_history_put(&history);
 }
@@ -757,11 +758,11 @@ static void test_half_dropped(void)
 	require(now.nr_segments == 2, "%u segments", now.nr_segments);
 	require(!fleece_history_since(&now, "first", &view), "first");
 	require(fleece_bits_any(&view, 0, 0) && fleece_bits_any(&view, 1, 1) &&
-		fleece_bits_count(&view) == 3, "changes since first");
+		count_bits(&view) == 3, "changes since first");
 	require(!fleece_history_since(&now, "third", &view), "third");
-	require(fleece_bits_count(&view) == 1, "changes since third");
+	require(count_bits(&view) == 1, "changes since third");
 	require(!fleece_history_since(&history, "second", &view), "second");
-	require(fleece_bits_count(&view) == 2, "changes since second");
+	require(count_bits(&view) == 2, "changes since second");
 	fleece_history_put(&now);
 	fleece_history_put(&history);
 	end();
@@ -775,8 +776,8 @@ static void check_map(const struct fleece_history *history, const char *name, u6
 
 	require(!fleece_history_since(history, name, &view), "%s is unknown", name);
 	require(view.nr_bits == strlen(map), "since %s: %llu granules", name, view.nr_bits);
-	require(fleece_bits_count(&view) == count, "since %s: %llu", name,
-		fleece_bits_count(&view));
+	require(count_bits(&view) == count, "since %s: %llu", name,
+		count_bits(&view));
 	for (g = 0; map[g]; g++)
 		require(fleece_bits_any(&view, g, g) == (map[g] == '1'), "since %s: granule %zu",
 			name, g);
@@ -865,7 +866,7 @@ static void test_restore(void)
 	require(!fleece_history_get(&history, &tracker), "out of memory");
 	require(fleece_history_since(&history, "old", &view) == -ESTALE, "invalid, and answers");
 	require(!fleece_history_known_since(&history, "old", &view), "nothing is known");
-	require(fleece_bits_count(&view) == 4, "%llu are known", fleece_bits_count(&view));
+	require(count_bits(&view) == 4, "%llu are known", count_bits(&view));
 	require(fleece_history_known_since(&history, "none", &view) == -ENOENT, "none is known");
 	fleece_history_put(&history);
 	require(!fleece_tracker_delete(&tracker, "first"), "delete");

@@ -180,15 +180,6 @@ int fleece_dm_clear(const char *name)
 	return fleece_dm_task_run(fleece_dm_task_create(DM_DEVICE_CLEAR, name));
 }
 
-int fleece_dm_suspend(const char *name, bool freeze)
-{
-	struct dm_task *task = fleece_dm_task_create(DM_DEVICE_SUSPEND, name);
-
-	if (task && !freeze)
-		dm_task_skip_lockfs(task);
-	return fleece_dm_task_run(task);
-}
-
 int fleece_dm_resume(const char *name, enum fleece_dm_udev udev)
 {
 	int log = fleece_dm_log_open();
@@ -214,17 +205,6 @@ int fleece_dm_remove(const char *name)
 			return ret;
 		nanosleep(&step, NULL);
 	}
-}
-
-int fleece_dm_rename(const char *name, const char *new_name)
-{
-	struct dm_task *task = fleece_dm_task_create(DM_DEVICE_RENAME, name);
-
-	if (task && !dm_task_set_newname(task, new_name)) {
-		dm_task_destroy(task);
-		return -EINVAL;
-	}
-	return fleece_dm_task_run_udev(task, FLEECE_DM_UDEV_ALL);
 }
 
 int fleece_dm_message(const char *name, const char *text, char **reply)

@@ -202,15 +202,6 @@ int fleece_dm_load(const char *name, const struct fleece_dm_table *table);
 int fleece_dm_clear(const char *name);
 
 /**
- * fleece_dm_suspend() - hold I/O
- * @name: the device.
- * @freeze: also freeze the filesystem on it.
- *
- * Return: 0 or -errno.
- */
-int fleece_dm_suspend(const char *name, bool freeze);
-
-/**
  * fleece_dm_resume() - make a loaded table live, let I/O go, wait for udev
  * @name: the device.
  * @udev: what udev does with it.
@@ -226,15 +217,6 @@ int fleece_dm_resume(const char *name, enum fleece_dm_udev udev);
  * Return: 0, -EBUSY while it is open, -ENXIO when there is none, or another -errno.
  */
 int fleece_dm_remove(const char *name);
-
-/**
- * fleece_dm_rename() - give a device another name
- * @name: the device.
- * @new_name: its name from now on.
- *
- * Return: 0, -EBUSY when @new_name is in use, or another -errno.
- */
-int fleece_dm_rename(const char *name, const char *new_name);
 
 /**
  * fleece_dm_message() - send a message to the target at sector 0

@@ -183,8 +183,9 @@ struct fleece_extent {
  * extent that ends at @covered may go on in the next call with the same value.
  *
  * Errors: -ENOENT no such checkpoint, -ESTALE the checkpoint is invalid,
- * -EINVAL unknown map, a map that this kind of device has not, unaligned or
- * zero length, -ERANGE beyond the end of the device.
+ * -EINVAL unknown map, a map that this kind of device has not, a name with another map
+ * than FLEECE_MAP_CHANGED, unaligned or zero length, no room for an extent, -ERANGE beyond
+ * the end of the device, -ENOMEM.
  */
 struct fleece_extents {
 	__s32 fd;

@@ -152,6 +152,7 @@ static void start_server(const struct serve *serve, char **argv, const char *rea
 {
 	int null, log;
 
+	process_release_signals();
 	/* Instead of the service manager, if we have one: it is this process that it knows. */
 	setenv("NOTIFY_SOCKET", ready_name, 1);
 
@@ -396,11 +397,14 @@ static enum status run_server(const struct serve *serve, char **argv)
 	if (ready < 0)
 		return report_errno(ready, NULL, "cannot prepare");
 	fflush(stdout);
+	/* One that ended us before we can pass it on would leave the server behind. */
+	process_hold_signals();
 	pid = fork();
 	if (pid == 0)
 		start_server(serve, argv, ready_name);
 	if (pid < 0) {
 		status = report_errno(errno, NULL, "cannot start " SERVER);
+		process_release_signals();
 		close(ready);
 		return status;
 	}
@@ -409,6 +413,7 @@ static enum status run_server(const struct serve *serve, char **argv)
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGHUP, &action, NULL);
+	process_release_signals();
 	status = wait_until_ready(serve, pid, ready);
 	close(ready);
 	if (status != DONE)

@@ -11,9 +11,6 @@
 
 #include "bits.h"
 
-/* Words between two offers of the CPU in a loop over a whole device. */
-#define WORDS_PER_TURN	65536
-
 static unsigned long view_word(const struct fleece_view *view, u64 index)
 {
 	unsigned long word = 0;
@@ -31,6 +28,14 @@ unsigned long *fleece_bits_alloc(u64 nr_bits)
 			 GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN);
 }
 
+bool fleece_bits_turn(const bool *stop)
+{
+	if (stop && READ_ONCE(*stop))
+		return false;
+	cond_resched();
+	return true;
+}
+
 void fleece_bits_fill(unsigned long *bits, u64 first, u64 end)
 {
 	u64 index = first / BITS_PER_LONG;
@@ -42,8 +47,7 @@ void fleece_bits_fill(unsigned long *bits, u64 first, u64 end)
 	for (; index < last; index++) {
 		bits[index] |= mask;
 		mask = ~0UL;
-		if (index % WORDS_PER_TURN == WORDS_PER_TURN - 1)
-			cond_resched();
+		fleece_bits_go_on(index, NULL);
 	}
 	if (end % BITS_PER_LONG)
 		bits[index] |= mask & ((1UL << end % BITS_PER_LONG) - 1);
@@ -57,11 +61,8 @@ bool fleece_bits_count(const struct fleece_view *view, const bool *stop, u64 *co
 	*count = 0;
 	for (i = 0; i < words; i++) {
 		*count += hweight_long(view_word(view, i));
-		if (i % WORDS_PER_TURN != WORDS_PER_TURN - 1)
-			continue;
-		if (stop && READ_ONCE(*stop))
+		if (!fleece_bits_go_on(i, stop))
 			return false;
-		cond_resched();
 	}
 	return true;
 }

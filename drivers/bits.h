@@ -34,6 +34,31 @@ struct fleece_view {
  */
 unsigned long *fleece_bits_alloc(u64 nr_bits);
 
+/* Words between two looks at what else there is to do, in a loop over a whole device. */
+#define FLEECE_BITS_TURN	65536
+
+/**
+ * fleece_bits_turn() - offer the CPU
+ * @stop: set by somebody else to end a long loop; NULL: nobody does.
+ *
+ * Context: Process, may sleep.
+ * Return: false if the loop is to stop.
+ */
+bool fleece_bits_turn(const bool *stop);
+
+/**
+ * fleece_bits_go_on() - fleece_bits_turn() once in a while
+ * @index: of the word that a loop over all of them has just done.
+ * @stop: see there.
+ *
+ * Context: Process, may sleep.
+ * Return: false if the loop is to stop.
+ */
+static inline bool fleece_bits_go_on(u64 index, const bool *stop)
+{
+	return index % FLEECE_BITS_TURN != FLEECE_BITS_TURN - 1 || fleece_bits_turn(stop);
+}
+
 /**
  * fleece_bits_fill() - set a range of bits, not atomically
  * @bits: the bitmap; nobody else changes it.

@@ -8,16 +8,12 @@
 #include <linux/kernel.h>
 #include <linux/log2.h>
 #include <linux/mm.h>
-#include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/timekeeping.h>
 #include <linux/vmalloc.h>
 
 #include "tracker.h"
-
-/* Words between two offers of the CPU in a loop over a whole device. */
-#define WORDS_PER_TURN	65536
 
 static void set_size(struct fleece_tracker *tracker, sector_t nr_sectors)
 {
@@ -183,11 +179,8 @@ static bool join_bits(struct fleece_tracker *tracker, struct fleece_segment *to,
 			fleece_bits_set(to->bits, i * BITS_PER_LONG + __ffs(word));
 			word &= word - 1;
 		}
-		if (i % WORDS_PER_TURN != WORDS_PER_TURN - 1)
-			continue;
-		if (stop && READ_ONCE(*stop))
+		if (!fleece_bits_go_on(i, stop))
 			return false;
-		cond_resched();
 	}
 	return true;
 }
@@ -301,22 +294,15 @@ int fleece_tracker_resize(struct fleece_tracker *tracker, sector_t nr_sectors)
 	return 0;
 }
 
-static struct fleece_segment *newest_checkpoint(struct fleece_tracker *tracker)
+const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker)
 {
 	struct fleece_segment *segment;
 
 	list_for_each_entry_reverse(segment, &tracker->segments, node) {
 		if (segment->start.name[0])
-			return segment;
+			return &segment->start;
 	}
 	return NULL;
-}
-
-const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker)
-{
-	struct fleece_segment *newest = newest_checkpoint(tracker);
-
-	return newest ? &newest->start : NULL;
 }
 
 static unsigned int count_segments(struct fleece_tracker *tracker)
@@ -405,11 +391,8 @@ bool fleece_history_count(struct fleece_history *history, const bool *stop)
 		history->entries[i].changed = 0;
 	for (index = 0; index < words; index++) {
 		count_word(history, index);
-		if (index % WORDS_PER_TURN != WORDS_PER_TURN - 1)
-			continue;
-		if (stop && READ_ONCE(*stop))
+		if (!fleece_bits_go_on(index, stop))
 			return false;
-		cond_resched();
 	}
 	/* What is not known has to count as changed. */
 	for (i = 0; i < history->nr_entries; i++) {

@@ -58,6 +58,10 @@ expect 2 'attach of all and one' attach a --all
 expect 2 'attach of all with a name' attach --all --name a
 expect 2 'attach of one that waits for devices' attach a --wait 3
 expect 2 'wait for no time' attach --all --wait 0
+expect 2 'a last attach of one' attach a --final
+expect 2 'an early attach of one' attach a --early
+expect 2 'an early attach that is the last one' attach --all --early --final
+expect 2 'an early attach that waits' attach --all --early --wait 3
 expect 2 'detach of all and one' detach a --all
 expect 2 'detach without a name' detach
 expect 2 'checkpoint without an action' checkpoint

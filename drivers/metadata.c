@@ -803,15 +803,9 @@ static int check_origin(struct fleece_metadata *md, const struct fleece_metadata
 		*error = "it was made for another granularity";
 	else if (origin->nr_sectors < root->origin_sectors)
 		*error = "it was made for a larger origin";
-	else if (origin->nr_sectors > root->origin_sectors && !origin->may_have_grown)
+	else if (origin->nr_sectors > root->origin_sectors)
 		*error = "it was made for a smaller origin: load a table of the old length first";
-	if (*error)
-		return -EINVAL;
-	if (origin->nr_sectors > root->capacity_sectors) {
-		*error = "the origin has become larger than its capacity";
-		return -ENOSPC;
-	}
-	return 0;
+	return *error ? -EINVAL : 0;
 }
 
 static void invalidate_all(struct fleece_md_root *root)
@@ -1020,7 +1014,6 @@ static int read_metadata(struct fleece_metadata *md, const struct fleece_metadat
 	md->granule_shift = ilog2(md->root.granule_sectors);
 	md->region_shift = ilog2(md->root.region_sectors) - md->granule_shift;
 	set_size(md, md->root.origin_sectors);
-	md->first_gained = md->nr_granules;
 	*error = "out of memory";
 	ret = alloc_maps(md);
 	if (ret)
@@ -1055,11 +1048,6 @@ int fleece_metadata_open(const struct fleece_metadata_io *io, void *context,
 		fleece_metadata_free(md);
 		return ret;
 	}
-	if (origin->nr_sectors > md->root.origin_sectors) {
-		md->first_gained = md->root.origin_sectors >> md->granule_shift;
-		set_size(md, origin->nr_sectors);
-		repair(md, md->first_gained, md->nr_granules);
-	}
 	*opened = md;
 	return 0;
 }
@@ -1074,7 +1062,6 @@ static void load_newest(struct fleece_metadata *md, unsigned long *bits)
 	for (; region < nr_regions; region = find_next_bit(md->written, nr_regions, region + 1))
 		fleece_bits_fill(bits, region << md->region_shift,
 				 min((region + 1) << md->region_shift, md->nr_granules));
-	fleece_bits_fill(bits, md->first_gained, md->nr_granules);
 }
 
 void fleece_metadata_load(struct fleece_metadata *md, u32 index, unsigned long *bits)
@@ -1098,7 +1085,7 @@ void fleece_metadata_load(struct fleece_metadata *md, u32 index, unsigned long *
 		load_newest(md, bits);
 }
 
-/* Write anew what was bad, and what the origin has gained. */
+/* Write anew what was bad. */
 static int write_repairs(struct fleece_metadata *md)
 {
 	u32 newest = md->root.nr_checkpoints - 1;

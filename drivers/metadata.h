@@ -97,7 +97,6 @@ struct fleece_metadata_io {
  * @nr_fetched: how many of these there are.
  * @taken: blocks of intents that the grant under way writes, or need not write.
  * @nr_granules: of the origin.
- * @first_gained: first granule that the origin has gained since the metadata was closed.
  * @is_creating: between fleece_metadata_begin_create() and the end of it.
  * @has_repairs: a sector was bad that must be written anew before the start.
  * @marks: bits of the copies of superblock and table that have the mark of failure.
@@ -135,7 +134,6 @@ struct fleece_metadata {
 	unsigned int nr_fetched;
 	unsigned long *taken;
 	u64 nr_granules;
-	u64 first_gained;
 	bool is_creating;
 	bool has_repairs;
 	unsigned int marks;
@@ -162,7 +160,6 @@ struct fleece_metadata {
  * @nr_sectors: its size.
  * @granule_sectors: granularity of its table.
  * @device_sectors: size of the metadata device.
- * @may_have_grown: a size above the recorded one is a growth, not a refusal.
  * @has_head_hash: @head_hash is given.
  * @head_hash: low half of fleece_md_hash() of the first FLEECE_MD_HEAD_BYTES of the origin.
  */
@@ -170,7 +167,6 @@ struct fleece_metadata_origin {
 	u64 nr_sectors;
 	u32 granule_sectors;
 	u64 device_sectors;
-	bool may_have_grown;
 	bool has_head_hash;
 	u32 head_hash;
 };
@@ -190,7 +186,7 @@ struct fleece_metadata_origin {
  * Context: Worker.
  * Return: 0; -ENOMEM; -EIO: cannot be read; -ENODATA, -EUCLEAN, -EOPNOTSUPP as
  * fleece_md_decode(); -EINVAL: it belongs to an origin of another size or granularity;
- * -ENOSPC: the device, or the capacity, is too small.
+ * -ENOSPC: the device is too small.
  */
 int fleece_metadata_open(const struct fleece_metadata_io *io, void *context,
 			 const struct fleece_metadata_origin *origin,

@@ -1529,12 +1529,13 @@ static void unclaim_run(struct fleece_copy *copy, struct bio_list *reads)
 }
 
 /*
- * A page for the store, or NULL: there are others in reserve, and waiting for it could last
- * for ever. The last resort is what is kept for those who free memory: a page is enough
- * for the slots of 256 clusters, and reclaim may be waiting for just those writes.
+ * A page for the store, or NULL: there are others in reserve, and reclaiming for it could
+ * last for ever. The last resort is what is kept for those who free memory: a page is
+ * enough for the slots of 256 clusters, and reclaim may be waiting for just those writes.
  */
-static void *get_spare(struct fleece_cbw *cbw, gfp_t gfp, bool may_use_reserves)
+static void *get_spare(struct fleece_cbw *cbw, bool may_use_reserves)
 {
+	gfp_t gfp = GFP_NOWAIT | __GFP_NOWARN;
 	void *page = fleece_store_refill(&cbw->store, gfp);
 
 	if (!page && may_use_reserves && !READ_ONCE(cbw->store.nr_spares))
@@ -1558,7 +1559,7 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
 	if (!copy)
 		return -ENOMEM;
 	init_copy(copy, cbw);
-	page = get_spare(cbw, gfp | __GFP_NORETRY | __GFP_NOWARN, may_sleep);
+	page = get_spare(cbw, may_sleep);
 
 	spin_lock(&cbw->lock);
 	fleece_store_add_spare(&cbw->store, page);

@@ -65,9 +65,12 @@ static unsigned int add_kept(struct fleece_pages *pool, struct bio *bio, unsigne
 bool fleece_pages_add(struct fleece_pages *pool, struct bio *bio, unsigned int bytes,
 		      bool may_sleep)
 {
-	/* A writer that is reclaiming memory must not use up what is kept for that. */
-	gfp_t gfp = (may_sleep ? GFP_NOIO | __GFP_NORETRY : GFP_NOWAIT) | __GFP_NOMEMALLOC |
-		    __GFP_NOWARN;
+	/*
+	 * A writer that is reclaiming memory must not use up what is kept for that. And who
+	 * may sleep does not reclaim: memory to swap out is searched in vain without I/O,
+	 * while others wait for the very copies that are to be started.
+	 */
+	gfp_t gfp = GFP_NOWAIT | __GFP_NOMEMALLOC | __GFP_NOWARN;
 	unsigned int reserve = may_sleep ? 0 : pool->reserve;
 	struct page *page;
 

@@ -738,8 +738,9 @@ static int redo_cluster(struct fleece_copy *copy, cluster_t cluster, bool is_wri
 							    &cbw->rescue_bios);
 		bio->bi_iter.bi_sector = sector;
 		do {
-			bytes = min_t(u64, end - offset, PAGE_SIZE);
-			__bio_add_page(bio, buffer_page(copy, offset), bytes, 0);
+			bytes = min_t(u64, end - offset, PAGE_SIZE - offset_in_page(offset));
+			__bio_add_page(bio, buffer_page(copy, offset), bytes,
+				       offset_in_page(offset));
 			offset += bytes;
 			sector += bytes >> SECTOR_SHIFT;
 		} while (offset < end && bio->bi_vcnt < BIO_PAGES);

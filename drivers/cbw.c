@@ -22,6 +22,7 @@
 #include <linux/bitmap.h>
 #include <linux/blk-cgroup.h>
 #include <linux/err.h>
+#include <linux/ioprio.h>
 #include <linux/log2.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
@@ -496,6 +497,16 @@ static void put_copy(struct fleece_copy *copy)
 	spin_unlock(&cbw->lock);
 }
 
+/*
+ * A writer with a limit on its I/O, or a low priority, must not slow down what others wait
+ * for: this may be its thread.
+ */
+static void disown_bio(struct bio *bio)
+{
+	bio_associate_blkg_from_css(bio, blkcg_root_css);
+	bio->bi_ioprio = IOPRIO_PRIO_VALUE(IOPRIO_CLASS_BE, IOPRIO_NORM);
+}
+
 static bool alloc_bio(struct fleece_copy *copy, unsigned int bytes, bool may_sleep)
 {
 	gfp_t gfp = may_sleep ? GFP_NOIO : GFP_NOWAIT | __GFP_NOWARN;
@@ -506,8 +517,7 @@ static bool alloc_bio(struct fleece_copy *copy, unsigned int bytes, bool may_sle
 			       &cbw->bios);
 	if (!bio)
 		return false;
-	/* A writer with a limit on its I/O must not slow down what others wait for. */
-	bio_associate_blkg_from_css(bio, blkcg_root_css);
+	disown_bio(bio);
 	copy->bios[copy->nr_bios++] = bio;
 	return fleece_pages_add(&cbw->pages, bio, bytes, may_sleep);
 }
@@ -611,8 +621,7 @@ static void prepare_writes(struct fleece_copy *copy)
 		bio = copy->bios[i];
 		nr_vecs = bio->bi_vcnt;
 		fleece_bio_reset(bio, copy->cbw->config.cow, REQ_OP_WRITE);
-		/* As in alloc_bio(): this may be a writer's thread. */
-		bio_associate_blkg_from_css(bio, blkcg_root_css);
+		disown_bio(bio);
 		bio->bi_vcnt = nr_vecs;
 		bio->bi_iter.bi_size = min_t(u64, left, BIO_BYTES);
 		left -= bio->bi_iter.bi_size;
@@ -1169,6 +1178,9 @@ static void submit_writes(struct fleece_copy *copy)
 	/* One more, so that the copy is not gone before all is submitted. */
 	atomic_set(&copy->pending, copy->nr_bios + 1);
 	for (i = 0; i < copy->nr_bios; i++) {
+		/* Live writes wait for it: as such, it is not held up as writeback is. */
+		if (!copy->is_staged)
+			copy->bios[i]->bi_opf |= REQ_SYNC | REQ_IDLE;
 		submit_bio_noacct(copy->bios[i]);
 		cond_resched();
 	}
@@ -1275,7 +1287,7 @@ static struct fleece_batch *make_batch(const struct fleece_copy *copy)
 			       GFP_NOWAIT | __GFP_NOWARN, &cbw->batches);
 	if (!bio)
 		return NULL;
-	bio_associate_blkg_from_css(bio, blkcg_root_css);
+	disown_bio(bio);
 	bio->bi_iter.bi_sector = slot_to_sector(cbw, copy->slot);
 	bio->bi_end_io = batch_endio;
 	batch = container_of(bio, struct fleece_batch, bio);

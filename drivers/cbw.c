@@ -61,6 +61,9 @@
 /* Workers of the reading side that may submit to the COW device at a time. */
 #define STORING_MAX		8
 
+/* Clusters that are looked up without a break while live writes wait for the lock. */
+#define LOCATE_MAX		256
+
 /*
  * Staged data is held for this long, or until there is so much, or half of what may be
  * staged, to be stored at once.
@@ -1831,6 +1834,7 @@ static cluster_t locate_copied(struct fleece_cbw *cbw, cluster_t cluster, cluste
 	cluster_t c = cluster;
 	u32 slot;
 
+	last = min(last, cluster + LOCATE_MAX - 1);
 	spin_lock(&cbw->lock);
 	run = fleece_inflight_find(&cbw->inflight, cluster);
 	slot = run ? FLEECE_SLOT_NONE : fleece_store_lookup(&cbw->store, cluster);

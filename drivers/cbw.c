@@ -1443,10 +1443,11 @@ static void read_done(struct fleece_copy *copy)
 		is_gathered = stage_copy(copy, &waiters);
 	spin_unlock(&cbw->lock);
 
+	/* Writes that go on may be throttled, and so hold up this thread: others come first. */
+	feed_followers(copy, &followers);
 	resume_waiters(cbw, &waiters);
 	if (is_low)
 		tell_low_water(cbw);
-	feed_followers(copy, &followers);
 	if (copy->error)
 		finish_copy(copy, false);
 	else if (!is_gathered)

@@ -133,6 +133,8 @@ static enum verdict admit_write(struct fleece_origin *origin, struct bio *bio, b
 			if (may_wait) {
 				if (is_mapping)
 					cut_waiting(bio);
+				/* This is not the time of a copy. */
+				write->waits_on = 0;
 				list_add_tail(&write->waiter.node, &origin->held);
 				verdict = WAITS;
 			}
@@ -393,22 +395,35 @@ static bool start_write(struct fleece_origin *origin, struct bio *bio, bool is_m
 	return verdict == GO;
 }
 
+static void resume_write(struct fleece_origin *origin, struct live_write *write)
+{
+	struct bio *bio = bio_of(write);
+
+	list_del(&write->waiter.node);
+	if (write->waiter.error) {
+		bio->bi_status = errno_to_blk_status(-write->waiter.error);
+		bio_endio(bio);
+	} else if (start_write(origin, bio, false)) {
+		submit_bio_noacct(bio);
+	}
+}
+
+/*
+ * Those that somebody waits for come first: writeback may be throttled, and hold up this
+ * thread.
+ */
 void fleece_origin_resume_writes(void *context, struct list_head *waiters)
 {
 	struct fleece_origin *origin = context;
 	struct live_write *write;
 	struct live_write *next;
-	struct bio *bio;
 
 	list_for_each_entry_safe(write, next, waiters, waiter.node) {
-		bio = bio_of(write);
-		if (write->waiter.error) {
-			bio->bi_status = errno_to_blk_status(-write->waiter.error);
-			bio_endio(bio);
-		} else if (start_write(origin, bio, false)) {
-			submit_bio_noacct(bio);
-		}
+		if (op_is_sync(bio_of(write)->bi_opf))
+			resume_write(origin, write);
 	}
+	list_for_each_entry_safe(write, next, waiters, waiter.node)
+		resume_write(origin, write);
 }
 
 static void resubmit_held(struct work_struct *work)

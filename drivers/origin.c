@@ -1255,9 +1255,7 @@ static int open_metadata_device(struct dm_target *ti, const char *path, struct f
 	}
 	bdev = table->metadata->bdev;
 	ret = -EINVAL;
-	if (bdev->bd_dev == table->lower->bdev->bd_dev)
-		ti->error = "Metadata device is the origin device";
-	else if (bdev_is_zoned(bdev))
+	if (bdev_is_zoned(bdev))
 		ti->error = "Metadata device is zoned: not supported";
 	else if (bdev_logical_block_size(bdev) > FLEECE_MD_BLOCK_BYTES)
 		ti->error = "Metadata device has blocks of more than 4096 bytes: not supported";
@@ -1269,9 +1267,32 @@ static int open_metadata_device(struct dm_target *ti, const char *path, struct f
 
 static void put_devices(struct dm_target *ti, struct fleece_table *table)
 {
+	dm_put_device(ti, table->lower);
 	if (table->metadata)
 		dm_put_device(ti, table->metadata);
-	dm_put_device(ti, table->lower);
+}
+
+/*
+ * The one that is written to first: if they are the same, device-mapper would replace what
+ * was opened for less, and who has it is not told.
+ */
+static int open_devices(struct dm_target *ti, char **argv, struct fleece_table *table)
+{
+	int ret = open_metadata_device(ti, argv[1], table);
+
+	if (ret)
+		return ret;
+	ret = open_lower(ti, argv[0], table);
+	if (ret) {
+		if (table->metadata)
+			dm_put_device(ti, table->metadata);
+		return ret;
+	}
+	if (!table->metadata || table->metadata->bdev->bd_dev != table->lower->bdev->bd_dev)
+		return 0;
+	ti->error = "Metadata device is the origin device";
+	put_devices(ti, table);
+	return -EINVAL;
 }
 
 static void set_origin_target(struct dm_target *ti, struct fleece_table *table)
@@ -1309,12 +1330,9 @@ static int origin_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	ret = parse_origin_features(ti, argc - 3, argv + 3, table);
 	if (ret)
 		goto err_free_table;
-	ret = open_lower(ti, argv[0], table);
+	ret = open_devices(ti, argv, table);
 	if (ret)
 		goto err_free_table;
-	ret = open_metadata_device(ti, argv[1], table);
-	if (ret)
-		goto err_put_lower;
 	table->origin = join_origin(ti, table, granule_sectors);
 	if (IS_ERR(table->origin)) {
 		ret = PTR_ERR(table->origin);
@@ -1330,9 +1348,6 @@ err_leave:
 	leave_origin(table->origin);
 err_put_devices:
 	put_devices(ti, table);
-	goto err_free_table;
-err_put_lower:
-	dm_put_device(ti, table->lower);
 err_free_table:
 	kfree(table);
 	return ret;

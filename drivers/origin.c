@@ -905,19 +905,25 @@ static void fail_metadata(struct fleece_origin *origin, int error)
 	fleece_metadata_dev_unlock(dev, noio);
 }
 
+/* Has the device got another table, instead of being removed? */
+static bool is_replaced(struct fleece_origin *origin)
+{
+	struct mapped_device *md = dm_get_md(origin->md_devt);
+
+	if (md)
+		dm_put(md);
+	return md;
+}
+
 /*
  * The live table has gone. If the device goes as well, nobody writes to it any more. If
  * it stays, it has another target now, and what is written through that is not seen.
  */
-static void close_metadata(struct fleece_origin *origin)
+static void close_metadata(struct fleece_origin *origin, bool was_replaced)
 {
-	struct mapped_device *md;
-
 	if (!origin->durable)
 		return;
-	md = dm_get_md(origin->md_devt);
-	if (md) {
-		dm_put(md);
+	if (was_replaced) {
 		DMWARN("%s: the table was replaced by another target", dm_device_name(origin->md));
 		fail_metadata(origin, -ENODEV);
 	}
@@ -1133,7 +1139,7 @@ static void adopt_size(struct fleece_table *table, sector_t nr_sectors)
 }
 
 /* Writes can no longer be seen: the live table has gone without a successor. */
-static void stop_watching(struct fleece_origin *origin)
+static void stop_watching(struct fleece_origin *origin, bool was_replaced)
 {
 	struct fleece_cbw *cbw;
 	unsigned int change;
@@ -1141,7 +1147,7 @@ static void stop_watching(struct fleece_origin *origin)
 
 	change = fleece_origin_begin_change(origin);
 	/* While its maps are there. */
-	close_metadata(origin);
+	close_metadata(origin, was_replaced);
 	noio = fleece_origin_lock(origin);
 	list_for_each_entry(cbw, &origin->cbws, node)
 		fleece_cbw_break(cbw, ENODEV, 0, "the origin's device was removed or replaced");
@@ -1357,6 +1363,8 @@ static void origin_dtr(struct dm_target *ti)
 {
 	struct fleece_table *table = ti->private;
 	struct fleece_origin *origin = table->origin;
+	/* Before any lock is waited for: a device that was replaced may be removed meanwhile. */
+	bool was_replaced = is_replaced(origin);
 	unsigned int noio;
 
 	noio = fleece_origin_lock(origin);
@@ -1364,7 +1372,7 @@ static void origin_dtr(struct dm_target *ti)
 	fleece_origin_unlock(origin, noio);
 	if (rcu_access_pointer(origin->ti) == ti) {
 		set_live_table(origin, NULL);
-		stop_watching(origin);
+		stop_watching(origin, was_replaced);
 	}
 	/* fleece_origin_is_watched() may be looking at this table. */
 	synchronize_rcu();

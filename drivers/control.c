@@ -102,7 +102,7 @@ static int get_subject(struct subject *subject, int fd)
 		return -ENODEV;
 	noio = fleece_origin_lock(subject->origin);
 	subject->nr_sectors = subject->origin->nr_sectors;
-	ret = fleece_history_get(&subject->held, &subject->origin->tracker);
+	ret = fleece_history_get(&subject->held, &subject->origin->tracker, GFP_KERNEL);
 	fleece_origin_unlock(subject->origin, noio);
 	subject->history = &subject->held;
 	if (ret)

@@ -744,7 +744,9 @@ static int view_since(void *owner, const char *name, bool try, struct fleece_vie
 		mutex_lock(&origin->lock);
 	else if (!mutex_trylock(&origin->lock))
 		return -EBUSY;
-	ret = fleece_history_get(&origin->view_history, &origin->tracker);
+	/* If @try, live writes may wait for this to end, and whoever reclaims for them. */
+	ret = fleece_history_get(&origin->view_history, &origin->tracker,
+				 try ? GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN : GFP_KERNEL);
 	mutex_unlock(&origin->lock);
 	if (ret)
 		return ret;
@@ -1519,7 +1521,7 @@ static void read_info(struct fleece_origin *origin, struct origin_info *info)
 	info->nr_granules = origin->tracker.nr_granules;
 	newest = fleece_tracker_newest(&origin->tracker);
 	strscpy(info->newest, newest ? newest->name : "-", sizeof(info->newest));
-	ret = fleece_history_get(&history, &origin->tracker);
+	ret = fleece_history_get(&history, &origin->tracker, GFP_KERNEL);
 	fleece_origin_unlock(origin, noio);
 
 	/* Out of memory: nobody knows, and a count of all is never too low. */
@@ -1685,7 +1687,7 @@ static int list_checkpoints(struct fleece_origin *origin, char *result, unsigned
 	unsigned int noio;
 
 	noio = fleece_origin_lock(origin);
-	ret = fleece_history_get(&history, &origin->tracker);
+	ret = fleece_history_get(&history, &origin->tracker, GFP_KERNEL);
 	fleece_origin_unlock(origin, noio);
 	if (ret)
 		return ret;

@@ -344,7 +344,7 @@ static int take_locked(struct fleece_snapshot *snap, char **error)
 	if (ret)
 		return ret;
 	*error = "out of memory";
-	ret = fleece_history_get(&snap->history, &origin->tracker);
+	ret = fleece_history_get(&snap->history, &origin->tracker, GFP_KERNEL);
 	if (ret)
 		return ret;
 	/* All segments that there are now: the live one ends at the moment. */

@@ -315,7 +315,7 @@ static unsigned int count_segments(struct fleece_tracker *tracker)
 	return count;
 }
 
-int fleece_history_get(struct fleece_history *history, struct fleece_tracker *tracker)
+int fleece_history_get(struct fleece_history *history, struct fleece_tracker *tracker, gfp_t gfp)
 {
 	unsigned int count = count_segments(tracker);
 	struct fleece_segment *segment;
@@ -323,10 +323,10 @@ int fleece_history_get(struct fleece_history *history, struct fleece_tracker *tr
 
 	memset(history, 0, sizeof(*history));
 	history->nr_granules = tracker->nr_granules;
-	history->segments = kvcalloc(count + 1, sizeof(*history->segments), GFP_KERNEL);
-	history->maps = kvcalloc(count + 1, sizeof(*history->maps), GFP_KERNEL);
+	history->segments = kvcalloc(count + 1, sizeof(*history->segments), gfp);
+	history->maps = kvcalloc(count + 1, sizeof(*history->maps), gfp);
 	/* One more for the checkpoint that may end the history. */
-	history->entries = kvcalloc(count + 1, sizeof(*history->entries), GFP_KERNEL);
+	history->entries = kvcalloc(count + 1, sizeof(*history->entries), gfp);
 	if (!history->segments || !history->maps || !history->entries) {
 		fleece_history_put(history);
 		return -ENOMEM;

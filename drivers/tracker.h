@@ -306,6 +306,7 @@ const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker
  * fleece_history_get() - hold what the tracker has now
  * @history: to be filled in.
  * @tracker: the tracker.
+ * @gfp: GFP_KERNEL, and perhaps how hard to try.
  *
  * What was changed up to now stays in it. The live segment goes on to be written to, as
  * long as there is a checkpoint, and may take up the one before it when a checkpoint is
@@ -314,7 +315,7 @@ const struct fleece_moment *fleece_tracker_newest(struct fleece_tracker *tracker
  * Context: Process, may sleep.
  * Return: 0, or -ENOMEM.
  */
-int fleece_history_get(struct fleece_history *history, struct fleece_tracker *tracker);
+int fleece_history_get(struct fleece_history *history, struct fleece_tracker *tracker, gfp_t gfp);
 
 /**
  * fleece_history_end_here() - add the checkpoint that ends a history

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bitops.h>
+#include <linux/gfp.h>
 #include <linux/kernel.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -310,7 +311,7 @@ static int device_flush(void *context)
 static int owner_since(void *context, const char *name, struct fleece_view *view)
 {
 	(void)context;
-	need(!fleece_history_get(&held, &tracker) &&
+	need(!fleece_history_get(&held, &tracker, GFP_KERNEL) &&
 	     !fleece_history_known_since(&held, name, view), "no such checkpoint");
 	return 0;
 }

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <linux/gfp.h>
 #include <linux/kernel.h>
 #include <linux/timekeeping.h>
 
@@ -303,7 +304,7 @@ static int owner_since(void *context, const char *name, struct fleece_view *view
 	(void)context;
 	if (may_write && unit_chance(25))
 		return unit_chance(2) ? -ENOMEM : -EBUSY;
-	require(!fleece_history_get(&held, &tracker), "history");
+	require(!fleece_history_get(&held, &tracker, GFP_KERNEL), "history");
 	require(!fleece_history_since(&held, name, view), "no checkpoint %s", name);
 	return 0;
 }
@@ -617,7 +618,7 @@ static void judge_point(const struct fleece_md_checkpoint *checkpoint, struct po
 		point->is_invalid = true;
 		return;
 	}
-	require(!fleece_history_get(&held, &tracker), "history");
+	require(!fleece_history_get(&held, &tracker, GFP_KERNEL), "history");
 	require(!fleece_history_since(&held, checkpoint->name, &view), "since");
 	for (g = 0; g < tracker.nr_granules; g++) {
 		value = fleece_bits_any(&view, g, g);

@@ -7,6 +7,8 @@
 #include <pthread.h>
 #include <stdio.h>
 
+#include <linux/gfp.h>
+
 #include "tracker.h"
 #include "unit.h"
 #include "view.h"
@@ -73,7 +75,7 @@ static void test_join_while_marking(void)
 		require(!pthread_create(&writer, NULL, mark_odd, NULL), "thread");
 		delete_all_but_first();
 		pthread_join(writer, NULL);
-		require(!fleece_history_get(&history, &tracker), "history");
+		require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "history");
 		require(history.nr_segments == 1, "%u segments", history.nr_segments);
 		require(!fleece_history_since(&history, "point-0", &view), "since");
 		require(count_bits(&view) == GRANULES, "%llu marks are lost",
@@ -95,7 +97,7 @@ static void test_count_while_marking(void)
 	fleece_tracker_switch(&tracker, fleece_segment_alloc(GRANULES), "point-0");
 	require(!pthread_create(&writer, NULL, mark_odd, NULL), "thread");
 	do {
-		require(!fleece_history_get(&history, &tracker), "out of memory");
+		require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "out of memory");
 		count = fleece_history_changed(&history, NULL);
 		fleece_history_put(&history);
 		require(count >= before, "%llu after %llu", count, before);

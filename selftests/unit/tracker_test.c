@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <linux/gfp.h>
 #include <linux/kernel.h>
 #include <linux/timekeeping.h>
 
@@ -174,7 +175,7 @@ static void check_newest(u64 changed)
 	u64 told;
 
 	moment = fleece_tracker_newest(&tracker);
-	require(!fleece_history_get(&history, &tracker), "out of memory");
+	require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "out of memory");
 	told = fleece_history_changed(&history, NULL);
 	fleece_history_put(&history);
 	require(told == changed, "newest: %llu granules, not %llu", told, changed);
@@ -191,7 +192,7 @@ static void check_all(void)
 
 	require(tracker.nr_checkpoints == nr_points, "%u checkpoints, not %u",
 		tracker.nr_checkpoints, nr_points);
-	require(!fleece_history_get(&now, &tracker), "out of memory");
+	require(!fleece_history_get(&now, &tracker, GFP_KERNEL), "out of memory");
 	check_entries(&now, points, nr_points);
 	for (i = 0; i < nr_points; i++) {
 		require(fleece_tracker_find(&tracker, points[i].moment.name), "exists");
@@ -382,7 +383,7 @@ static bool get_history(struct fleece_history *history)
 	memset(history, 0xa5, sizeof(*history));
 	if (must_fail)
 		unit_fail_allocation(1 + unit_random(3));
-	ret = fleece_history_get(history, &tracker);
+	ret = fleece_history_get(history, &tracker, GFP_KERNEL);
 	unit_fail_allocation(0);
 	require(ret == (must_fail ? -ENOMEM : 0), "history: %d", ret);
 	if (!ret)
@@ -641,7 +642,7 @@ static void test_limit(void)
 	require(fleece_tracker_check_new(&tracker, "more") == -ENOSPC, "one too many");
 	require(fleece_tracker_check_new(&tracker, "point-7") == -EEXIST, "twice");
 	require(fleece_tracker_check_new(&tracker, "-") == -EINVAL, "malformed");
-	require(!fleece_history_get(&history, &tracker), "out of memory");
+	require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "out of memory");
 	require(fleece_history_count(&history, NULL), "stopped");
 	for (i = 0; i < FLEECE_CHECKPOINTS_MAX; i++) {
 		require(history.entries[i].changed == FLEECE_CHECKPOINTS_MAX - i, "count %u", i);
@@ -665,7 +666,7 @@ static void test_end_here(void)
 	struct fleece_view view;
 
 	begin(10, 8);
-	require(!fleece_history_get(&history, &tracker), "history of nothing");
+	require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "history of nothing");
 	require(!history.nr_entries && !history.nr_segments, "not empty");
 	add_checkpoint("first");
 	fleece_history_end_here(&history, &tracker);
@@ -674,7 +675,7 @@ static void test_end_here(void)
 	require(view.nr_bits == nr_granules && !count_bits(&view), "changes in no time");
 	fleece_history_put(&history);
 
-	require(!fleece_history_get(&history, &tracker), "history");
+	require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "history");
 	add_checkpoint("second");
 	fleece_history_end_here(&history, &tracker);
 	fleece_tracker_mark(&tracker, 0, nr_sectors);
@@ -700,7 +701,7 @@ static void test_stopped(void)
 	begin(many, 8);
 	add_checkpoint("first");
 	fleece_tracker_mark(&tracker, 0, 8);
-	require(!fleece_history_get(&history, &tracker), "out of memory");
+	require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "out of memory");
 	require(!fleece_history_count(&history, &stop), "it goes on");
 	require(fleece_history_changed(&history, &stop) == many, "too few");
 	stop = false;
@@ -749,12 +750,12 @@ static void test_half_dropped(void)
 	fleece_tracker_mark(&tracker, 8, 1);
 	add_checkpoint("third");
 	fleece_tracker_mark(&tracker, 16, 1);
-	require(!fleece_history_get(&history, &tracker), "history");
+	require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "history");
 	fleece_segment_put(history.segments[0]);
 	history.segments[0] = NULL;
 
 	require(!fleece_tracker_delete(&tracker, "second"), "delete");
-	require(!fleece_history_get(&now, &tracker), "history");
+	require(!fleece_history_get(&now, &tracker, GFP_KERNEL), "history");
 	require(now.nr_segments == 2, "%u segments", now.nr_segments);
 	require(!fleece_history_since(&now, "first", &view), "first");
 	require(fleece_bits_any(&view, 0, 0) && fleece_bits_any(&view, 1, 1) &&
@@ -791,7 +792,7 @@ static void check_maps(const char *first, const char *second)
 
 	for (g = 0; first[g]; g++)
 		count += first[g] == '1';
-	require(!fleece_history_get(&history, &tracker), "history");
+	require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "history");
 	check_map(&history, "first", count, first);
 	for (count = 0, g = 0; second[g]; g++)
 		count += second[g] == '1';
@@ -813,7 +814,7 @@ static void test_resize(void)
 	nr_granules = 6;
 	add_checkpoint("second");
 	fleece_tracker_mark(&tracker, 16, 1);
-	require(!fleece_history_get(&history, &tracker), "history");
+	require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "history");
 
 	require(!fleece_tracker_resize(&tracker, 6 * 8), "within the last granule");
 	check_maps("101001", "001001");
@@ -863,7 +864,7 @@ static void test_restore(void)
 	require(fleece_tracker_check_new(&tracker, "old") == -EEXIST, "twice");
 	fleece_tracker_mark(&tracker, 3 * 8, 8);
 	check_maps("011100", "001100");
-	require(!fleece_history_get(&history, &tracker), "out of memory");
+	require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "out of memory");
 	require(fleece_history_since(&history, "old", &view) == -ESTALE, "invalid, and answers");
 	require(!fleece_history_known_since(&history, "old", &view), "nothing is known");
 	require(count_bits(&view) == 4, "%llu are known", count_bits(&view));
@@ -872,7 +873,7 @@ static void test_restore(void)
 	require(!fleece_tracker_delete(&tracker, "first"), "delete");
 	require(!fleece_tracker_delete(&tracker, "second"), "delete");
 	require(fleece_tracker_newest(&tracker)->is_invalid, "it is valid now");
-	require(!fleece_history_get(&history, &tracker), "out of memory");
+	require(!fleece_history_get(&history, &tracker, GFP_KERNEL), "out of memory");
 	changed = fleece_history_changed(&history, NULL);
 	require(changed == 6, "%llu are counted, not all, which nobody knows", changed);
 	require(fleece_history_count(&history, NULL), "stopped");

@@ -1424,7 +1424,8 @@ static void origin_postsuspend(struct dm_target *ti)
 {
 	struct fleece_table *table = ti->private;
 
-	WRITE_ONCE(table->origin->is_suspended, true);
+	/* After device-mapper's own: see fleece_origin_is_watched(). */
+	smp_store_release(&table->origin->is_suspended, true);
 	set_suspending(ti, false);
 }
 
@@ -1481,7 +1482,7 @@ bool fleece_origin_is_watched(struct fleece_origin *origin)
 	rcu_read_lock();
 	ti = rcu_dereference(origin->ti);
 	/* Not suspended any more, and we have not been resumed: somebody else was. */
-	is_watched = ti && (!READ_ONCE(origin->is_suspended) || dm_suspended(ti));
+	is_watched = ti && (!smp_load_acquire(&origin->is_suspended) || dm_suspended(ti));
 	if (ti && !is_watched) {
 		/*
 		 * Our own resume between the two looks like that too. It clears

@@ -1596,9 +1596,13 @@ static int create_checkpoint(struct fleece_origin *origin, const char *name)
 {
 	struct fleece_segment *segment;
 	unsigned int change;
+	unsigned int noio;
 	int ret;
 
+	/* The origin may be suspended, and its resume then waits for the end of the message. */
+	noio = memalloc_noio_save();
 	segment = fleece_segment_alloc(READ_ONCE(origin->tracker.nr_granules));
+	memalloc_noio_restore(noio);
 	if (!segment)
 		return -ENOMEM;
 	change = fleece_origin_begin_change(origin);

@@ -1569,6 +1569,12 @@ static void origin_status(struct dm_target *ti, status_type_t type, unsigned int
 	}
 }
 
+static int report_suspended(struct fleece_origin *origin)
+{
+	DMERR("%s: the device is suspended, or just being suspended", dm_device_name(origin->md));
+	return -EBUSY;
+}
+
 /* The moment of a checkpoint. The segment is used up. */
 static int switch_checkpoint(struct fleece_origin *origin, struct fleece_segment *segment,
 			     const char *name)
@@ -1635,6 +1641,17 @@ static int delete_durably(struct fleece_origin *origin, const char *name)
 	return ret ?: forget_checkpoint(origin, name);
 }
 
+static bool has_checkpoint(struct fleece_origin *origin, const char *name)
+{
+	unsigned int noio;
+	bool has;
+
+	noio = fleece_origin_lock(origin);
+	has = fleece_tracker_find(&origin->tracker, name);
+	fleece_origin_unlock(origin, noio);
+	return has;
+}
+
 static int delete_checkpoint(struct fleece_origin *origin, const char *name)
 {
 	unsigned int change;
@@ -1643,15 +1660,14 @@ static int delete_checkpoint(struct fleece_origin *origin, const char *name)
 	if (fleece_checkpoint_name_error(name))
 		return -EINVAL;
 	change = fleece_origin_begin_change(origin);
-	ret = origin->durable ? delete_durably(origin, name) : forget_checkpoint(origin, name);
+	/* It may take as long as the writing of a map, and I/O is held until the resume. */
+	if (READ_ONCE(origin->is_suspended) && has_checkpoint(origin, name))
+		ret = report_suspended(origin);
+	else
+		ret = origin->durable ? delete_durably(origin, name) :
+					forget_checkpoint(origin, name);
 	fleece_origin_end_change(origin, change);
 	return ret;
-}
-
-static int report_suspended(struct fleece_origin *origin)
-{
-	DMERR("%s: the device is suspended, or just being suspended", dm_device_name(origin->md));
-	return -EBUSY;
 }
 
 static int emit_checkpoints(struct fleece_history *history, char *result, unsigned int maxlen)

@@ -136,6 +136,7 @@ test_suspend()
 	is "and then the origin is suspended" "$status $(dmsetup info -c --noheadings -o suspended \
 		"$PREFIX-origin")" "0 Suspended"
 	succeeds "a message to a suspended origin is heard" message origin checkpoint_create three
+	fails "but what may take long is refused" "busy" message origin checkpoint_delete one
 	or_bail dmsetup resume "$PREFIX-origin"
 	wait $reader
 	is "the read has ended as always" $? 0

@@ -307,14 +307,14 @@ static void find_extent(const struct map *map, u64 offset, u64 end, struct fleec
 }
 
 /*
- * Fill a buffer; returns the number of extents, and moves *offset. Bits may change
- * between two looks at them: neighbours that have become equal are joined.
+ * Fill a buffer that has @n extents before *offset; returns how many it has then, and moves
+ * *offset. Bits may change between two looks at them: neighbours that have become equal are
+ * joined.
  */
 static u32 find_extents(const struct map *map, u64 *offset, u64 end, struct fleece_extent *buffer,
-			u32 capacity)
+			u32 n, u32 capacity)
 {
 	struct fleece_extent extent;
-	u32 n = 0;
 
 	while (*offset < end) {
 		find_extent(map, *offset, end, &extent);
@@ -336,20 +336,21 @@ static long put_extents(const struct map *map, struct fleece_extents *request,
 	struct fleece_extent __user *to = u64_to_user_ptr(request->extents);
 	u64 end = request->offset + request->length;
 	u64 offset = request->offset;
+	u32 kept = 0;
 	u32 n;
 
 	request->count = 0;
 	while (offset < end && request->count < request->capacity) {
 		n = min_t(u32, request->capacity - request->count, EXTENTS_PER_TURN);
-		n = find_extents(map, &offset, end, buffer, n);
-		if (n == EXTENTS_PER_TURN && offset < end) {
-			/* Kept back, so that the next turn can join it with its first. */
-			n--;
-			offset = buffer[n].offset;
-		}
+		n = find_extents(map, &offset, end, buffer, kept, n);
+		/* One is kept back, so that the next turn can join it with its first. */
+		kept = n == EXTENTS_PER_TURN && offset < end;
+		n -= kept;
 		if (copy_to_user(to + request->count, buffer, n * sizeof(*buffer)))
 			return -EFAULT;
 		request->count += n;
+		if (kept)
+			buffer[0] = buffer[n];
 		cond_resched();
 		if (fatal_signal_pending(current))
 			return -EINTR;

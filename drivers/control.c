@@ -183,9 +183,10 @@ static int check_range(u64 size, u64 offset, u64 length, u64 unit)
 {
 	if (offset > size || length > size - offset)
 		return -ERANGE;
-	if (!length || offset % unit)
+	/* A power of two. */
+	if (!length || offset & (unit - 1))
 		return -EINVAL;
-	if (length % unit && offset + length != size)
+	if (length & (unit - 1) && offset + length != size)
 		return -EINVAL;
 	return 0;
 }

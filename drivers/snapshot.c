@@ -698,7 +698,7 @@ static int check_devices(struct dm_target *ti, struct snapshot_table *table,
 		ti->error = "Cluster is smaller than a block of the origin or the COW device";
 		return -EINVAL;
 	}
-	if ((ti->len << SECTOR_SHIFT) % block) {
+	if ((ti->len << SECTOR_SHIFT) & (block - 1)) {
 		ti->error = "Length is not a multiple of the block size of both devices";
 		return -EINVAL;
 	}

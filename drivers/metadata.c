@@ -11,6 +11,7 @@
 #include <linux/log2.h>
 #include <linux/math64.h>
 #include <linux/mm.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/timekeeping.h>
@@ -417,19 +418,16 @@ static void select_dirty(struct fleece_metadata *md, bool forget)
 				md->dirty[i] = 0;
 		}
 		spin_unlock(&md->lock);
+		cond_resched();
 	}
 }
 
 /* Select the regions of some granules. */
 static void select_granules(struct fleece_metadata *md, u64 first, u64 end)
 {
-	u64 region;
-
 	memset(md->selected, 0, region_words(md) * sizeof(unsigned long));
-	if (first >= end)
-		return;
-	for (region = region_of(md, first); region <= region_of(md, end - 1); region++)
-		fleece_bits_assign(md->selected, region, true);
+	if (first < end)
+		fleece_bits_fill(md->selected, region_of(md, first), region_of(md, end - 1) + 1);
 }
 
 /* Write the blocks from @block on that region @region needs; returns the next one. */
@@ -447,6 +445,7 @@ static u64 write_region(struct fleece_metadata *md, const struct fleece_view *vi
 	for (; block <= block_of(end - 1) && !*ret; block++) {
 		encode_block(md, view, block, start, checkpoint->segment);
 		*ret = write_block(md, block, start);
+		cond_resched();
 		if (!*ret && md->nr_blocks % BLOCKS_PER_TURN == 0)
 			*ret = give_way(md);
 	}
@@ -527,6 +526,7 @@ static int take_back_intents(struct fleece_metadata *md)
 	u64 block;
 
 	for (block = 0; block < intent_blocks(md) && !ret; block++) {
+		cond_resched();
 		if (!take_back(md, block))
 			continue;
 		has_written = true;
@@ -552,6 +552,7 @@ static void unselect(struct fleece_metadata *md)
 				md->dirty[i] |= md->selected[i];
 		}
 		spin_unlock(&md->lock);
+		cond_resched();
 	}
 }
 

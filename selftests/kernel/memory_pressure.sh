@@ -3,8 +3,9 @@
 #
 # This test will swap to an origin that has two snapshots until more is in its swap
 # space than fits into memory: to write a page out takes the copying of old data first,
-# so that memory comes free only if copies make progress when there is next to none.
-# Nothing is given up by a time limit, all of memory is as it was, and so are the snapshots.
+# and an intent on the metadata device, so that memory comes free only if copies and grants
+# make progress when there is next to none. Nothing is given up by a time limit, all of
+# memory is as it was, and so are the snapshots; what was written counts as changed.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -29,7 +30,11 @@ ARENA=${ARENA%% *}
 make_disk disk $((SWAP_MIB * 2048))
 make_disk cow-small "$(cow_sectors 8 $((SWAP_MIB * 256)))"
 make_disk cow-large "$(cow_sectors 128 $((SWAP_MIB * 16)))"
-make_origin origin disk
+make_disk meta 16384
+set_parameter metadata_settle_ms 100
+set_parameter metadata_timeout_ms 600000
+format_metadata meta $((SWAP_MIB * 2048)) --granularity 4096 --region 64k
+make_durable_origin origin disk meta 8
 or_bail pattern origin write 1 0 -
 or_bail mkswap "$(path_of origin)"
 
@@ -89,6 +94,7 @@ judge()
 head -c 4096 "$(path_of disk)" > "$SCRATCH/header"
 make_snapshot small disk cow-small 8 "2 cbw_timeout 0"
 make_snapshot large disk cow-large 128 "4 cbw_timeout 0 staging 0"
+or_bail message origin checkpoint_create before
 or_bail swapon "$(path_of origin)"
 defer stop_swapping
 
@@ -96,6 +102,8 @@ before=$(swapped_out_mib)
 put_memory_away
 succeeds "memory is as it was" timeout $LIMIT_SECONDS "$FLEECE_TEST_BIN/hog" $PAGED_MIB
 at_least "MiB written out to the origin" $(($(swapped_out_mib) - before)) $SWAPPED_MIN_MIB
+like "the metadata has not failed" "$(origin_field origin metadata)" "^(clean|dirty)$"
+at_least "granules changed" "$(origin_field origin changed)" $((SWAPPED_MIN_MIB * 256 / 2))
 judge small $((SWAPPED_MIN_MIB * 256 / 2))
 judge large $((SWAPPED_MIN_MIB * 16 / 2))
 # A snapshot of swap space in use, whose writes wait while it is taken, can end.

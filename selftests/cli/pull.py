@@ -6,6 +6,7 @@ The server is fleeced with snapshots in memory; qemu-nbd and nbdkit serve what
 that one cannot: holes, zeroes and plain protocols. Checked are the data, the
 exit status, and that a failure leaves nothing new and nothing half written.
 """
+import ctypes
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "nbd"))
@@ -338,10 +340,11 @@ def too_large(world):
          preexec_fn=limit)
 
 
-def begin_slow(world, more=()):
+def begin_slow(world, more=(), listen=False, **other):
     """A server of its own that takes very long, and a pull that has begun."""
-    server = Server("slow=mem:size=4G,delay=50,cp=monday")
-    process = start(world.uri("slow", server), world.file(), *more)
+    server = Server("slow=mem:size=4G,delay=50,cp=monday", listen=listen)
+    uri = "nbd://127.0.0.1:%d/slow" % server.port() if listen else world.uri("slow", server)
+    process = start(uri, world.file(), *more, **other)
     wait_for(lambda: "target.partial" in world.left(), "the pull begins")
     return server, process
 
@@ -351,6 +354,42 @@ def interrupted(world):
     process.send_signal(signal.SIGINT)
     finish(process, FAILED, "interrupted: Interrupt")
     equal(world.left(), [], "files")
+    server.stop()
+
+
+def tcp_sockets(process):
+    """What the process has open to servers."""
+    pidfd_getfd = 438
+    pidfd = os.pidfd_open(process.pid)
+    sockets = []
+    for name in os.listdir("/proc/%d/fd" % process.pid):
+        number = ctypes.CDLL(None).syscall(pidfd_getfd, pidfd, int(name), 0)
+        if number >= 0 and stat.S_ISSOCK(os.fstat(number).st_mode):
+            sockets.append(socket.socket(fileno=number))
+        elif number >= 0:
+            os.close(number)
+    os.close(pidfd)
+    return [each for each in sockets if each.family == socket.AF_INET]
+
+
+def notices_within(tcp):
+    """Seconds until a host that is gone without a word is noticed: idle, and with data in flight."""
+    if not tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+        return ()
+    idle, interval, count, acknowledged = (
+        tcp.getsockopt(socket.IPPROTO_TCP, option) for option in (
+            socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT,
+            socket.TCP_USER_TIMEOUT))
+    return idle + interval * count, acknowledged / 1000
+
+
+def silent_host(world):
+    """The options are all that a test can wait for."""
+    server, process = begin_slow(world, listen=True)
+    wait_for(lambda: [notices_within(tcp) for tcp in tcp_sockets(process)] == [(120, 120)] * 4,
+             "all connections have the limits")
+    process.send_signal(signal.SIGINT)
+    finish(process, FAILED)
     server.stop()
 
 
@@ -473,6 +512,23 @@ def another_server(world):
          status=FAILED, says="server")
     relay.close()
     equal(world.left(), ["socket"], "files")
+
+
+def large_blocks(world):
+    """Whether the server is there in the end is asked in blocks that it takes."""
+    path = world.file("nbdkit")
+    nbdkit = subprocess.Popen(["nbdkit", "-f", "-U", path, "--filter=blocksize-policy", "pattern",
+                               "16M", "blocksize-minimum=4K", "blocksize-maximum=32M"])
+    try:
+        wait_for(lambda: os.path.exists(path), "nbdkit listens")
+        relay = Relay(world.file("socket"), [types.SimpleNamespace(path=path)] * 2)
+        pull("nbd+unix:///?socket=" + world.file("socket"), world.file())
+        relay.close()
+    finally:
+        nbdkit.terminate()
+        nbdkit.wait()
+    probe = re.compile(rb"\x25\x60\x95\x13\0\0\0\x07.{8}\0{8}\0\0\x10\0", re.DOTALL)
+    equal(len(probe.findall(relay.asked[0])), 1, "questions for 4 KiB at the end")
 
 
 def read_once(world):
@@ -776,10 +832,12 @@ TESTS = [
     ("a target that changed meanwhile is not touched", changed_meanwhile, ()),
     ("a target that cannot hold the data", too_large, ()),
     ("an interrupt leaves nothing", interrupted, ()),
+    ("a server whose host is gone without a word", silent_host, ()),
     ("a server that dies leaves nothing", server_gone, ()),
     ("a snapshot that breaks has its own exit status", broken, ()),
     ("another snapshot at the same address", another_snapshot, ()),
     ("another server at the same address", another_server, ()),
+    ("a server that takes no short requests", large_blocks, ("nbdkit",)),
     ("a server that takes fewer clients than there are connections", few_connections, ()),
     ("a server that releases what was read", read_once, ()),
     ("a server without structured replies", plain_server, ("nbdkit", "nbdcopy")),

@@ -6,9 +6,12 @@
 #include "source.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #define ALLOCATION	"base:allocation"
 #define ACCESS		"fleece:access"
@@ -20,9 +23,18 @@
 #define ASK_BYTES	(1ULL << 30)
 /* One READ; a large one keeps other requests of its connection waiting. */
 #define REQUEST_BYTES	(1U << 20)
-/* A question whose answer does not matter. */
+/* A question whose answer does not matter, if the server takes such short ones. */
 #define PROBE_BYTES	512
+/* The protocol knows no larger minimum. */
+#define PROBE_MAX	(64U << 10)
 #define NAME_BYTES	256
+
+/* A server that is silent is asked for a sign of life, so often before it counts as dead. */
+#define KEEPALIVE_IDLE_S	60
+#define KEEPALIVE_INTERVAL_S	15
+#define KEEPALIVE_PROBES	4
+/* The same time for what it does not even acknowledge. */
+#define UNACKNOWLEDGED_MS	120000
 
 /* A context, and its answer to one question. */
 struct map {
@@ -62,6 +74,35 @@ static struct nbd_handle *create(void)
 		return NULL;
 	}
 	return nbd;
+}
+
+static void set_option(int fd, int level, int option, int value)
+{
+	setsockopt(fd, level, option, &value, sizeof(value));
+}
+
+void source_watch(struct nbd_handle *nbd)
+{
+	int fd = nbd_aio_get_fd(nbd);
+
+	/* Other sockets have no such option. */
+	set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS);
+	set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
+	set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
+	set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
+	set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+}
+
+/* The host may die while they still shake hands; each address is tried on a new socket. */
+static int connect_uri(struct nbd_handle *nbd, const char *uri)
+{
+	int ret = nbd_aio_connect_uri(nbd, uri);
+
+	while (ret >= 0 && nbd_aio_is_connecting(nbd) > 0) {
+		source_watch(nbd);
+		ret = nbd_poll(nbd, -1);
+	}
+	return ret;
 }
 
 static void dirty_name(char *name, const char *checkpoint)
@@ -118,7 +159,7 @@ enum status source_open(struct source *source, const char *uri, const char *chec
 		if (nbd_add_meta_context(source->nbd, dirty) < 0)
 			return report_nbd(source, "cannot prepare");
 	}
-	if (nbd_connect_uri(source->nbd, uri) < 0)
+	if (connect_uri(source->nbd, uri) < 0)
 		return report_nbd(source, "cannot connect");
 	if (checkpoint && nbd_can_meta_context(source->nbd, dirty) <= 0)
 		return report(NO_CHECKPOINT, uri,
@@ -366,28 +407,47 @@ static int ignore_answer(void *data, const char *name, uint64_t offset, uint32_t
 	return 0;
 }
 
-bool source_is_alive(const struct source *source)
+/* libnbd itself refuses what is shorter than a block of the server. */
+static uint64_t probe_length(const struct source *source)
+{
+	int64_t minimum = nbd_get_block_size(source->nbd, LIBNBD_SIZE_MINIMUM);
+	uint64_t length = minimum > PROBE_BYTES ? (uint64_t)minimum : PROBE_BYTES;
+
+	if (length > PROBE_MAX)
+		length = PROBE_MAX;
+	return length < source->size ? length : source->size;
+}
+
+static int read_probe(const struct source *source)
+{
+	char data[PROBE_MAX];
+
+	return nbd_pread(source->nbd, data, probe_length(source), 0, 0);
+}
+
+static int ask_probe(const struct source *source)
 {
 	nbd_extent_callback callback = { .callback = ignore_answer };
-	char data[PROBE_BYTES];
-	uint64_t length = source->size < sizeof(data) ? source->size : sizeof(data);
+
+	return nbd_block_status(source->nbd, probe_length(source), 0, callback, 0);
+}
+
+bool source_is_alive(const struct source *source)
+{
 	int ret;
 
 	if (!source->nbd || nbd_aio_is_ready(source->nbd) <= 0)
 		return false;
 	if (nbd_can_meta_context(source->nbd, ALLOCATION) > 0)
-		ret = nbd_block_status(source->nbd, length, 0, callback, 0);
+		ret = ask_probe(source);
 	else
-		ret = nbd_pread(source->nbd, data, length, 0, 0);
+		ret = read_probe(source);
 	return !ret || (nbd_get_errno() != ESHUTDOWN && nbd_aio_is_ready(source->nbd) > 0);
 }
 
 bool source_is_broken(const struct source *source)
 {
-	nbd_extent_callback callback = { .callback = ignore_answer };
-
 	if (!source->nbd || nbd_can_meta_context(source->nbd, ACCESS) <= 0)
 		return false;
-	return nbd_block_status(source->nbd, PROBE_BYTES, 0, callback, 0) < 0 &&
-	       nbd_get_errno() == EIO;
+	return ask_probe(source) < 0 && nbd_get_errno() == EIO;
 }

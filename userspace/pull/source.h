@@ -71,6 +71,14 @@ void source_close(struct source *source);
 struct nbd_handle *source_connect_again(const struct source *source);
 
 /**
+ * source_watch() - notice within two minutes that the host of the server is gone
+ * @nbd: a connection; only TCP does not tell by itself.
+ *
+ * A server that takes long to answer is waited for, as its host says that it is there.
+ */
+void source_watch(struct nbd_handle *nbd);
+
+/**
  * source_is_same() - does this connection lead to the same export, by all that is said?
  * @source: the export.
  * @nbd: what source_connect_again() returned, ready.

@@ -369,6 +369,7 @@ static bool join(struct connection *connection)
 	/* One more that cannot be had is no failure. */
 	if (!wait_until_ready(connection))
 		return false;
+	source_watch(connection->nbd);
 	if (!source_is_same(transfer->source, connection->nbd)) {
 		fail(transfer, OTHER_EXPORT, 0, 0, 0);
 		return false;

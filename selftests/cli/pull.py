@@ -357,6 +357,16 @@ def interrupted(world):
     server.stop()
 
 
+def ignored_signal(world):
+    """Such as that of a terminal that is closed, with nohup."""
+    server, process = begin_slow(
+        world, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    finish(process, FAILED, "interrupted: Interrupt")
+    server.stop()
+
+
 def tcp_sockets(process):
     """What the process has open to servers."""
     pidfd_getfd = 438
@@ -832,6 +842,7 @@ TESTS = [
     ("a target that changed meanwhile is not touched", changed_meanwhile, ()),
     ("a target that cannot hold the data", too_large, ()),
     ("an interrupt leaves nothing", interrupted, ()),
+    ("a signal that is ignored", ignored_signal, ()),
     ("a server whose host is gone without a word", silent_host, ()),
     ("a server that dies leaves nothing", server_gone, ()),
     ("a snapshot that breaks has its own exit status", broken, ()),

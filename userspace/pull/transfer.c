@@ -96,10 +96,13 @@ void transfer_catch_signals(void)
 {
 	static const int signals[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT };
 	struct sigaction action = { .sa_handler = stop, .sa_flags = SA_RESETHAND | SA_RESTART };
+	struct sigaction before;
 	size_t i;
 
+	/* nohup(1) and others have the program ignore what is not for it. */
 	for (i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
-		sigaction(signals[i], &action, NULL);
+		if (!sigaction(signals[i], NULL, &before) && before.sa_handler != SIG_IGN)
+			sigaction(signals[i], &action, NULL);
 }
 
 static void fail(struct transfer *transfer, const char *what, int error, uint64_t offset,

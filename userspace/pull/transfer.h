@@ -12,7 +12,7 @@
  * transfer_catch_signals() - let SIGINT and the like end a transfer
  *
  * From here on the first one makes transfer_run() fail, so that its caller can clean
- * up; the second one kills.
+ * up; the second one kills. What is ignored stays so.
  */
 void transfer_catch_signals(void);
 

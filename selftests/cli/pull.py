@@ -367,6 +367,19 @@ def ignored_signal(world):
     server.stop()
 
 
+def closed_descriptors(world):
+    """What is printed must not get into the target, nor to the server."""
+    server, process = begin_slow(world, preexec_fn=lambda: os.closerange(0, 3))
+    for number in range(3):
+        equal(os.readlink("/proc/%d/fd/%d" % (process.pid, number)), "/dev/null",
+              "descriptor %d" % number)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    equal(process.returncode, FAILED, "exit status")
+    equal(world.left(), [], "files")
+    server.stop()
+
+
 def tcp_sockets(process):
     """What the process has open to servers."""
     pidfd_getfd = 438
@@ -843,6 +856,7 @@ TESTS = [
     ("a target that cannot hold the data", too_large, ()),
     ("an interrupt leaves nothing", interrupted, ()),
     ("a signal that is ignored", ignored_signal, ()),
+    ("standard descriptors that are closed", closed_descriptors, ()),
     ("a server whose host is gone without a word", silent_host, ()),
     ("a server that dies leaves nothing", server_gone, ()),
     ("a snapshot that breaks has its own exit status", broken, ()),

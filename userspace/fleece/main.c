@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "standard_files.h"
 #include "verbs.h"
 
 static const struct verb verbs[] = {
@@ -115,6 +116,8 @@ int main(int argc, char **argv)
 {
 	size_t i;
 
+	if (fleece_fill_standard_files())
+		return FAILED;
 	if (argc < 2)
 		return verb_usage("no verb");
 	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {

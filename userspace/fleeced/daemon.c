@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../lib/standard_files.h"
 #include "account.h"
 #include "janitor.h"
 #include "log.h"
@@ -341,27 +342,14 @@ static int start(struct daemon *daemon,
 	return ret;
 }
 
-/* A device or client that got the place of stderr would get the log. */
-static int fill_standard_files(void)
-{
-	int file;
-
-	do {
-		file = open("/dev/null", O_RDWR | O_CLOEXEC);
-	} while (file >= 0 && file <= STDERR_FILENO);
-	if (file < 0)
-		return -errno;
-	close(file);
-	return 0;
-}
-
 int daemon_main(int argc, char **argv,
 		int (*open_backend)(const char *path, struct backend **backend))
 {
 	struct daemon *daemon;
 	int status, ret;
 
-	if (fill_standard_files())
+	/* A device or client that got the place of stderr would get the log. */
+	if (fleece_fill_standard_files())
 		return EXIT_FAILURE;
 	daemon = calloc(1, sizeof(*daemon));
 	if (!daemon)

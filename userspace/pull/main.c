@@ -14,6 +14,7 @@
 #include "qcow2.h"
 #include "size.h"
 #include "source.h"
+#include "standard_files.h"
 #include "status.h"
 #include "target.h"
 #include "transfer.h"
@@ -238,5 +239,7 @@ enum status verb_pull(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+	if (fleece_fill_standard_files())
+		return FAILED;
 	return verb_run(&verb, argc, argv);
 }

@@ -7,6 +7,7 @@ that one cannot: holes, zeroes and plain protocols. Checked are the data, the
 exit status, and that a failure leaves nothing new and nothing half written.
 """
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -325,6 +326,43 @@ def changed_meanwhile(world):
         os.unlink(world.file())
     expect(content(world.file("target.complete")) == pattern(0, M),
            "the backup is not kept")
+
+
+class Argument(ctypes.Structure):
+    """struct scmp_arg_cmp of libseccomp."""
+    _fields_ = [("number", ctypes.c_uint), ("operator", ctypes.c_int), ("value", ctypes.c_uint64),
+                ("other", ctypes.c_uint64)]
+
+
+def without_links():
+    """No link(), and no rename() with flags, as some filesystems have none."""
+    seccomp = ctypes.CDLL("libseccomp.so.2")
+    seccomp.seccomp_init.restype = ctypes.c_void_p
+    allow, fail, not_equal = 0x7FFF0000, 0x50000, 1
+    rules = ctypes.c_void_p(seccomp.seccomp_init(allow))
+    for name, error, *arguments in ((b"linkat", errno.EPERM),
+                                    (b"renameat2", errno.EINVAL, Argument(4, not_equal, 0, 0))):
+        number = seccomp.seccomp_syscall_resolve_name(name)
+        seccomp.seccomp_rule_add_array(rules, fail | error, number, len(arguments),
+                                       (Argument * len(arguments))(*arguments))
+    equal(seccomp.seccomp_load(rules), 0, "seccomp_load()")
+
+
+def no_links(world):
+    pull(world.uri(), world.file(), preexec_fn=without_links)
+    expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
+    equal(world.left(), ["target"], "files")
+
+    def meanwhile(length):
+        world.file("new", b"theirs")
+        return [(0, length)]
+
+    server = Sloppy(world.file("socket"), meanwhile)
+    pull("nbd+unix:///?socket=" + world.file("socket"), world.file("new"), status=BUSY,
+         says="made by somebody else", preexec_fn=without_links)
+    server.close()
+    equal(content(world.file("new")), b"theirs", "their file")
+    expect(content(world.file("new.complete")) == pattern(0, M), "the backup is not kept")
 
 
 def too_large(world):
@@ -853,6 +891,7 @@ TESTS = [
     ("what a killed pull has left is no obstacle", leftover, ()),
     ("what others have left is not written to", leftover_of_others, ()),
     ("a target that changed meanwhile is not touched", changed_meanwhile, ()),
+    ("a filesystem that cannot rename without replacing", no_links, ()),
     ("a target that cannot hold the data", too_large, ()),
     ("an interrupt leaves nothing", interrupted, ()),
     ("a signal that is ignored", ignored_signal, ()),

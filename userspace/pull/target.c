@@ -390,16 +390,34 @@ static int sync_directory(int directory_fd)
 	return fsync(directory_fd) && errno != EINVAL ? -errno : 0;
 }
 
-/* A file that has appeared meanwhile is not replaced, even where link() has to do. */
+/* What takes the name first is empty, for a moment. */
+static int rename_reserved(int directory_fd, const char *from, const char *to)
+{
+	int file = openat(directory_fd, to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	int ret = 0;
+
+	if (file < 0)
+		return -errno;
+	close(file);
+	if (renameat(directory_fd, from, directory_fd, to)) {
+		ret = -errno;
+		unlinkat(directory_fd, to, 0);
+	}
+	return ret;
+}
+
+/* A file that has appeared meanwhile is not replaced, whatever the filesystem can do. */
 static int rename_new(int directory_fd, const char *from, const char *to)
 {
 	if (!renameat2(directory_fd, from, directory_fd, to, RENAME_NOREPLACE))
 		return 0;
 	if (errno != EINVAL && errno != ENOSYS)
 		return -errno;
-	if (linkat(directory_fd, from, directory_fd, to, 0))
+	if (!linkat(directory_fd, from, directory_fd, to, 0))
+		return unlinkat(directory_fd, from, 0) ? -errno : 0;
+	if (errno != EPERM && errno != EOPNOTSUPP && errno != ENOSYS)
 		return -errno;
-	return unlinkat(directory_fd, from, 0) ? -errno : 0;
+	return rename_reserved(directory_fd, from, to);
 }
 
 static enum status give_name(const struct target *target)

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -788,6 +789,25 @@ static void test_stalled_parts(void)
 	close(files[1]);
 }
 
+/* What is left unread when the socket is closed resets the connection. */
+static void test_end_after_stop(void)
+{
+	struct stop stop = { .fd = -1, .since_ms = 1 };
+	struct transport *transport;
+	int files[2], left = -1;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, files))
+		abort();
+	transport = transport_fd_create(files[0], files[0], "unit", &stop, 0);
+	send_piece(files[1]);
+	shutdown(files[1], SHUT_WR);
+	transport->ops->end(transport);
+	tap_ok(!ioctl(files[0], FIONREAD, &left) && !left,
+	       "what a client still sends is taken, also long after the stop");
+	transport->ops->close(transport);
+	close(files[1]);
+}
+
 /* Pieces that come while they are waited for; the reads that this takes, or 0 for an error. */
 static unsigned int reads_for_late(struct transport *transport, int file, unsigned int pieces)
 {
@@ -1366,6 +1386,7 @@ int main(void)
 	test_death("extended", extended_session);
 	test_lost_reply();
 	test_stalled_parts();
+	test_end_after_stop();
 	test_reads();
 	test_looking();
 	test_brisk();

@@ -4,8 +4,8 @@
  *
  * Every wait here ends: when data moves, when the deadline of the handshake
  * passes, when the client takes too long to read what is written, when another
- * thread calls shutdown, or a fixed time after the server was told to stop. No
- * lock: reading and writing share no changing field.
+ * thread calls shutdown, or a fixed time after the server was told to stop or the
+ * client that nothing follows. No lock: reading and writing share no changing field.
  */
 #include "transport.h"
 
@@ -48,6 +48,7 @@
 /*
  * Set at construction: in, out, wake, stop, stall_ms, in_flags, out_flags. Set before
  * transmission starts, by the only thread there is: deadline_ms, readahead, before_wait, context.
+ * After it, likewise: has_ended.
  * The reader's: ahead, head, tail, vain, has_found. The writer's: stall_limit_ms. Atomic: is_down.
  *
  * vain: how often the reader has looked for input and found nothing, one time after the other;
@@ -68,6 +69,7 @@ struct fd_transport {
 	int64_t stall_limit_ms;
 	int64_t deadline_ms;
 	bool readahead;
+	bool has_ended;
 	bool (*before_wait)(void *context);
 	void *context;
 	unsigned int vain;
@@ -96,7 +98,7 @@ static int64_t limit_ms(struct fd_transport *fd, short events)
 
 	if (events & POLLOUT)
 		limit = earlier(limit, fd->stall_limit_ms);
-	if (stopped)
+	if (stopped && !fd->has_ended)
 		limit = earlier(limit, stopped + (events & POLLOUT ? STOP_WRITE_MS : STOP_READ_MS));
 	return limit;
 }
@@ -337,7 +339,7 @@ static void fd_set_before_wait(struct transport *transport, bool (*before_wait)(
 
 /*
  * To close a socket that still has something to read resets the connection, and a reset
- * can overtake the last reply. Pipes do not know that.
+ * can overtake the last reply. Pipes do not know that. The stop may be long ago.
  */
 static void fd_end(struct transport *transport)
 {
@@ -346,6 +348,7 @@ static void fd_end(struct transport *transport)
 
 	if (shutdown(fd->out, SHUT_WR))
 		return;
+	fd->has_ended = true;
 	fd->deadline_ms = clock_ms() + END_MS;
 	while (read_some(fd, rest, sizeof(rest)) > 0)
 		;

@@ -549,27 +549,49 @@ static int keepalive_seconds(int fd)
 	       socket_option(fd, IPPROTO_TCP, TCP_KEEPCNT);
 }
 
-static void test_tcp(void)
+/* The server's end of a new connection. */
+static int accept_tcp(struct listener_set *set, int64_t stall_ms)
 {
 	struct sockaddr_storage address;
 	socklen_t length = sizeof(address);
-	struct listener_set set = { .count = 0 };
-	int client, served = -1, seconds;
+	int client = socket(AF_INET, SOCK_STREAM, 0), served;
 	char peer[80];
 
-	if (listen_tcp(&set, "127.0.0.1:0", false) ||
-	    getsockname(set.listeners[0].fd, (struct sockaddr *)&address, &length))
+	if (getsockname(set->listeners[0].fd, (struct sockaddr *)&address, &length) ||
+	    client < 0 || connect(client, (struct sockaddr *)&address, length))
 		abort();
-	client = socket(AF_INET, SOCK_STREAM, 0);
-	if (client >= 0 && !connect(client, (struct sockaddr *)&address, length))
-		served = listen_accept(&set.listeners[0], peer, sizeof(peer));
+	served = listen_accept(&set->listeners[0], stall_ms, peer, sizeof(peer));
+	close(client);
+	return served;
+}
+
+/* Milliseconds for which a client may leave unacknowledged what it was sent. */
+static int acknowledge_ms(struct listener_set *set, int64_t stall_ms)
+{
+	int served = accept_tcp(set, stall_ms);
+	int ms = socket_option(served, IPPROTO_TCP, TCP_USER_TIMEOUT);
+
+	close(served);
+	return ms;
+}
+
+static void test_tcp(void)
+{
+	struct listener_set set = { .count = 0 };
+	int served, seconds;
+
+	if (listen_tcp(&set, "127.0.0.1:0", false))
+		abort();
+	served = accept_tcp(&set, 0);
 	tap_ok(socket_option(served, IPPROTO_TCP, TCP_NODELAY) == 1,
 	       "C5 a TCP connection has TCP_NODELAY");
 	seconds = keepalive_seconds(served);
 	tap_ok(seconds > 0 && seconds <= 120,
 	       "a TCP client that is gone without a word is noticed within two minutes");
 	close(served);
-	close(client);
+	tap_ok(acknowledge_ms(&set, 1000) == 120000 && acknowledge_ms(&set, 300000) == 300000 &&
+	       acknowledge_ms(&set, 0) == 0,
+	       "also when it has not acknowledged everything, but not before --stall-timeout");
 	listen_close(&set);
 }
 

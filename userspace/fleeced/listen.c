@@ -33,6 +33,7 @@
 #define KEEPALIVE_IDLE_S	60
 #define KEEPALIVE_INTERVAL_S	15
 #define KEEPALIVE_PROBES	4
+#define KEEPALIVE_MS	((KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL_S) * 1000)
 
 static void add_listener(struct listener_set *set, int fd, int family)
 {
@@ -429,10 +430,15 @@ static void set_option(int fd, int level, int option, int value)
 
 /*
  * Replies are sent in one piece: waiting for more only delays them. The defaults
- * of keepalive would hold the connection of a dead client for two hours.
+ * of keepalive would hold the connection of a dead client for two hours, and those of
+ * what it does not acknowledge, for which keepalive does not ask, for a quarter of an hour.
+ * That limit is also one for clients that live, and read nothing: it is not below theirs.
  */
-static void prepare_tcp(int fd)
+static void prepare_tcp(int fd, int64_t stall_ms)
 {
+	if (stall_ms)
+		set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT,
+			   stall_ms > KEEPALIVE_MS ? (int)stall_ms : KEEPALIVE_MS);
 	set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
 	set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
 	set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
@@ -449,7 +455,7 @@ static void prepare_unix(int fd)
 	set_option(fd, SOL_SOCKET, SO_SNDBUF, UNIX_SEND_BYTES);
 }
 
-int listen_accept(const struct listener *listener, char *peer, size_t size)
+int listen_accept(const struct listener *listener, int64_t stall_ms, char *peer, size_t size)
 {
 	struct sockaddr_storage address;
 	socklen_t length = sizeof(address);
@@ -466,7 +472,7 @@ int listen_accept(const struct listener *listener, char *peer, size_t size)
 		return fd;
 	}
 	if (listener->family != AF_VSOCK)
-		prepare_tcp(fd);
+		prepare_tcp(fd, stall_ms);
 	format_address((struct sockaddr *)&address, peer, size);
 	return fd;
 }

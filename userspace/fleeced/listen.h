@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 #define LISTEN_MAX 16
@@ -102,12 +103,14 @@ int listen_adopt(struct listener_set *set, int fd, const char *name, bool allow_
 /**
  * listen_accept() - the next client of a socket
  * @listener: with a client waiting.
+ * @stall_ms: over TCP, how long it may leave everything unread or unacknowledged, but no
+ *	less than two minutes; 0: as long as the system allows.
  * @peer: gets the client's address, for the log.
  * @size: of @peer.
  *
  * Return: a non-blocking descriptor, or -errno.
  */
-int listen_accept(const struct listener *listener, char *peer, size_t size);
+int listen_accept(const struct listener *listener, int64_t stall_ms, char *peer, size_t size);
 
 /** listen_close() - close all sockets; their files are removed by others */
 void listen_close(struct listener_set *set);

@@ -195,7 +195,7 @@ static void drop_oldest(struct loop *loop)
 static void accept_client(struct loop *loop, const struct listener *listener)
 {
 	char peer[80];
-	int fd = listen_accept(listener, peer, sizeof(peer));
+	int fd = listen_accept(listener, loop->server->stall_ms, peer, sizeof(peer));
 	int ret = fd < 0 ? fd : add_client(loop, fd, fd, peer);
 
 	if (!ret && count_handshakes(loop) > HANDSHAKES_MAX)

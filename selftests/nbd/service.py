@@ -375,6 +375,22 @@ def janitor_killed():
         server.stop()
 
 
+@test("the path of a socket is not taken before the janitor has removed its file")
+def janitor_slow():
+    server = Server(DISK)
+    pid = janitor_of(server)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        server.process.kill()
+        server.process.wait()
+        run_wrong(["--socket", server.path, DISK], 1, "Address already in use")
+        expect(os.path.exists(server.path), "the socket file is gone")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: not os.path.exists(server.path), "the socket file is left behind")
+    shutil.rmtree(server.directory)
+
+
 @test("--stdio inside of the sandbox")
 def confined_stdio():
     ours, theirs = socket.socketpair()

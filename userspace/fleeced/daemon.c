@@ -146,6 +146,7 @@ static int load_credentials(struct daemon *daemon)
 static int open_unix_socket(struct daemon *daemon)
 {
 	const struct options *options = &daemon->options;
+	struct listener_set *listeners = &daemon->server.listeners;
 	struct socket_access access = { options->socket_mode, -1, -1 };
 	struct account account;
 	int ret;
@@ -157,9 +158,10 @@ static int open_unix_socket(struct daemon *daemon)
 		access.owner = account.user;
 		access.group = account.group;
 	}
-	ret = listen_unix(&daemon->server.listeners, options->socket_path, &access);
+	ret = listen_unix(listeners, options->socket_path, &access);
 	if (!ret)
-		janitor_add(&daemon->janitor, options->socket_path);
+		janitor_add_socket(&daemon->janitor, options->socket_path,
+				   listeners->listeners[listeners->count - 1].fd);
 	return ret;
 }
 
@@ -336,8 +338,9 @@ static int start(struct daemon *daemon,
 		ret = confine(daemon);
 	if (!ret)
 		ret = serve(daemon, signals);
-	listen_close(&daemon->server.listeners);
+	/* In this order: nobody else may take the path of the socket before. */
 	janitor_finish(&daemon->janitor);
+	listen_close(&daemon->server.listeners);
 	close(signals);
 	return ret;
 }

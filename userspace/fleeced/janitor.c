@@ -3,6 +3,10 @@
  * fleeced, janitor: the server's child, which keeps the right to remove files and
  * nothing else. It hears the number of a file that is to go at once, or the end
  * of the stream, which also comes when the server is killed.
+ *
+ * To look whether a file is still the server's and to remove it are two calls. In between,
+ * another server must not take the path of the socket; nor does it, as long as somebody has
+ * the socket open, see bind_unix(). So the janitor has, until the file is gone.
  */
 #include "janitor.h"
 
@@ -23,9 +27,14 @@
 #include "privileges.h"
 #include "sandbox.h"
 
+/* What the child has open beside stderr: it needs no other standard file. */
+#define SERVER_FILE	STDIN_FILENO
+#define LISTENER_FILE	STDOUT_FILENO
+
 void janitor_init(struct janitor *janitor)
 {
 	memset(janitor, 0, sizeof(*janitor));
+	janitor->listener = -1;
 	janitor->fd = -1;
 }
 
@@ -39,6 +48,13 @@ void janitor_add(struct janitor *janitor, const char *path)
 	janitor->devices[janitor->count] = status.st_dev;
 	janitor->inodes[janitor->count] = status.st_ino;
 	janitor->count++;
+}
+
+void janitor_add_socket(struct janitor *janitor, const char *path, int listener)
+{
+	janitor_add(janitor, path);
+	janitor->socket_path = path;
+	janitor->listener = listener;
 }
 
 /* Another server may have taken the path meanwhile: only our own file goes. */
@@ -61,17 +77,16 @@ static void remove_all(const struct janitor *janitor)
 		remove_file(janitor, i);
 }
 
-/* The kernel's name of the call is older than the C library's. */
-static bool close_files(unsigned int first, unsigned int last)
+/*
+ * Devices stay busy, and clients connected, as long as anybody has them open. The kernel's name
+ * of the last call is older than the C library's.
+ */
+static int close_others(const struct janitor *janitor, int fd)
 {
-	return first > last || !syscall(__NR_close_range, first, last, 0U);
-}
-
-/* Devices stay busy, and clients connected, as long as anybody has them open. */
-static int close_all_but(unsigned int fd)
-{
-	if (close_files(0, STDERR_FILENO - 1) && close_files(STDERR_FILENO + 1, fd - 1) &&
-	    close_files(fd + 1, UINT_MAX))
+	close(LISTENER_FILE);
+	if (dup2(fd, SERVER_FILE) >= 0 &&
+	    (janitor->listener < 0 || dup2(janitor->listener, LISTENER_FILE) >= 0) &&
+	    !syscall(__NR_close_range, STDERR_FILENO + 1, UINT_MAX, 0U))
 		return 0;
 	log_error("cannot close files: %s", strerror(errno));
 	return -errno;
@@ -83,7 +98,8 @@ static void hold_files(const struct janitor *janitor)
 	size_t i;
 
 	for (i = 0; i < janitor->count; i++)
-		if (open(janitor->paths[i], O_PATH | O_NOFOLLOW | O_CLOEXEC) < 0)
+		if (janitor->paths[i] != janitor->socket_path &&
+		    open(janitor->paths[i], O_PATH | O_NOFOLLOW | O_CLOEXEC) < 0)
 			log_error("cannot look at %s: %s", janitor->paths[i], strerror(errno));
 }
 
@@ -105,13 +121,16 @@ static void work(const struct janitor *janitor, int fd, bool is_confined)
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	prctl(PR_SET_NAME, "fleeced-janitor", 0, 0, 0);
-	if (close_all_but(fd))
+	if (close_others(janitor, fd))
 		_exit(1);
 	hold_files(janitor);
 	if (is_confined && confine())
 		_exit(1);
-	while (write(fd, &number, 1) == 1 && read(fd, &number, 1) == 1)
+	while (write(SERVER_FILE, &number, 1) == 1 && read(SERVER_FILE, &number, 1) == 1) {
 		remove_file(janitor, number);
+		if (number < janitor->count && janitor->paths[number] == janitor->socket_path)
+			close(LISTENER_FILE);
+	}
 	remove_all(janitor);
 	_exit(0);
 }

@@ -18,6 +18,8 @@
  * @devices: to recognise the files later.
  * @inodes: likewise.
  * @count: of them.
+ * @socket_path: the one that is a socket, or NULL.
+ * @listener: that socket, or -1.
  * @fd: to the process, or -1: there is none.
  */
 struct janitor {
@@ -25,6 +27,8 @@ struct janitor {
 	dev_t devices[JANITOR_FILES];
 	ino_t inodes[JANITOR_FILES];
 	size_t count;
+	const char *socket_path;
+	int listener;
 	int fd;
 };
 
@@ -41,6 +45,16 @@ void janitor_init(struct janitor *janitor);
  * Context: before janitor_start().
  */
 void janitor_add(struct janitor *janitor, const char *path);
+
+/**
+ * janitor_add_socket() - a socket whose file is to be removed
+ * @janitor: that has none yet.
+ * @path: as for janitor_add().
+ * @listener: the socket, which the process keeps open until the file is gone.
+ *
+ * Context: before janitor_start().
+ */
+void janitor_add_socket(struct janitor *janitor, const char *path, int listener);
 
 /**
  * janitor_start() - start the process, if there are any files

@@ -29,6 +29,10 @@
 #define UNIX_SEND_BYTES	(512 << 10)
 #define SOCKET_FLAGS	(SOCK_CLOEXEC | SOCK_NONBLOCK)
 
+/* How often to try, and how long to wait in between: one second in all. */
+#define TRIES		50
+#define TRY_US		20000
+
 /* A client that is silent is asked for a sign of life, so often before it counts as dead. */
 #define KEEPALIVE_IDLE_S	60
 #define KEEPALIVE_INTERVAL_S	15
@@ -56,7 +60,7 @@ static int close_failed(int fd, const char *address, int ret)
 	return ret;
 }
 
-/* Is there a socket file that nobody listens on any more? */
+/* Is there a socket file that nobody listens on any more, nor is going to remove? */
 static bool is_stale(const struct sockaddr_un *address)
 {
 	struct stat status;
@@ -155,6 +159,7 @@ static int listen_at(int fd, const struct sockaddr_un *address, const struct soc
 int listen_unix(struct listener_set *set, const char *path, const struct socket_access *access)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	unsigned int tries = TRIES;
 	int fd, ret;
 
 	if (strlen(path) >= sizeof(address.sun_path)) {
@@ -165,7 +170,10 @@ int listen_unix(struct listener_set *set, const char *path, const struct socket_
 		return -EMFILE;
 	memcpy(address.sun_path, path, strlen(path));
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCKET_FLAGS, 0);
-	ret = fd < 0 ? -errno : listen_at(fd, &address, access);
+	/* Of a server that was killed the file is there for another moment. */
+	do {
+		ret = fd < 0 ? -errno : listen_at(fd, &address, access);
+	} while (ret == -EADDRINUSE && --tries && !usleep(TRY_US));
 	if (ret)
 		return close_failed(fd, path, ret);
 	add_listener(set, fd, AF_UNIX);

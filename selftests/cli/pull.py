@@ -39,6 +39,7 @@ EXPORTS = [
     "part=mem:size=16M,cp=monday/1M-2M,since=monday,denied=0-1M,denied=2M-16M",
     "gap=mem:size=16M,cp=monday/0-2M,denied=0-1M",
     "lost=mem:size=16M,cp=monday/3M-4M,lost=3M-4M",
+    "bad=mem:size=16M,cp=monday/3M-4M,bad=3M-4M",
     "odd=mem:size=1000001,cp=monday",
     "stripes=mem:size=64M,stripes=monday/4K",
 ]
@@ -142,7 +143,7 @@ def full_existing(world):
     pull(world.uri(), path, status=BUSY, says="--replace")
     equal(content(path), b"precious", "what was there")
     os.symlink("target", world.file("link"))
-    pull(world.uri("lost"), world.file("link"), "--replace", status=FAILED, says="cannot read")
+    pull(world.uri("bad"), world.file("link"), "--replace", status=FAILED, says="cannot read")
     equal(content(path), b"precious", "what was there, after a failure")
     pull(world.uri(), world.file("link"), "--replace")
     expect(content(path) == pattern(0, SIZE), "the backup differs")
@@ -213,10 +214,19 @@ def denied(world):
 
 
 def lost(world):
-    pull(world.uri("lost"), world.file(), status=FAILED, says="at offset 3145728")
+    path = world.file("old", old_image())
+    pull(world.uri("lost"), world.file(), status=FAILED, says="or lost")
+    pull(world.uri("lost"), path, "--since", "monday", status=FAILED,
+         says="1048576 bytes of what is needed cannot be read, the first at offset 3145728")
+    expect(content(path) == old_image(), "the backup was touched")
+    equal(world.left(), ["old"], "files")
+
+
+def unreadable(world):
+    pull(world.uri("bad"), world.file(), status=FAILED, says="at offset 3145728")
     equal(world.left(), [], "files")
     path = world.file("old", old_image())
-    pull(world.uri("lost"), path, "--since", "monday", status=FAILED, says="part old and part new")
+    pull(world.uri("bad"), path, "--since", "monday", status=FAILED, says="part old and part new")
 
 
 def wrong_targets(world):
@@ -434,7 +444,7 @@ def tcp_sockets(process):
 
 
 def notices_within(tcp):
-    """Seconds until a host that is gone without a word is noticed: idle, and with data in flight."""
+    """Seconds until a host that is gone without a word is noticed: idle, and not."""
     if not tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
         return ()
     idle, interval, count, acknowledged = (
@@ -882,7 +892,8 @@ TESTS = [
     ("an incremental backup where nothing changed", since_nothing, ()),
     ("an unknown checkpoint is refused, and nothing is written", no_checkpoint, ()),
     ("what is needed and not accessible is refused, and nothing is written", denied, ()),
-    ("data that is lost is an error with its place", lost, ()),
+    ("what is needed and lost is refused, and nothing is written", lost, ()),
+    ("data that a disk cannot read is an error with its place", unreadable, ()),
     ("targets of the wrong kind, size or place", wrong_targets, ()),
     ("servers and exports that are not there", wrong_sources, ()),
     ("two pulls to one target", locked, ()),

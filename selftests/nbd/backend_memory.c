@@ -38,6 +38,7 @@ struct memory_backend {
 	pthread_mutex_t lock;
 	struct ranges denied;
 	struct ranges lost;
+	struct ranges bad;
 	struct ranges zero;
 	struct map maps[CHECKPOINTS_MAX];
 	uint64_t cluster;
@@ -159,7 +160,8 @@ static int memory_read(struct backend *backend, void *buffer, uint64_t offset, u
 	pthread_mutex_lock(&memory->lock);
 	if (touches(&memory->denied, offset, offset + length))
 		ret = -EPERM;
-	else if (touches(&memory->lost, offset, offset + length))
+	else if (touches(&memory->lost, offset, offset + length) ||
+		 touches(&memory->bad, offset, offset + length))
 		ret = -EIO;
 	pthread_mutex_unlock(&memory->lock);
 	/* What a failed read leaves behind must never get to a client. */
@@ -235,7 +237,8 @@ static int memory_extents(struct backend *backend, enum fleece_map kind, const c
 	while (at < offset + length) {
 		end = offset + length;
 		value = kind == FLEECE_MAP_CHANGED ? map_at(map, at, &end) :
-						     !run_at(&memory->denied, at, &end);
+						     !run_at(&memory->denied, at, &end) &&
+						     !run_at(&memory->lost, at, &end);
 		if (count && extents[count - 1].value == value) {
 			extents[count - 1].length += end - at;
 		} else {
@@ -274,6 +277,7 @@ static void memory_close(struct backend *backend)
 		free(memory->maps[i].changed.array);
 	free(memory->denied.array);
 	free(memory->lost.array);
+	free(memory->bad.array);
 	free(memory->zero.array);
 	free(memory->base.checkpoints);
 	pthread_mutex_destroy(&memory->lock);
@@ -397,6 +401,8 @@ static int parse_word(struct memory_backend *memory, char *word)
 		return parse_range(value, &memory->denied);
 	else if (!strcmp(word, "lost"))
 		return parse_range(value, &memory->lost);
+	else if (!strcmp(word, "bad"))
+		return parse_range(value, &memory->bad);
 	else if (!strcmp(word, "zero"))
 		return parse_range(value, &memory->zero);
 	else if (!strcmp(word, "delay"))

@@ -10,7 +10,9 @@
  *   stripes=NAME/UNIT     a checkpoint where every other UNIT changed
  *   here=NAME             a checkpoint made at this very moment
  *   since=NAME            named in the description
- *   denied=A-B, lost=A-B  ranges that are not accessible, or cannot be read
+ *   denied=A-B            a range that is not accessible
+ *   lost=A-B              a range that is not accessible, as it is lost: EIO
+ *   bad=A-B               a range that a disk cannot read, which no map tells
  *   zero=A-B              a range of zeroes
  *   block=BYTES           unit of reads (default 1); others end the program
  *   delay=MS              each read takes so long

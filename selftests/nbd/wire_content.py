@@ -135,6 +135,20 @@ def error_offset(server):
                     expect("not accessible" in answer["text"], "text: " + answer["text"])
 
 
+@own("what is lost gets EIO, and fleece:access tells it beforehand")
+def lost():
+    server = Server("lost=mem:size=8M,denied=1M-2M,lost=2M-2112K")
+    try:
+        with Client(server) as client:
+            client.open(b"lost", contexts=["base:allocation", "fleece:access"])
+            equal(client.error(READ, 2 * M, 512), EIO, "lost")
+            extents = client.status(0, 8 * M)
+            equal(extents["fleece:access"], [(M, 0), (1088 * K, 1), (6080 * K, 0)], "access")
+            equal(extents["base:allocation"], [(8 * M, 0)], "allocation")
+    finally:
+        server.stop()
+
+
 @test("C65 lost, or any other error: ERROR alone, never mixed, and no data (CVE-2022-0485)")
 def plain_errors(server):
     for form in CHUNKED:

@@ -7,7 +7,7 @@ from nbdclient import EPERM, PATIENCE, READ, expect
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 SIZE = 8 * M
 DISK = ("disk=mem:size=8M,cluster=64K,cp=one/64K-128K/1M-2M,here=two,since=one,"
-        "denied=4M-5M,lost=6M-6208K")
+        "denied=4M-5M,bad=6M-6208K")
 BIG = "big=mem:size=20T,cp=five/1T-2T,stripes=fine/512"
 PLAIN = "plain=mem:size=1000000,plain"
 SEED = 20240807

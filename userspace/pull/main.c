@@ -56,10 +56,10 @@ static enum status check_plan(const struct pull *pull, const struct plan *plan)
 	if (!plan->bytes[PLAN_DENIED])
 		return DONE;
 	return report(FAILED, pull->uri,
-		      "%llu bytes of what is needed cannot be read, the first at offset %llu: they were released, or the snapshot is limited to what changed%s",
+		      "%llu bytes of what is needed cannot be read, the first at offset %llu: the snapshot is limited to what changed%s, or they were released, or lost when a copy failed",
 		      (unsigned long long)plan->bytes[PLAN_DENIED],
 		      (unsigned long long)plan->first_denied,
-		      pull->checkpoint ? " since a later checkpoint" : "; use --since");
+		      pull->checkpoint ? " since a later checkpoint" : " (use --since)");
 }
 
 static void print_json(const struct pull *pull, const struct source *source,

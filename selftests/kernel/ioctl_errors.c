@@ -4,8 +4,11 @@
  * kind of bad argument, and prints a TAP line for each answer, without a plan.
  *
  * ORIGIN and SNAPSHOT have CHECKPOINT and at least two more checkpoints each;
- * STRANGER is a block device that is not of dm-fleece. With "--compat" before
- * them all calls enter the kernel as those of a 32-bit program do.
+ * STRANGER is a block device that is not of dm-fleece. SNAPSHOT is new, has clusters of
+ * 4 KiB, and at the end one that cannot have any more clusters released in part. With
+ * "--compat" before them all calls enter the kernel as those of a 32-bit program do.
+ *
+ * ioctl_errors --has-compat: does this kernel know such calls?
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,10 +22,15 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define PAGE_BYTES	4096
+#define COMPAT_GETPID	20
 #define COMPAT_IOCTL	54
+#define CLUSTER_BYTES	4096
+/* Clusters that can be released in part at a time. */
+#define PARTS_MAX	4096
 
 static bool is_compat;
 static int control;
@@ -44,20 +52,34 @@ static void check(bool is_good, const char *what, const char *detail)
 	printf("%s - %s: %s\n", is_good ? "ok" : "not ok", what, detail);
 }
 
+static int compat_call(int number, uint32_t first, uint32_t second, uint32_t third)
+{
+	int ret = -ENOSYS;
+
+#ifdef __x86_64__
+	asm volatile("int $0x80"
+		     : "=a" (ret)
+		     : "a" (number), "b" (first), "c" (second), "d" (third)
+		     : "memory", "r8", "r9", "r10", "r11");
+#endif
+	return ret;
+}
+
+/* Where it knows none the first one is a fault. */
+static bool has_compat(void)
+{
+	int status = 0;
+	pid_t child = fork();
+
+	if (!child)
+		_exit(compat_call(COMPAT_GETPID, 0, 0, 0) != getpid());
+	return child > 0 && waitpid(child, &status, 0) == child && !status;
+}
+
 static int enter(unsigned long code, uintptr_t argument)
 {
-#ifdef __x86_64__
-	if (is_compat) {
-		int ret;
-
-		asm volatile("int $0x80"
-			     : "=a" (ret)
-			     : "a" (COMPAT_IOCTL), "b" (control), "c" ((uint32_t)code),
-			       "d" ((uint32_t)argument)
-			     : "memory", "r8", "r9", "r10", "r11");
-		return ret;
-	}
-#endif
+	if (is_compat)
+		return compat_call(COMPAT_IOCTL, control, code, argument);
 	return ioctl(control, code, argument) < 0 ? -errno : 0;
 }
 
@@ -413,6 +435,13 @@ static uint64_t accessible(void)
 	return call(FLEECE_IOC_INFO, &request, sizeof(request)) ? 0 : request.accessible;
 }
 
+static int release_from(uint64_t offset, uint64_t length)
+{
+	return call_release((struct fleece_release){
+		.fd = snapshot, .offset = offset, .length = length,
+	});
+}
+
 static void test_release(void)
 {
 	struct fleece_release request = { .fd = snapshot, .length = 512, .flags = 1 };
@@ -445,8 +474,35 @@ static void test_release(void)
 	close(control);
 	control = writable;
 	check(accessible() == before, "RELEASE that fails", "releases nothing");
-	expect("RELEASE", call_release(request), 0);
-	check(!accessible(), "RELEASE", "releases what it was told");
+	expect("RELEASE", release_from(0, 64 * CLUSTER_BYTES), 0);
+	check(accessible() == before - 64, "RELEASE", "releases what it was told");
+}
+
+/* The clusters from @first on are accessible. */
+static void test_parts(uint64_t first)
+{
+	uint64_t next = (first + PARTS_MAX) * CLUSTER_BYTES;
+	uint64_t before = accessible();
+	unsigned int released = 0;
+	uint64_t i;
+
+	for (i = first; i < first + PARTS_MAX; i++)
+		released += !release_from(i * CLUSTER_BYTES, 512);
+	check(released == PARTS_MAX, "RELEASE of parts", "as many as can be remembered");
+	expect("RELEASE of one part too many", release_from(next, 512), ENOSPC);
+	expect("RELEASE of more of a part that is remembered",
+	       release_from(first * CLUSTER_BYTES, 1024), 0);
+	check(accessible() == before, "RELEASE of parts", "releases no cluster");
+	expect("RELEASE of a cluster, and of one part too many",
+	       release_from(next + 512, 2 * CLUSTER_BYTES - 512), ENOSPC);
+	check(accessible() == before - 1, "RELEASE of a cluster, and of one part too many",
+	      "releases the cluster");
+	expect("RELEASE of a cluster that was released in part",
+	       release_from(first * CLUSTER_BYTES, CLUSTER_BYTES), 0);
+	expect("RELEASE of one part instead", release_from(next, 512), 0);
+	expect("RELEASE of one part too many again",
+	       release_from(next + 2 * CLUSTER_BYTES, 512), ENOSPC);
+	check(accessible() == before - 2, "RELEASE of parts", "releases no other cluster");
 }
 
 /* Answers of exactly the size there is room for, up to the edge of memory. */
@@ -490,12 +546,15 @@ static char *low_page(void)
 
 int main(int argc, char **argv)
 {
+	if (argc == 2 && !strcmp(argv[1], "--has-compat"))
+		return has_compat() ? 0 : 1;
 	is_compat = argc > 1 && !strcmp(argv[1], "--compat");
 	argv += is_compat;
 	argc -= is_compat;
 	if (argc != 5) {
 		fprintf(stderr,
-			"usage: ioctl_errors [--compat] ORIGIN SNAPSHOT STRANGER CHECKPOINT\n");
+			"usage: ioctl_errors [--compat] ORIGIN SNAPSHOT STRANGER CHECKPOINT\n"
+			"       ioctl_errors --has-compat\n");
 		return 2;
 	}
 	control = open("/dev/" FLEECE_CONTROL_NAME, O_RDWR | O_CLOEXEC);
@@ -524,5 +583,6 @@ int main(int argc, char **argv)
 	test_bitmap();
 	test_edges();
 	test_release();
+	test_parts(64);
 	return failures ? 1 : 0;
 }

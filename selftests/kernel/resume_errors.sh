@@ -10,10 +10,18 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 SMALL=16384
 LARGE=32768
+# What of the disk can be suspended, so that writes there do not end.
+PART=2048
 load_fleece
 make_arena 48
-make_disk disk $LARGE
+make_disk first $PART
+make_disk rest $((LARGE - PART))
 make_disk cow "$(cow_sectors 128 256)"
+printf '%s\n' "0 $PART linear $(path_of first) 0" \
+	"$PART $((LARGE - PART)) linear $(path_of rest) 0" > "$SCRATCH/table"
+or_bail dmsetup create "$PREFIX-disk" "$SCRATCH/table"
+make_nodes
+defer dm_remove_deferred disk
 
 origin_table()
 {
@@ -27,9 +35,26 @@ start_origin()
 	or_bail pattern origin write 1 0 -
 }
 
+minor_of()
+{
+	echo $(($(dmsetup info -c --noheadings -o minor "$PREFIX-$1")))
+}
+
 size_of_origin()
 {
 	blockdev --getsz "$(path_of origin)"
+}
+
+# is_not_taken WHAT: a table that is loaded, or was refused, answers all that is asked.
+is_not_taken()
+{
+	local node
+
+	node=/dev/dm-$(minor_of late)
+	like "$1: the status says so" "$(status_of late)" "^broken 0/256 .* 0 0 0 0 0 11 0$"
+	succeeds "$1: a release does nothing" message late release 0 128
+	fails "$1: it does not grow" "Input/output error" message late cow_resize
+	is "$1: it has no maps" "$("$FLEECE_TEST_BIN/fleece-maps" "$node" info)" ENODEV
 }
 
 # load_late [FEATURES]: a snapshot that is not taken before it is resumed.
@@ -38,6 +63,8 @@ load_late()
 	or_bail dmsetup create "$PREFIX-late" --notable
 	or_bail dmsetup load "$PREFIX-late" --table \
 		"0 $LARGE fleece-snapshot $(path_of disk) $(path_of cow) 128 ${1:-}"
+	like "a table that is loaded is no snapshot" \
+		"$(dmsetup status --inactive "$PREFIX-late")" " broken .* 11 0$"
 }
 
 # refuses_late WHAT ERROR LOG
@@ -46,6 +73,7 @@ refuses_late()
 	log_mark
 	fails "$1: refused" "$2" dmsetup resume "$PREFIX-late"
 	expect_log "$1: the log says why" "snapshot not taken: $3"
+	is_not_taken "$1"
 	succeeds "$1: it can be removed" dm_remove late
 }
 
@@ -87,16 +115,13 @@ test_checkpoints()
 # shellcheck disable=SC2317 # called by wait_until
 write_is_under_way()
 {
-	local number
-
-	number=$(dmsetup info -c --noheadings -o minor "$PREFIX-origin")
-	[ "$(awk '{ print $2 }' "/sys/block/dm-$((number))/inflight")" -gt 0 ]
+	[ "$(awk '{ print $2 }' "/sys/block/dm-$(minor_of origin)/inflight")" -gt 0 ]
 }
 
-# Leaves a write of the origin under way in $writer, until the disk is resumed.
+# Leaves a write of the origin under way in $writer, until its part of the disk is resumed.
 begin_write()
 {
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-first"
 	pattern origin write 2 0 64k > "$SCRATCH/write" &
 	writer=$!
 	wait_until 20 write_is_under_way || bail "preparation: a write is under way"
@@ -104,9 +129,32 @@ begin_write()
 
 end_write()
 {
-	or_bail dmsetup resume "$PREFIX-disk"
+	or_bail dmsetup resume "$PREFIX-first"
 	wait "$writer"
 	is "$1: the write succeeds" "$(cat "$SCRATCH/write")" ok
+}
+
+# It is attempted ten times, and in between other writes go on: none waits for half of it.
+refuses_checkpoint()
+{
+	local begin took creator writes=0 longest=0
+
+	log_mark
+	begin=$(now_ms)
+	message origin checkpoint_create two > "$SCRATCH/message" 2>&1 &
+	creator=$!
+	while kill -0 $creator 2> /dev/null; do
+		took=$(elapsed_ms pattern origin write 3 1M 4k)
+		or_bail grep -q ok "$SCRATCH/output"
+		writes=$((writes + 1))
+		[ "$took" -le "$longest" ] || longest=$took
+	done
+	took=$(($(now_ms) - begin))
+	wait $creator
+	like "as for a checkpoint: refused" "$? $(cat "$SCRATCH/message")" "^1 .*timed out"
+	expect_log "as for a checkpoint: the log says why" "have not completed"
+	at_least "as for a checkpoint: other writes go on" $writes 3
+	at_most "as for a checkpoint: none of them is held back for long" "$longest" $((took / 2))
 }
 
 test_endless_write()
@@ -116,9 +164,7 @@ test_endless_write()
 	load_late
 	begin_write
 	refuses_late "a write does not end" "timed out" "writes .* under way do not complete"
-	log_mark
-	fails "as for a checkpoint: refused" "timed out" message origin checkpoint_create two
-	expect_log "as for a checkpoint: the log says why" "have not completed"
+	refuses_checkpoint
 	end_write "it ends"
 	is "it ends: nothing is left of both" "$(status_of origin | cut -d' ' -f5-)" "0 1 one"
 	load_late
@@ -181,7 +227,7 @@ test_late_table()
 defer dm_remove_deferred origin
 defer dm_remove_deferred snap
 defer dm_remove_deferred late
-defer dmsetup resume "$PREFIX-disk"
+defer dmsetup resume "$PREFIX-first"
 test_no_origin
 test_checkpoints
 test_endless_write

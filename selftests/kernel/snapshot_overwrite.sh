@@ -73,7 +73,36 @@ test_size()
 	or_bail pattern origin write 1 39M -
 }
 
+# direct NAME: its first MiB, as it is on the device.
+direct()
+{
+	dd if="$(path_of "$1")" bs=1M count=1 iflag=direct status=none
+}
+
+# The superblock of a filesystem that is copied must not make the COW device look like one.
+test_header()
+{
+	if ! command -v mkfs.ext4 > /dev/null; then
+		skip "a filesystem whose superblock is copied" "mkfs.ext4 is not installed"
+		return
+	fi
+	or_bail mkfs.ext4 -q -F "$(path_of origin)"
+	or_bail pattern cow write 9 0 2M
+	make_snapshot snap disk cow 128
+	or_bail pattern origin write 8 0 64k
+	wait_copied snap
+	printf 'dm-fleece COW device\n' > "$SCRATCH/header"
+	truncate -s 1M "$SCRATCH/header"
+	succeeds "the COW device begins with a header, and zeroes up to 1 MiB" \
+		cmp <(direct cow) "$SCRATCH/header"
+	like "a filesystem is found on the snapshot" "$(blkid -p "$(path_of snap)")" 'TYPE="ext4"'
+	is "and nothing on the COW device" "$(blkid -p "$(path_of cow)")" ""
+	or_bail dm_remove snap
+}
+
 test_borders
+test_header
+or_bail pattern origin write 1 0 -
 test_size 8 65536
 test_size 16 0
 test_size 64 64

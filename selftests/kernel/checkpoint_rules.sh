@@ -36,9 +36,10 @@ changed_at()
 
 test_names()
 {
-	local name long before
+	local name long before begin created
 
 	long=$(printf '%063d' 7)
+	begin=$(date +%s)
 	for name in a Z.-_9 "$long"; do
 		succeeds "a checkpoint may be named $name" message origin checkpoint_create "$name"
 	done
@@ -46,8 +47,9 @@ test_names()
 		"$(message origin checkpoint_list | head -n 1)" "^a $UUID [0-9]{10} 0 valid$"
 	is "the list is ordered by age" \
 		"$(message origin checkpoint_list | cut -d' ' -f1 | paste -sd' ')" "a Z.-_9 $long"
-	is "listing changes nothing" "$(message origin checkpoint_list)" \
-		"$(message origin checkpoint_list)"
+	created=$(message origin checkpoint_list | cut -d' ' -f3 | sort -u | paste -sd' ')
+	at_least "the times are not of before" "${created%% *}" "$begin"
+	at_most "nor of afterwards" "${created##* }" "$(date +%s)"
 	fails "a name in use" "File exists" message origin checkpoint_create a
 	before=$(uuid_of a)
 	succeeds "it can be deleted" message origin checkpoint_delete a
@@ -132,8 +134,34 @@ test_many()
 	is "the others keep their meaning" "$(changed_at origin c64)" "74 75 76 77 78 79"
 }
 
+# fill COUNT: creates checkpoints until there are so many.
+fill()
+{
+	local i
+
+	for ((i = $(origin_field origin checkpoints); i < $1; i++)); do
+		message origin checkpoint_create "f$i" || return
+	done
+}
+
+# test_limit WHAT COUNT: so many checkpoints there can be, and no more.
+test_limit()
+{
+	succeeds "$1: there can be $2 checkpoints" fill "$2"
+	fails "$1: but not one more" "No space" message origin checkpoint_create more
+	is "$1: all that were are there" "$(message origin checkpoint_list | wc -l)" "$2"
+	or_bail message origin checkpoint_delete "f$(($2 - 1))"
+	succeeds "$1: for one that is deleted another one" message origin checkpoint_create more
+}
+
 test_names
 test_maps
 test_delete
 test_many
+test_limit "in RAM" 256
+or_bail dm_remove origin
+make_disk meta 16384
+format_metadata meta $SECTORS
+make_durable_origin origin disk meta
+test_limit "on a metadata device" 64
 finish

@@ -52,11 +52,11 @@ test_read_error()
 	or_bail pattern origin write 2 0 128k
 	wait_copied snap
 	or_bail replace_table cow "0 $cow_size error"
-	like "a copy that cannot be read is an error" "$(pattern snap read 0 64k)" "^E(IO|NODATA)$"
+	gets "a copy that cannot be read is an error" EIO snap read 0 64k
 	gets "what is not copied can be read" ok snap verify 1 1M 1M
 	gets "the live write of a copied cluster succeeds" ok origin write 3 0 64k
 	or_bail replace_table cow "$good_cow"
-	like "afterwards it is the old data or an error" "$(pattern snap verify 1 0 64k)" "^(ok|EIO)$"
+	gets "afterwards it is the old data" ok snap verify 1 0 64k
 	or_bail dm_remove snap
 	or_bail pattern origin write 1 0 1M
 }

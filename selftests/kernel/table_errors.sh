@@ -9,6 +9,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 SECTORS=32768
 INVALID="Invalid argument"
+WRONG_COUNT="Number of feature arguments is wrong"
+USED_COW="COW device already belongs to another snapshot"
+# Device-mapper itself says so.
+NOT_FIRST="Gap in table"
 load_fleece
 make_arena 96
 make_disk disk $SECTORS
@@ -23,28 +27,28 @@ test_origin_tables()
 	local table="0 $SECTORS fleece $disk"
 	local granularity
 
-	refuses "origin without parameters" "$INVALID" "argument" "0 $SECTORS fleece"
-	refuses "origin without granularity" "$INVALID" "argument" "$table -"
-	refuses "origin on no device" "No such|Invalid|not found" "device" \
+	refuses "origin without parameters" "$INVALID" "Arguments: <origin_dev>" "0 $SECTORS fleece"
+	refuses "origin without granularity" "$INVALID" "Arguments: <origin_dev>" "$table -"
+	refuses "origin on no device" "No such" "Cannot open the origin device" \
 		"0 $SECTORS fleece /dev/none - 128"
 	refuses "origin with a metadata device that holds nothing" "No data" "metadata device .* cannot be used" \
 		"$table $other 128"
 	for granularity in 0 4 7 24 65536 -8 x 8x 99999999999999999999; do
-		refuses "granularity $granularity" "$INVALID" "granularity" \
+		refuses "granularity $granularity" "$INVALID" "Granularity is not a" \
 			"$table - $granularity"
 	done
-	refuses "origin longer than its device" "$INVALID" "length|size|small|whole" \
+	refuses "origin longer than its device" "$INVALID" "Length is beyond the end" \
 		"0 $((SECTORS + 8)) fleece $disk - 128"
-	refuses "origin that does not begin at 0" "$INVALID" "" \
+	refuses "origin that does not begin at 0" "$INVALID" "$NOT_FIRST" \
 		"8 $SECTORS fleece $disk - 128"
-	refuses "unknown feature" "$INVALID" "feature" "$table - 128 1 fast"
-	refuses "feature count too large" "$INVALID" "feature|argument" \
+	refuses "unknown feature" "$INVALID" "Unknown feature argument" "$table - 128 1 fast"
+	refuses "feature count too large" "$INVALID" "$WRONG_COUNT" \
 		"$table - 128 2 discard_copy"
-	refuses "feature count too small" "$INVALID" "feature|argument" \
+	refuses "feature count too small" "$INVALID" "$WRONG_COUNT" \
 		"$table - 128 0 discard_copy"
-	refuses "feature count that is no number" "$INVALID" "feature|argument" \
+	refuses "feature count that is no number" "$INVALID" "$WRONG_COUNT" \
 		"$table - 128 x discard_copy"
-	refuses "feature given twice" "$INVALID" "feature|discard_copy|twice|dupl" \
+	refuses "feature given twice" "$INVALID" "discard_copy is given twice" \
 		"$table - 128 2 discard_copy discard_copy"
 }
 
@@ -53,24 +57,24 @@ test_two_targets()
 	log_mark
 	printf '%s\n' "0 16384 fleece $disk - 128" "16384 16384 linear $other 0" \
 		> "$SCRATCH/table"
-	fails "a second target in the table: refused" "$INVALID|rgument" \
+	fails "a second target in the table: refused" "$INVALID" \
 		dmsetup create "$PREFIX-refused" "$SCRATCH/table"
-	expect_log "a second target in the table: the log says why" \
-		"singleton|alone|only target|length|whole|size"
+	expect_log "a second target in the table: the log says why" "must appear alone"
 }
 
 test_origin_twice()
 {
-	refuses "a second origin on the same device" "busy|$INVALID|exists" \
-		"already|busy|use" "0 $SECTORS fleece $disk - 128"
+	refuses "a second origin on the same device" "busy" \
+		"already belongs to another fleece device" "0 $SECTORS fleece $disk - 128"
 	log_mark
-	fails "reload with another granularity: refused" "failed" \
+	fails "reload with another granularity: refused" "$INVALID" \
 		dmsetup load "$PREFIX-origin" --table "0 $SECTORS fleece $disk - 256"
-	expect_log "reload with another granularity: the log says why" "granularity"
+	expect_log "reload with another granularity: the log says why" \
+		"granularity of an origin cannot be changed"
 	log_mark
-	fails "reload longer than the device: refused" "failed" \
+	fails "reload longer than the device: refused" "$INVALID" \
 		dmsetup load "$PREFIX-origin" --table "0 $((SECTORS + 8)) fleece $disk - 128"
-	expect_log "reload longer than the device: the log says why" "length|size|small|whole"
+	expect_log "reload longer than the device: the log says why" "Length is beyond the end"
 	is "the refused tables are not kept" \
 		"$(dmsetup info -c --noheadings -o tables_loaded "$PREFIX-origin")" Live
 	gets "the origin works on" ok origin write 1 0 1M
@@ -81,27 +85,27 @@ test_snapshot_tables()
 	local table="0 $SECTORS fleece-snapshot $disk $cow"
 	local cluster
 
-	refuses "snapshot without parameters" "$INVALID" "argument" \
+	refuses "snapshot without parameters" "$INVALID" "Arguments: <origin_dev>" \
 		"0 $SECTORS fleece-snapshot"
-	refuses "snapshot without cluster" "$INVALID" "argument" "$table"
-	refuses "snapshot with a COW device that is not there" "No such|$INVALID|not found" \
-		"device" "0 $SECTORS fleece-snapshot $disk /dev/none 128"
-	refuses "snapshot of a device that is not there" "No such|$INVALID|not found" \
-		"device|origin" "0 $SECTORS fleece-snapshot /dev/none $cow 128"
+	refuses "snapshot without cluster" "$INVALID" "Arguments: <origin_dev>" "$table"
+	refuses "snapshot with a COW device that is not there" "No such" \
+		"Cannot open the COW device" "0 $SECTORS fleece-snapshot $disk /dev/none 128"
+	refuses "snapshot of a device that is not there" "No such" \
+		"Cannot open the origin device" "0 $SECTORS fleece-snapshot /dev/none $cow 128"
 	for cluster in 0 4 7 24 65536 -8 x 8x 99999999999999999999; do
-		refuses "cluster $cluster" "$INVALID" "cluster" "$table $cluster"
+		refuses "cluster $cluster" "$INVALID" "Cluster is not a" "$table $cluster"
 	done
-	refuses "snapshot shorter than its origin" "$INVALID" "length|size" \
+	refuses "snapshot shorter than its origin" "$INVALID" "Length differs" \
 		"0 $((SECTORS - 8)) fleece-snapshot $disk $cow 128"
-	refuses "snapshot longer than its origin" "$INVALID" "length|size" \
+	refuses "snapshot longer than its origin" "$INVALID" "Length differs" \
 		"0 $((SECTORS + 8)) fleece-snapshot $disk $cow 128"
-	refuses "snapshot of a device without origin" "No such|$INVALID" "origin|attached" \
+	refuses "snapshot of a device without origin" "No such device" "is not attached" \
 		"0 $SECTORS fleece-snapshot $other $cow 128"
-	refuses "COW device is the origin" "$INVALID|busy" "same|differ|COW|origin" \
+	refuses "COW device is the origin" "$INVALID" "same as the origin" \
 		"0 $SECTORS fleece-snapshot $disk $disk 128"
-	refuses "snapshot of the fleece device itself" "$INVALID|busy|No such" "origin" \
+	refuses "snapshot of the fleece device itself" "No such device" "is not attached" \
 		"0 $SECTORS fleece-snapshot $(path_of origin) $cow 128"
-	refuses "snapshot that does not begin at 0" "$INVALID" "" \
+	refuses "snapshot that does not begin at 0" "$INVALID" "$NOT_FIRST" \
 		"8 $SECTORS fleece-snapshot $disk $cow 128"
 }
 
@@ -111,32 +115,41 @@ test_snapshot_features()
 	local name long
 
 	long=$(printf '%064d' 0)
-	refuses "unknown feature" "$INVALID" "feature" "$table 1 fast"
-	refuses "feature count too large" "$INVALID" "feature|argument" "$table 3 staging 0"
-	refuses "feature count too small" "$INVALID" "feature|argument|value" "$table 1 staging 0"
-	refuses "feature without value" "$INVALID" "feature|argument|value|staging" "$table 1 staging"
-	refuses "feature given twice" "$INVALID" "staging|twice|dupl" "$table 4 staging 0 staging 8"
-	refuses "staging that is no number" "$INVALID" "staging" "$table 2 staging much"
-	refuses "staging that is not possible" "$INVALID|memory" "staging" \
+	refuses "unknown feature" "$INVALID" "Unknown feature argument" "$table 1 fast"
+	refuses "feature count too large" "$INVALID" "$WRONG_COUNT" "$table 3 staging 0"
+	refuses "feature count too small" "$INVALID" "$WRONG_COUNT" "$table 1 staging 0"
+	refuses "feature without value" "$INVALID" "'staging' has no value" "$table 1 staging"
+	refuses "feature given twice" "$INVALID" "'staging' is given twice" \
+		"$table 4 staging 0 staging 8"
+	refuses "staging that is no number" "$INVALID" "'staging': .* not a number" \
+		"$table 2 staging much"
+	refuses "staging that is not possible" "$INVALID" "'staging': .* not a number" \
 		"$table 2 staging 99999999999999999999"
-	refuses "cbw_timeout that is no number" "$INVALID" "timeout" "$table 2 cbw_timeout soon"
-	refuses "low_water that is no number" "$INVALID" "low_water" "$table 2 low_water low"
-	refuses "on_cbw_error unknown" "$INVALID" "on_cbw_error" "$table 2 on_cbw_error ignore"
-	refuses "on_cow_full unknown" "$INVALID" "on_cow_full" "$table 2 on_cow_full grow"
-	refuses "since an unknown checkpoint" "No such|$INVALID" "checkpoint" "$table 2 since nobody"
-	refuses "checkpoint that exists" "exists|$INVALID" "checkpoint|exist" "$table 2 checkpoint taken"
+	refuses "cbw_timeout that is no number" "$INVALID" "'cbw_timeout': .* not a number" \
+		"$table 2 cbw_timeout soon"
+	refuses "low_water that is no number" "$INVALID" "'low_water': .* not a number" \
+		"$table 2 low_water low"
+	refuses "on_cbw_error unknown" "$INVALID" "on_cbw_error: not one of" \
+		"$table 2 on_cbw_error ignore"
+	refuses "on_cow_full unknown" "$INVALID" "on_cow_full: not one of" \
+		"$table 2 on_cow_full grow"
+	refuses "since an unknown checkpoint" "No such" "since: .* no such checkpoint" \
+		"$table 2 since nobody"
+	refuses "checkpoint that exists" "File exists" "checkpoint: .* already has" \
+		"$table 2 checkpoint taken"
 	for name in .x a/b "$long" 'a*'; do
-		refuses "checkpoint named $name" "$INVALID" "checkpoint|name" "$table 2 checkpoint $name"
+		refuses "checkpoint named $name" "$INVALID" "Checkpoint name is not" \
+			"$table 2 checkpoint $name"
 	done
 }
 
 test_used_cow_device()
 {
 	make_snapshot snap disk cow 128
-	refuses "the COW device of another snapshot of the origin" "busy|$INVALID" "COW|use|busy" \
+	refuses "the COW device of another snapshot of the origin" "busy" "$USED_COW" \
 		"0 $SECTORS fleece-snapshot $disk $cow 128"
 	make_origin origin2 other
-	refuses "a COW device of another origin's snapshot" "busy|$INVALID" "COW|use|busy" \
+	refuses "a COW device of another origin's snapshot" "busy" "$USED_COW" \
 		"0 $SECTORS fleece-snapshot $other $cow 128"
 	refuses "the COW device of a snapshot as origin" "busy" "is the COW device" \
 		"0 $SECTORS fleece $cow - 128"
@@ -153,12 +166,13 @@ test_cow_devices()
 	make_disk tiny 2048
 	defer dm_remove_deferred bad
 	make_disk small $((2048 + 64))
-	refuses "COW device with room for the header only" "$INVALID|No space" "small" \
+	refuses "COW device with room for the header only" "No space" "COW device too small" \
 		"0 $SECTORS fleece-snapshot $disk $(path_of tiny) 128"
-	refuses "COW device with room for half a cluster" "$INVALID|No space" "small" \
+	refuses "COW device with room for half a cluster" "No space" "COW device too small" \
 		"0 $SECTORS fleece-snapshot $disk $(path_of small) 128"
 	or_bail dm_create bad "0 $(blockdev --getsz "$cow") error"
-	refuses "a COW device that cannot be written" "error" "header of the COW device" \
+	refuses "a COW device that cannot be written" "Input/output error" \
+		"header of the COW device" \
 		"0 $SECTORS fleece-snapshot $disk $(path_of bad) 128"
 	or_bail dm_remove bad
 }
@@ -197,11 +211,11 @@ test_zoned()
 	fi
 	defer unload_module null_blk
 	wait_until 10 test -b /dev/nullb0 || bail "preparation: null_blk makes a device"
-	refuses "a zoned COW device" "$INVALID|not supported" "zoned" \
+	refuses "a zoned COW device" "not supported" "zoned" \
 		"0 $SECTORS fleece-snapshot $disk /dev/nullb0 128"
-	refuses "a zoned origin" "$INVALID|not supported" "zoned" \
+	refuses "a zoned origin" "not supported" "zoned" \
 		"0 $(blockdev --getsz /dev/nullb0) fleece /dev/nullb0 - 128"
-	refuses "a zoned metadata device" "$INVALID|not supported" "zoned" \
+	refuses "a zoned metadata device" "$INVALID" "zoned" \
 		"0 $SECTORS fleece $disk /dev/nullb0 128"
 }
 

@@ -202,6 +202,32 @@ test_mounted()
 		"0 $SECTORS fleece $disk $other 128"
 }
 
+# A partition belongs to its disk, and not to the partition beside it.
+test_partitions()
+{
+	local loop
+
+	truncate -s 64M "$SCRATCH/disk"
+	if ! has_module loop || ! loop=$(losetup --find --show --partscan "$SCRATCH/disk"); then
+		skip "partitions" "there are no loop devices"
+		return
+	fi
+	defer losetup -d "$loop"
+	or_bail addpart "$loop" 1 2048 $SECTORS
+	or_bail addpart "$loop" 2 65536 32768
+	defer delpart "$loop" 1
+	defer delpart "$loop" 2
+	wait_until 10 test -b "${loop}p2" || bail "preparation: the partitions have nodes"
+	or_bail dm_create part "0 $SECTORS fleece ${loop}p1 - 128"
+	defer dm_remove_deferred part
+	refuses "the disk of the origin as COW device" "busy" "COW device is in use" \
+		"0 $SECTORS fleece-snapshot ${loop}p1 $loop 128"
+	or_bail dm_create beside "0 $SECTORS fleece-snapshot ${loop}p1 ${loop}p2 128"
+	defer dm_remove_deferred beside
+	gets "a partition beside the origin can be its COW device" ok part write 1 0 1M
+	gets "which keeps the old data" ok beside verify zero 0 -
+}
+
 test_zoned()
 {
 	if [ -d /sys/module/null_blk ] || ! modprobe null_blk nr_devices=1 gb=1 \
@@ -231,6 +257,7 @@ is "the origin is untouched" "$(status_of origin)" "${before/ 0 none/ 16 none}"
 test_used_cow_device
 test_cow_devices
 test_mounted
+test_partitions
 test_zoned
 make_snapshot last disk cow 128
 gets "a right table still works" ok last verify 1 0 1M

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * cli tests, model: a device-mapper that only exists in memory, behind the
- * functions of lib/dm.h. It lies in shared memory, so that what a child or the
- * guardian does to it is seen.
+ * functions of lib/dm.h, and a control device. It lies in shared memory, so that what a
+ * child or the guardian does to it is seen.
  */
 #ifndef FLEECE_CLI_MODEL_H
 #define FLEECE_CLI_MODEL_H
@@ -68,6 +68,7 @@ struct model_device {
  * @deleted: checkpoint_delete messages.
  * @grown: cow_resize messages.
  * @locks: how often the right to change devices was taken.
+ * @newer: how many interface versions the module is ahead of the command.
  * @main_pid: process whose changes can fail or kill.
  */
 struct model {
@@ -86,6 +87,7 @@ struct model {
 	unsigned int deleted;
 	unsigned int grown;
 	unsigned int locks;
+	unsigned int newer;
 	int main_pid;
 };
 

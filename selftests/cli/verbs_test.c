@@ -469,6 +469,24 @@ static bool recovers(const char *dying, unsigned int at, bool is_attach)
 	return is_detached() && (status == DONE || status == NO_DEVICE);
 }
 
+/* A module that does not fit the command is not asked for anything. */
+static void test_newer_module(void)
+{
+	static const char *const lines[] = {
+		"fleece attach vg-lv", "fleece detach b", "fleece snapshot b", "fleece list",
+		"fleece check",
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
+		set_up_live();
+		model_add("b", "LVM-b", "fleece", "8:2 - 128");
+		model->newer = 1;
+		tap_ok(run(lines[i]) == NO_MODULE && !model->changes,
+		       "%s, with another interface of the module: exit status 8", lines[i]);
+	}
+}
+
 /* What a killed command has left is no obstacle to the next one. */
 static void test_leftovers(void)
 {
@@ -501,6 +519,7 @@ int main(void)
 	test_snapshot_refusals();
 	test_stuck_freeze();
 	test_kill();
+	test_newer_module();
 	test_leftovers();
 	return tap_end();
 }

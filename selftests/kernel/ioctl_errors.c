@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * ioctl_errors ORIGIN SNAPSHOT STRANGER CHECKPOINT: gives /dev/fleece-control every
- * kind of bad argument, and prints a TAP line for each answer, without a plan.
+ * kind of bad argument, and prints a TAP line for each answer.
  *
  * ORIGIN and SNAPSHOT have CHECKPOINT and at least two more checkpoints each;
  * STRANGER is a block device that is not of dm-fleece. SNAPSHOT is new, has clusters of
@@ -25,6 +25,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../tap.h"
+
 #define PAGE_BYTES	4096
 #define COMPAT_GETPID	20
 #define COMPAT_IOCTL	54
@@ -38,7 +40,6 @@ static int origin;
 static int snapshot;
 static const char *checkpoint;
 static struct fleece_info origin_info;
-static int failures;
 
 /*
  * Arguments live here, below 4 GiB, so that compat calls can name them; the page
@@ -48,8 +49,7 @@ static char *arena;
 
 static void check(bool is_good, const char *what, const char *detail)
 {
-	failures += !is_good;
-	printf("%s - %s: %s\n", is_good ? "ok" : "not ok", what, detail);
+	tap_ok(is_good, "%s: %s", what, detail);
 }
 
 static int compat_call(int number, uint32_t first, uint32_t second, uint32_t third)
@@ -584,5 +584,5 @@ int main(int argc, char **argv)
 	test_edges();
 	test_release();
 	test_parts(64);
-	return failures ? 1 : 0;
+	return tap_end();
 }

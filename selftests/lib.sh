@@ -152,22 +152,34 @@ or_bail()
 	output=$("$@" 2>&1) || bail "preparation: $*" "$output"
 }
 
-# take_tap COMMAND...: adds the TAP lines of a program to this test's own.
+# take_tap COMMAND...: adds the TAP lines of a program to this test's own. There must be
+# some, and as many as it has planned.
 take_tap()
 {
-	local line status=0 bad=0
+	local line status=0 bad=0 lines=0 plan=none
 
 	"$@" > "$SCRATCH/tap" 2>&1 || status=$?
 	while IFS= read -r line; do
 		case $line in
-		"ok "*) ok "$(sed -E 's/^ok [0-9 ]*- //' <<< "$line")" ;;
-		"not ok "*) not_ok "$(sed -E 's/^not ok [0-9 ]*- //' <<< "$line")" && bad=1 ;;
-		"TAP version"* | 1..*) ;;
+		"ok "*)
+			lines=$((lines + 1))
+			ok "$(sed -E 's/^ok [0-9 ]*- //' <<< "$line")"
+			;;
+		"not ok "*)
+			lines=$((lines + 1))
+			bad=1
+			not_ok "$(sed -E 's/^not ok [0-9 ]*- //' <<< "$line")"
+			;;
+		"TAP version"*) ;;
+		1..*) plan=${line#1..} ;;
 		"#"*) echo "$line" ;;
 		*) note "$line" ;;
 		esac
 	done < "$SCRATCH/tap"
 	[ $status -eq 0 ] || [ $bad -eq 1 ] || not_ok "$1 ends well" "exit status $status"
+	if [ $lines -eq 0 ] || [ "$plan" != $lines ]; then
+		not_ok "$1 runs what it has planned" "planned: $plan" "ran: $lines"
+	fi
 }
 
 #

@@ -543,6 +543,32 @@ make_disk()
 	ARENA_USED=$(((ARENA_USED + $2 + 2047) / 2048 * 2048))
 }
 
+# make_narrow NAME SECTORS: a disk of the arena that takes four requests at a time. While
+# NAME-below is suspended it ends none, and who submits a fifth one waits.
+#
+#     NAME (linear)
+#      |
+#     loop device, direct I/O
+#      |
+#     NAME-below (slice of the arena)
+make_narrow()
+{
+	local loop queue
+
+	make_disk "$1-below" "$2"
+	has_module loop
+	loop=$(losetup --find --show --direct-io=on "$(path_of "$1-below")") ||
+		bail "preparation: a loop device"
+	defer wait_until 10 eval "! losetup $loop"
+	defer losetup -d "$loop"
+	queue=/sys/block/${loop##*/}/queue
+	or_bail eval "echo none > $queue/scheduler && echo 4 > $queue/nr_requests"
+	or_bail dm_create "$1" "0 $2 linear $loop 0"
+	defer dm_remove_deferred "$1"
+	# What udev reads of a new device would be one of the four.
+	[ ! -e /run/udev/control ] || or_bail udevadm settle
+}
+
 # has_jitter: can make_jittery work here?
 has_jitter()
 {
@@ -754,4 +780,21 @@ pattern()
 gets()
 {
 	is "$1" "$("$FLEECE_TEST_BIN/pattern" "$MAPPER/$PREFIX-$3" "${@:4}" 2>&1)" "$2"
+}
+
+# gets_now DESCRIPTION RESULT NAME VERB ...: likewise, where what goes wrong is that the
+# operation waits until the test goes on.
+gets_now()
+{
+	local output=$SCRATCH/now-$TESTS
+
+	pattern "${@:3}" > "$output" 2>&1 &
+	wait_until 60 test -s "$output"
+	is "$1" "$(cat "$output")" "$2"
+}
+
+# has_flying NAME COUNT: so many bios have been given to a device that have not ended.
+has_flying()
+{
+	[ "$(device_stat "$1" 9)" = "$2" ]
 }

@@ -3,32 +3,33 @@
 #
 # This test will suspend the COW device, so that copies stall: snapshot reads go
 # on and return old data, live writes wait no longer than cbw_timeout, and with
-# staging they do not wait at all as long as there is room. One that takes two
-# requests at a time, and long for each, makes its submitters wait as well.
+# staging they do not wait at all as long as there is room. One that takes four
+# requests and no more makes its submitters wait as well.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
 
 SECTORS=32768
-# Promptly, for a machine that takes a tenth of a second to start a program.
-PROMPT_MS=1500
-TIMEOUT_MS=4000
+# What is not to wait takes less than this, for all that the machine is slow.
+TIMEOUT_MS=$((4000 * ${FLEECE_SLOWDOWN:-1}))
 load_fleece
 no_probing
 make_arena 64
 make_disk disk $SECTORS
 make_disk cow "$(cow_sectors 128 256)"
+make_narrow narrow "$(cow_sectors 8 1024)"
 make_origin origin disk
 or_bail pattern origin write 1 0 -
 
+# stall [DISK]
 stall()
 {
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-cow"
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-${1:-cow}"
 }
 
 unstall()
 {
-	or_bail dmsetup resume "$PREFIX-cow"
+	or_bail dmsetup resume "$PREFIX-${1:-cow}"
 }
 
 # make_stallable FEATURES: a snapshot whose removal cannot hang on the stalled device.
@@ -58,11 +59,9 @@ test_reads()
 	write_in_background 1M 64k
 	wait_until 20 write_is_waiting || bail "without staging the live write waits"
 	ok "without staging the live write waits"
-	at_most "a read of its cluster does not" "$(elapsed_ms pattern snap verify 1 1M 64k)" $PROMPT_MS
-	is "and returns the old data" "$(cat "$SCRATCH/output")" ok
-	at_most "nor does a read of others" "$(elapsed_ms pattern snap verify 1 0 1M)" $PROMPT_MS
-	is "which is old data too" "$(cat "$SCRATCH/output")" ok
-	at_most "nor a live read" "$(elapsed_ms pattern origin verify 1 2M 1M)" $PROMPT_MS
+	gets_now "a read of its cluster does not, and returns the old data" ok snap verify 1 1M 64k
+	gets_now "nor does a read of others, which is old data too" ok snap verify 1 0 1M
+	gets_now "nor a live read" ok origin verify 1 2M 1M
 	unstall
 	wait $writer
 	is "the write then succeeds" "$(cat "$SCRATCH/write")" ok
@@ -105,14 +104,16 @@ test_timeout()
 	took=$(elapsed_ms pattern origin write 2 1M 64k)
 	is "the live write succeeds" "$(cat "$SCRATCH/output")" ok
 	at_least "after its time" "$took" $((TIMEOUT_MS - 500))
-	at_most "and not much later" "$took" $((TIMEOUT_MS + 4000))
+	at_most "and not much later" "$took" $((2 * TIMEOUT_MS))
 	is "the snapshot is broken with ETIMEDOUT" \
 		"$(snapshot_field snap state) $(snapshot_field snap errno) $(snapshot_field snap sector)" \
 		"broken 110 2048"
 	expect_log "and the log says so" "broken"
-	at_most "later writes have no delay" "$(elapsed_ms pattern origin write 2 2M 1M)" $PROMPT_MS
+	at_most "later writes have no delay" "$(elapsed_ms pattern origin write 2 2M 1M)" \
+		$((TIMEOUT_MS - 500))
 	is "and succeed" "$(cat "$SCRATCH/output")" ok
-	at_most "nor to the same cluster" "$(elapsed_ms pattern origin write 3 1M 64k)" $PROMPT_MS
+	at_most "nor to the same cluster" "$(elapsed_ms pattern origin write 3 1M 64k)" \
+		$((TIMEOUT_MS - 500))
 	gets "the snapshot cannot be read" EIO snap read 4M 4k
 	unstall
 	gets "nor later" EIO snap read 4M 4k
@@ -127,11 +128,12 @@ test_staging()
 
 	make_stallable "4 staging 512 cbw_timeout $TIMEOUT_MS"
 	stall
-	at_most "with staging the write does not wait" "$(elapsed_ms pattern origin write 2 1M 64k)" $PROMPT_MS
+	at_most "with staging the write does not wait" \
+		"$(elapsed_ms pattern origin write 2 1M 64k)" $((TIMEOUT_MS - 500))
 	is "and succeeds" "$(cat "$SCRATCH/output")" ok
+	is "and breaks nothing" "$(snapshot_field snap state)" active
 	at_least "its old data is staged" "$(snapshot_field snap staged)" 65536
-	at_most "a read of it is from RAM" "$(elapsed_ms pattern snap verify 1 1M 64k)" $PROMPT_MS
-	is "and right" "$(cat "$SCRATCH/output")" ok
+	gets_now "a read of it is from RAM, and right" ok snap verify 1 1M 64k
 	unstall
 	wait_copied snap
 	gets "after the copy it is the same" ok snap verify 1 1M 64k
@@ -139,7 +141,7 @@ test_staging()
 	took=$(elapsed_ms pattern origin write 2 4M 1M)
 	is "a write larger than the staging succeeds" "$(cat "$SCRATCH/output")" ok
 	at_least "it waits for room" "$took" $((TIMEOUT_MS - 500))
-	at_most "and no longer than it may" "$took" $((TIMEOUT_MS + 4000))
+	at_most "and no longer than it may" "$took" $((2 * TIMEOUT_MS))
 	is "then the snapshot is broken with ETIMEDOUT" \
 		"$(snapshot_field snap state) $(snapshot_field snap errno)" "broken 110"
 	unstall
@@ -148,22 +150,19 @@ test_staging()
 	or_bail dm_remove snap
 }
 
-# More copies than a workqueue has workers wait for the device to take their data: no more than
-# 128 in a second, so that most of them are left when the last write has returned.
+# More copies than a workqueue has workers, but as they are small, one stores them all.
 test_submitters()
 {
-	if [ -d /sys/module/null_blk ] ||
-		! make_null_blk narrow "$(cow_sectors 8 1024)" queue_mode=2 hw_queue_depth=2 \
-			irqmode=2 completion_nsec=1000000000; then
-		skip "slow submission" "null_blk makes no such device"
-		return
-	fi
-	make_snapshot snap disk narrow 8 "2 cbw_timeout 0"
+	# Writes that wait all the same break the snapshot in the end.
+	make_snapshot snap disk narrow 8 "2 cbw_timeout 60000"
+	defer dmsetup resume "$PREFIX-narrow-below"
+	stall narrow-below
 	or_bail dd if=/dev/zero "of=$(path_of origin)" bs=4k count=600 oflag=direct status=none
-	at_least "live writes have not waited for slow submission: their old data is staged" \
-		"$(snapshot_field snap staged)" $((200 * 4096))
-	gets "and read" ok snap verify 1 0 4M
-	wait_until 120 snapshot_field_is snap staged 0
+	is "live writes do not wait for slow submission: their old data is staged" \
+		"$(snapshot_field snap staged)" $((600 * 4096))
+	gets_now "and read" ok snap verify 1 0 4M
+	unstall narrow-below
+	wait_copied snap
 	is "all of it is copied" "$(copied_and_used)" "600 600"
 	gets "and read, again" ok snap verify 1 0 4M
 	or_bail dm_remove snap

@@ -793,6 +793,12 @@ gets_now()
 	is "$1" "$(cat "$output")" "$2"
 }
 
+# is_stuck PID: the process is in an operation on a device that does not end.
+is_stuck()
+{
+	[[ $(< "/proc/$1/stat") == *") D "* ]]
+}
+
 # has_flying NAME COUNT: so many bios have been given to a device that have not ended.
 has_flying()
 {

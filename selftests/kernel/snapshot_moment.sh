@@ -33,8 +33,9 @@ test_running()
 # write_later NAME: a write that waits for the resume.
 write_later()
 {
-	pattern "$1" write 3 0 1M > "$SCRATCH/late-$1" 2>&1 &
+	"$FLEECE_TEST_BIN/pattern" "$(path_of "$1")" write 3 0 1M > "$SCRATCH/late-$1" 2>&1 &
 	late+=($!)
+	wait_until 20 is_stuck $! || bail "the write to $1 waits"
 }
 
 test_group()

@@ -13,7 +13,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 SWAP_MIB=256
 # What is left of memory for paging, and what is put into it.
 LEFT_MIB=80
-PAGED_MIB=240
+PAGED_MIB=$((LEFT_MIB + 160))
+[ "${FLEECE_SLOWDOWN:-1}" -le 3 ] || PAGED_MIB=$((LEFT_MIB + 80))
 SWAPPED_MIN_MIB=40
 LIMIT_SECONDS=$((300 * ${FLEECE_SLOWDOWN:-1}))
 HUGE_PAGES=/proc/sys/vm/nr_hugepages

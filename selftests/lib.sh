@@ -375,7 +375,8 @@ log_mark_start()
 
 log_after()
 {
-	dmesg | awk -v mark="$1" 'seen { print } index($0, mark) { seen = 1 }'
+	dmesg | awk -v mark="$1" 'seen { print } index($0, mark) { seen = 1 }
+		END { if (!seen) print "BUG: the log has lost what came before" }'
 }
 
 log_since_start()

@@ -9,7 +9,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 SECTORS=131072
 load_fleece
-set_parameter metadata_settle_ms 500
+# What is to be seen as dirty is not to settle before somebody has looked.
+set_parameter metadata_settle_ms 600000
 no_probing
 make_arena 96
 make_disk disk $SECTORS
@@ -25,8 +26,14 @@ test_hot()
 	is "without a checkpoint nothing is written" "$(device_stat meta 7)" "$idle"
 	or_bail message origin checkpoint_create one
 	or_bail pattern origin write 2 0 4M
-	is "the first writes need an intent" "$(origin_field origin metadata)" dirty
+	is "the first writes need an intent, all of them one" \
+		"$(message origin metadata_status | cut -d' ' -f1,5)" "dirty 1"
+	or_bail dm_remove origin
+	set_parameter metadata_settle_ms 500
+	or_bail dm_create origin "$(durable_table disk meta)"
+	or_bail pattern origin write 2 4M 4M
 	succeeds "it is taken back" wait_until "$WAIT_SECONDS" settled origin
+	at_least "there was one" "$(message origin metadata_status | cut -d' ' -f5)" 1
 	before=$(device_stat meta 5)
 	for ((i = 0; i < 64; i++)); do
 		or_bail pattern origin write $i $((i * 65536)) 64k
@@ -66,6 +73,8 @@ test_nowait()
 	is "NOWAIT: with the bits set it succeeds" "$result" ok
 	or_bail message origin checkpoint_create three
 	succeeds "all is settled again" wait_until "$WAIT_SECONDS" settled origin
+	# The intent that will come is to be there when it is asked for again.
+	set_parameter metadata_settle_ms 600000
 	gets "NOWAIT: without an intent it is refused" EAGAIN origin nowait 5 40M 64k
 	gets "NOWAIT: nothing was written" ok origin verify 4 40M 64k
 	# It was asked for, and is granted soon; then it need not wait.

@@ -24,6 +24,18 @@ grants()
 	message origin metadata_status | cut -d' ' -f5
 }
 
+# has_called PID FUNCTION: a process waits in that function of the kernel.
+has_called()
+{
+	grep -q "$2" "/proc/$1/stack"
+}
+
+# holds_back PID: it waits for writes of the origin, and others wait for it.
+holds_back()
+{
+	head -n 1 "/proc/$1/stack" | grep -q quiesce
+}
+
 has_granted_more()
 {
 	[ "$(grants)" -gt "$1" ]
@@ -46,12 +58,12 @@ waits_briefly()
 	write_later 1
 	wait_until "$WAIT_SECONDS" has_granted_more "$before" || bail "preparation: the first intent"
 	before=$(grants)
-	dm_create snap "$(snapshot_table disk cow 128)" > "$SCRATCH/snapshot" 2>&1 &
+	dmsetup create "$PREFIX-snap" --table "$(snapshot_table disk cow 128)" \
+		> "$SCRATCH/snapshot" 2>&1 &
 	snapshot=$!
-	# It has begun to hold back writes.
-	sleep 0.3
-	message origin checkpoint_delete two > "$SCRATCH/delete" 2>&1 &
-	sleep 0.3
+	wait_until "$WAIT_SECONDS" holds_back $snapshot || bail "preparation: writes are held back"
+	dmsetup message "$PREFIX-origin" 0 checkpoint_delete two > "$SCRATCH/delete" 2>&1 &
+	wait_until "$WAIT_SECONDS" has_called $! origin_message || bail "preparation: a deletion"
 	write_later 100
 	wait_until "$WAIT_SECONDS" has_granted_more "$before" || bail "there is an intent at last"
 	kill -0 $snapshot 2> /dev/null
@@ -89,29 +101,40 @@ is_running()
 	kill -0 "$1" 2> /dev/null && echo yes || echo no
 }
 
-# a_while: long enough for a process to begin with what it is to do.
-a_while()
-{
-	sleep "$(awk "BEGIN { print 0.5 * ${FLEECE_SLOWDOWN:-1} }")"
-}
-
-# begin_long_deletion: $deletion is the process of a message that goes on for eight of these.
+# begin_long_deletion: $deletion is the process of a message that goes on until the metadata
+# device gets another table.
 begin_long_deletion()
 {
-	local large=$((512 * 1024 * 2048))
-
-	or_bail dm_create large "0 $large zero"
-	defer dm_remove_deferred large
-	format_metadata meta $large --checkpoints 2 --capacity $((large * 512)) --granularity 64K
-	make_durable_origin origin large meta
+	format_metadata meta $SECTORS
+	# Nothing else is to be written, or to fail, meanwhile.
+	set_parameter metadata_settle_ms 600000
+	set_parameter metadata_timeout_ms 600000
+	make_durable_origin origin disk meta
 	or_bail message origin checkpoint_create one
 	or_bail message origin checkpoint_create two
-	or_bail replace_table meta "$(slice_table meta |
-		sed "s/linear \(.*\)/delay \1 0 \1 $((500 * ${FLEECE_SLOWDOWN:-1}))/")"
-	message origin checkpoint_delete two > "$SCRATCH/delete" 2>&1 &
+	or_bail replace_table meta \
+		"$(slice_table meta | sed 's/linear \(.*\)/delay \1 0 \1 600000/')"
+	dmsetup message "$PREFIX-origin" 0 checkpoint_delete two > "$SCRATCH/delete" 2>&1 &
 	deletion=$!
-	a_while
-	[ "$(is_running $deletion)" = yes ] || bail "preparation: the deletion takes no time"
+	wait_until "$WAIT_SECONDS" has_called $deletion fleece_metadata_delete ||
+		bail "preparation: the deletion takes no time"
+}
+
+is_gone()
+{
+	! kill -0 "$1" 2> /dev/null
+}
+
+has_returned()
+{
+	! has_called "$@"
+}
+
+# read_on: in the background, as $reader.
+read_on()
+{
+	dd if="$(path_of origin)" of=/dev/null bs=4k count=1 iflag=direct status=none &
+	reader=$!
 }
 
 test_suspend()
@@ -122,15 +145,24 @@ test_suspend()
 	begin_long_deletion
 	dmsetup suspend --nolockfs "$PREFIX-origin" &
 	suspend=$!
-	a_while
-	dd if="$(path_of origin)" of=/dev/null bs=4k count=1 iflag=direct status=none &
-	reader=$!
-	a_while
-	is "an origin that is to be suspended can be read" "$(is_running $reader)" no
+	wait_until "$WAIT_SECONDS" has_called $suspend origin_presuspend ||
+		bail "preparation: the suspend waits"
+	read_on
+	succeeds "an origin that is to be suspended can be read" \
+		wait_until "$WAIT_SECONDS" is_gone "$reader"
 	is "while the message goes on that is waited for" "$(is_running "$deletion")" yes
-	fails "there is no further one" "busy" message origin checkpoint_create three
+	# A read that the suspend waits for.
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"
+	read_on
+	wait_until "$WAIT_SECONDS" has_called "$reader" blkdev_direct_IO ||
+		bail "preparation: another read"
+	or_bail replace_table meta "$(slice_table meta)"
 	wait "$deletion"
 	is "the deletion ends as always" "$? $(cat "$SCRATCH/delete")" "0 "
+	wait_until "$WAIT_SECONDS" has_returned $suspend origin_presuspend ||
+		bail "preparation: the suspend goes on"
+	fails "there is no further one" "busy" message origin checkpoint_create three
+	or_bail dmsetup resume "$PREFIX-disk"
 	wait $suspend
 	status=$?
 	is "and then the origin is suspended" "$status $(dmsetup info -c --noheadings -o suspended \
@@ -138,12 +170,11 @@ test_suspend()
 	succeeds "a message to a suspended origin is heard" message origin checkpoint_create three
 	fails "but what may take long is refused" "busy" message origin checkpoint_delete one
 	or_bail dmsetup resume "$PREFIX-origin"
-	wait $reader
-	is "the read has ended as always" $? 0
+	wait "$reader"
+	is "the other read has ended as always" $? 0
 	is "all was done that was promised" "$(message origin checkpoint_list | awk '{ printf "%s ", $1 }')" \
 		"one three "
 	or_bail dm_remove origin
-	or_bail replace_table meta "$(slice_table meta)"
 }
 
 test_parameters()

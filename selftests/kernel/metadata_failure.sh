@@ -49,7 +49,7 @@ invalid_after()
 	or_bail dm_remove origin
 }
 
-# goes_on WHAT: with a device that has failed.
+# goes_on WHAT ERROR: with a device that has failed, and what is refused is for that.
 goes_on()
 {
 	gets "$1: a write into a new region goes on" ok origin write 1 1M 64k
@@ -58,8 +58,8 @@ goes_on()
 	is "$1: changes are tracked" "$(map origin changed one)" \
 		"0 65536 1,65536 983040 0,1048576 65536 1,1114112 983040 0,2097152 65536 1,2162688 14614528 0"
 	expect_log "$1: the log says so" "metadata has failed"
-	fails "$1: no checkpoint is promised" "" message origin checkpoint_create three
-	fails "$1: nor with a snapshot" "" dm_create snap \
+	fails "$1: no checkpoint is promised" "$2" message origin checkpoint_create three
+	fails "$1: nor with a snapshot" "$2" dm_create snap \
 		"$(snapshot_table disk cow 128 "2 checkpoint three")"
 	is "$1: there is none" "$(origin_field origin checkpoints)" 1
 	make_snapshot snap disk cow 128 "2 since one"
@@ -74,7 +74,7 @@ test_error_passes()
 	local waiter=$!
 	log_mark
 	or_bail replace_table meta "$bad"
-	goes_on "errors"
+	goes_on "errors" "Input/output"
 	succeeds "errors: there is an event" wait_until "$WAIT_SECONDS" is_gone $waiter
 	or_bail replace_table meta "$good"
 	or_bail dm_remove origin
@@ -93,7 +93,7 @@ test_error_stays()
 	begin
 	log_mark
 	or_bail replace_table meta "$bad"
-	goes_on "errors up to the end"
+	goes_on "errors up to the end" "Input/output"
 	or_bail dm_remove origin
 	or_bail replace_table meta "$good"
 	invalid_after "errors up to the end"
@@ -107,7 +107,7 @@ test_silence()
 	log_mark
 	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-meta"
 	defer dmsetup resume "$PREFIX-meta"
-	goes_on "no answer"
+	goes_on "no answer" "timed out"
 	or_bail dmsetup resume "$PREFIX-meta"
 	or_bail dm_remove origin
 	set_parameter metadata_timeout_ms 10000
@@ -133,6 +133,12 @@ test_start()
 	invalid_after "errors at the start"
 }
 
+# has_given_up PID: loading a table waits for what was asked of the device, nothing more.
+has_given_up()
+{
+	grep -q fleece_metadata_dev_free "/proc/$1/stack"
+}
+
 # Loading a table waits for a device that does not answer, as its reads are in our memory, and
 # then refuses it: what it says late may be right, but the user was told nothing meanwhile.
 test_silent_start()
@@ -146,10 +152,12 @@ test_silent_start()
 	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-meta"
 	dmsetup load "$PREFIX-origin" --table "$(durable_table disk meta)" > "$SCRATCH/load" 2>&1 &
 	loader=$!
-	sleep $((3 * ${FLEECE_SLOWDOWN:-1}))
+	wait_until "$WAIT_SECONDS" has_given_up $loader ||
+		not_ok "no answer to the start: it is not waited for without end"
 	or_bail dmsetup resume "$PREFIX-meta"
 	wait $loader
 	is "no answer to the start: the table is refused" "$(($? != 0))" 1
+	like "no answer to the start: for that" "$(cat "$SCRATCH/load")" "Input/output"
 	is "no answer to the start: there is none" "$(dmsetup info -c --noheadings -o \
 		tables_loaded "$PREFIX-origin")" None
 	set_parameter metadata_timeout_ms 10000
@@ -169,7 +177,7 @@ test_snapshot()
 	begin
 	or_bail replace_table meta "$bad"
 	log_mark
-	fails "errors at the moment: no snapshot with a checkpoint" "" dm_create snap \
+	fails "errors at the moment: no snapshot with a checkpoint" "Input/output" dm_create snap \
 		"$(snapshot_table disk cow 128 "2 checkpoint two")"
 	expect_log "errors at the moment: the log says why" "did not become durable"
 	dm_remove_deferred snap

@@ -152,7 +152,7 @@ missing()
 	}'
 }
 
-# judge STATE: what is there after the start, when the status was STATE before.
+# judge STATE: what is there after the start, when the state was STATE before.
 judge()
 {
 	local name state list
@@ -168,6 +168,8 @@ judge()
 			[ "$1" != failed ] || failures="$failures $name is valid;"
 			[[ " $promised " == *" $name "* ]] || failures="$failures $name is there;"
 			[ -z "$(missing "$name")" ] || failures="$failures $name misses$(missing "$name");"
+		elif [ "$1" != failed ]; then
+			failures="$failures $name is invalid;"
 		fi
 	done <<< "$list"
 }
@@ -183,10 +185,13 @@ test_phase()
 	or_bail message origin checkpoint_create one
 	or_bail message origin checkpoint_create two
 	write_at 1 2 3
+	log_mark
 	"phase_$phase" "$area"
 	write_at 10 41 42
 	state=$(origin_field origin metadata)
 	or_bail dm_remove origin
+	# In the end there is nobody but the log to ask.
+	! log_has "the metadata has failed" || state=failed
 	mend
 	or_bail dm_create origin "$(durable_table disk meta)"
 	judge "$state"

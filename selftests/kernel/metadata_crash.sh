@@ -92,6 +92,7 @@ judge()
 	for round in $alive; do
 		is "round $1: nothing is missed or invented since r$round" "$(missed "$round")" "0 0 $GRANULES"
 	done
+	at_least "round $1: something differs since r$1" "$(wc -l < "$SCRATCH/differs")" 1
 	or_bail dm_remove restarted
 }
 
@@ -106,9 +107,10 @@ for ((i = 1; i <= ROUNDS; i++)); do
 		alive=$(tr ' ' '\n' <<< "$alive" | grep -vx $((i - 1)) | paste -sd' ')
 	fi
 	expected=$(for round in $alive; do echo "r${round}valid"; done | paste -sd' ')
-	rm -f "$SCRATCH/stop"
+	rm -f "$SCRATCH/stop" "$SCRATCH/writes"
 	write_on $i &
 	writer=$!
+	wait_until "$WAIT_SECONDS" test -s "$SCRATCH/writes" || bail "preparation: somebody writes"
 	# Cuts come before, in, and after settling; and when the first writes to most
 	# regions are still to come.
 	[ $((i % 2)) -eq 0 ] || sleep "$((RANDOM % 2)).$((RANDOM % 10))"

@@ -46,6 +46,68 @@ test_unfit()
 	refuses "the origin itself" "$INVALID" "is the origin device" "0 $SECTORS fleece $disk $disk 128"
 }
 
+# damage SECTOR...: of the metadata, so that a checksum is wrong.
+damage()
+{
+	local sector
+
+	for sector; do
+		printf x | or_bail dd of="$meta" bs=1 seek=$((sector * 512 + 100)) \
+			conv=notrunc,fsync
+	done
+}
+
+# make_newer: both superblocks are what a later version may write.
+make_newer()
+{
+	python3 - "$meta" <<-END
+	import os, struct, sys
+	with open(sys.argv[1], "r+b", buffering=0) as file:
+	    for sector in (0, 2048):
+	        file.seek(sector * 512)
+	        data = bytearray(file.read(512))
+	        data[16] += 1
+	        crc = 0xffffffff
+	        for byte in data[48:64] + struct.pack("<Q", sector) + data[4:]:
+	            crc ^= byte
+	            for _ in range(8):
+	                crc = crc >> 1 ^ (crc & 1) * 0x82f63b78
+	        data[:4] = struct.pack("<I", crc ^ 0xffffffff)
+	        file.seek(sector * 512)
+	        file.write(data)
+	    os.fsync(file.fileno())
+	END
+}
+
+test_damaged()
+{
+	local sector
+
+	for sector in 0 2048; do
+		format_metadata meta $SECTORS
+		or_bail dm_create origin "$(durable_table disk meta)"
+		or_bail message origin checkpoint_create one
+		or_bail dm_remove origin
+		damage $sector
+		succeeds "one superblock is enough, without sector $sector" \
+			dm_create origin "$(durable_table disk meta)"
+		is "its checkpoint is valid, without sector $sector" \
+			"$(message origin checkpoint_list | awk '{ print $1, $5 }')" "one valid"
+		or_bail dm_remove origin
+	done
+	damage 0 2048
+	refuses "both superblocks damaged" "needs cleaning" "checksum of the superblock is wrong" \
+		"$(durable_table disk meta)"
+	if ! command -v python3 > /dev/null; then
+		skip "a later version" "python3 is not installed"
+		return
+	fi
+	format_metadata meta $SECTORS
+	or_bail make_newer
+	refuses "a later version" "not supported" "its version is not known" \
+		"$(durable_table disk meta)"
+}
+
 test_in_use()
 {
 	make_durable_origin origin disk meta
@@ -152,4 +214,6 @@ test_reload
 test_capacity
 test_grown
 test_full
+or_bail dm_remove origin
+test_damaged
 finish

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Part of served_snapshot.sh: asks fleeced about a real snapshot (TAP).
 
-served_snapshot.py healthy|broken|gone SOCKET EXPORT GOLDEN
+served_snapshot.py healthy|lost|broken|gone SOCKET EXPORT GOLDEN
 
 GOLDEN holds what the snapshot shows. It was taken since checkpoint "first":
 1-2 MiB and 5 MiB to 5 MiB + 64 KiB are accessible, clusters are 64 KiB.
@@ -113,6 +113,26 @@ def release(world):
         equal(client.error(FLUSH), 0, "FLUSH")
 
 
+def lost(world):
+    for form in FORMS:
+        with Client(world) as client:
+            client.open(world.name(), form,
+                        () if form == SIMPLE_FORM else ("base:allocation", "fleece:access"))
+            for offset, length in ((M, 64 * K), (M + 1000, 10), (M - 4 * K, 8 * K), (0, 2 * M)):
+                answer = client.ask(READ, offset, length)
+                equal(answer["error"], EIO, "READ of %d bytes at %d" % (length, offset))
+                expect(form == SIMPLE_FORM or "lost cluster" in answer["text"], "text")
+                equal(answer["data"], b"", "data")
+            for offset in (M - 64 * K, M + 64 * K):
+                expect(client.read(offset, 64 * K) == world.data(offset, 64 * K), "READ beside it")
+            if form != SIMPLE_FORM:
+                size = int.from_bytes(client.items[0][:8], "big")
+                extents = client.status(0, size)
+                equal(extents["base:allocation"], [(size, 0)], "data, never a hole")
+                equal(extents["fleece:access"], [(M, 0), (64 * K, 1), (size - M - 64 * K, 0)],
+                      "access")
+
+
 def broken(world):
     with Client(world) as client:
         client.open(world.name("+release"), contexts=["base:allocation", "fleece:access"])
@@ -141,6 +161,7 @@ CASES = {
                 ("what is not accessible gets EPERM", denied),
                 ("maps", maps),
                 ("TRIM on the release export releases", release)),
+    "lost": (("a lost cluster gives EIO with a text, and nothing else does", lost),),
     "broken": (("a snapshot that broke gives EIO with the cause, for data and maps", broken),),
     "gone": (("what was read once cannot be read again", gone),),
 }

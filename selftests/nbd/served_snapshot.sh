@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # This test will serve real snapshots with fleeced: data, maps, what is not
-# accessible, releases, reading once, the kernel's NBD client, also while the
+# accessible or lost, releases, reading once, the kernel's NBD client, also while the
 # server is killed and started again, vsock, a snapshot that is removed or breaks
 # while it is served, and what rights the server has left. It runs in a VM.
 #
@@ -235,6 +235,22 @@ test_vsock()
 	or_bail dm_remove snap
 }
 
+test_lost()
+{
+	make_snapshot snap disk cow $CLUSTER "2 on_cbw_error break_cluster"
+	rm -f "$SCRATCH/golden"
+	copy 0 256
+	or_bail replace_table cow "0 $(blockdev --getsz "$(path_of cow)") error"
+	or_bail pattern origin write 9 1M 64k
+	wait_until "$WAIT_SECONDS" snapshot_field_is snap lost 1 ||
+		bail "preparation: a cluster is lost"
+	or_bail replace_table cow "$(slice_table cow)"
+	serve
+	ask lost
+	ends_well "lost"
+	or_bail dm_remove snap
+}
+
 test_broken()
 {
 	make_snapshot snap disk small $CLUSTER
@@ -264,5 +280,6 @@ test_read_once
 test_kernel_client
 test_restart
 test_vsock
+test_lost
 test_broken
 finish

@@ -233,7 +233,8 @@ test_held()
 	"$FLEECE" attach --all="$tab" --wait 600 > "$SCRATCH/said" 2>&1 &
 	attacher=$!
 	defer kill_waiter $attacher
-	sleep 1
+	wait_until "$WAIT_SECONDS" grep -q nanosleep "/proc/$attacher/stack" ||
+		bail "preparation: it waits"
 	fails "attach of all waits for a metadata device that is held" "No such device" \
 		dmsetup table "$PREFIX-plain"
 	or_bail dm_remove holder

@@ -33,7 +33,7 @@
 #define IO_ALIGNMENT		4096
 #define NAME_BYTES		64
 
-/* Longer than any wait the snapshots allow themselves by default. */
+/* Longer than any wait the snapshots allow themselves by default; times oracle.slowdown. */
 #define LIVE_LIMIT_MS		40000
 #define IDLE_LIMIT_MS		30000
 
@@ -145,6 +145,7 @@ static struct {
 	uint64_t seed;
 	uint64_t granularity;
 	unsigned int round;
+	unsigned int slowdown;		/* of the machine, see run-tests */
 	unsigned int pace;		/* percent of the normal length of a round */
 	bool is_lossy;			/* the snapshots of all rounds lose clusters */
 	bool has_faults;		/* allocations fail: not every loss can be noted */
@@ -264,7 +265,7 @@ static bool try_write(const struct live_write *write, const char *data)
 
 	ret = submit(write, data);
 	took_ms = (unsigned int)(now_ms() - begin_ms);
-	if (took_ms > LIVE_LIMIT_MS)
+	if (took_ms > LIVE_LIMIT_MS * oracle.slowdown)
 		violation("live write of device %u sector %" PRIu64 " took %u ms", write->device,
 			  write->sector, took_ms);
 	if (took_ms > atomic_load(&oracle.slowest_ms))
@@ -914,7 +915,7 @@ static void renew_marks(const char *checkpoint)
 
 static void wait_idle(unsigned int device)
 {
-	uint64_t deadline_ms = now_ms() + IDLE_LIMIT_MS;
+	uint64_t deadline_ms = now_ms() + IDLE_LIMIT_MS * oracle.slowdown;
 	int ret;
 
 	while ((ret = oracle.backend->snapshot_is_idle(device)) == 0) {
@@ -1245,10 +1246,12 @@ int main(int argc, char **argv)
 		{ NULL, 0, NULL, 0 },
 	};
 	bool is_selftest = false;
+	const char *slowdown = getenv("FLEECE_SLOWDOWN");
 	unsigned int seconds = 20;
 	uint64_t sectors;
 	int option;
 
+	oracle.slowdown = slowdown ? (unsigned int)atoi(slowdown) : 1;
 	oracle.seed = (uint64_t)time(NULL);
 	oracle.pace = 100;
 	oracle.granularity = 128;

@@ -146,7 +146,7 @@ def log_injection(server):
     with Client(server) as client:
         client.send_option(EXPORT_NAME, b"x\nfleeced: error: forged \x1b[31m")
         client.expect_end()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while "?fleeced:?error:?forged" not in server.log():
         expect(time.monotonic() < deadline, "the refusal is logged: " + server.log())
         time.sleep(0.01)
@@ -807,7 +807,7 @@ def broken():
             client.status(0, SIZE)
             client.read(0, 512)
             server.process.send_signal(signal.SIGUSR1)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + PATIENCE
             while not client.error(READ, 0, 512):
                 expect(time.monotonic() < deadline, "the snapshot does not break")
             for command in (READ, STATUS, TRIM):
@@ -1023,7 +1023,7 @@ def shutdown():
             cookies = {client.request(READ, n * 4096, 4096): n * 4096 for n in range(4)}
             time.sleep(0.8)
             server.process.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + PATIENCE
             while os.path.exists(server.path):
                 expect(time.monotonic() < deadline, "the socket file is left behind")
                 time.sleep(0.01)
@@ -1099,7 +1099,7 @@ def stdio():
         equal(client.read(0, 512), pattern(0, 512), "data")
         client.request(DISC)
         client.expect_end()
-        equal(process.wait(timeout=10), 0, "exit status")
+        equal(process.wait(timeout=PATIENCE), 0, "exit status")
 
 
 @own("command lines that make no sense: refused with a reason and status 2")

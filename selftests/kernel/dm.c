@@ -56,7 +56,7 @@ static void format_path(const struct request *request, char *path)
 	snprintf(path, 32, "/dev/dm-%u", minor(request->header.dev));
 }
 
-static int load_table(const char *name, uint64_t sectors, const char *type, const char *params)
+int dm_load(const char *name, uint64_t sectors, const char *type, const char *params)
 {
 	struct dm_target_spec *spec;
 	struct request request;
@@ -82,7 +82,7 @@ int dm_create(const char *name, uint64_t sectors, const char *type, const char *
 	if (ret)
 		return ret;
 	format_path(&request, path);
-	ret = load_table(name, sectors, type, params);
+	ret = dm_load(name, sectors, type, params);
 	if (!ret)
 		ret = dm_resume(name);
 	if (ret)
@@ -92,7 +92,7 @@ int dm_create(const char *name, uint64_t sectors, const char *type, const char *
 
 int dm_reload(const char *name, uint64_t sectors, const char *type, const char *params)
 {
-	int ret = load_table(name, sectors, type, params);
+	int ret = dm_load(name, sectors, type, params);
 
 	if (!ret)
 		ret = dm_suspend(name);
@@ -111,13 +111,23 @@ int dm_path(const char *name, char *path)
 	return ret;
 }
 
-int dm_suspend(const char *name)
+static int suspend(const char *name, uint32_t flags)
 {
 	struct request request;
 
 	request_init(&request, name);
-	request.header.flags = DM_SUSPEND_FLAG;
+	request.header.flags = DM_SUSPEND_FLAG | flags;
 	return call(DM_DEV_SUSPEND, &request);
+}
+
+int dm_suspend(const char *name)
+{
+	return suspend(name, 0);
+}
+
+int dm_suspend_noflush(const char *name)
+{
+	return suspend(name, DM_NOFLUSH_FLAG | DM_SKIP_LOCKFS_FLAG);
 }
 
 int dm_resume(const char *name)
@@ -145,6 +155,24 @@ int dm_remove(const char *name)
 	return ret;
 }
 
+int dm_remove_deferred(const char *name)
+{
+	struct request request;
+
+	request_init(&request, name);
+	request.header.flags = DM_DEFERRED_REMOVE;
+	return call(DM_DEV_REMOVE, &request);
+}
+
+int dm_rename(const char *name, const char *new_name)
+{
+	struct request request;
+
+	request_init(&request, name);
+	snprintf(request.payload, sizeof(request.payload), "%s", new_name);
+	return call(DM_DEV_RENAME, &request);
+}
+
 int dm_message(const char *name, const char *format, ...)
 {
 	struct dm_target_msg *message;
@@ -159,13 +187,14 @@ int dm_message(const char *name, const char *format, ...)
 	return call(DM_TARGET_MSG, &request);
 }
 
-int dm_status(const char *name, char *text, size_t size)
+static int read_text(const char *name, uint32_t flags, char *text, size_t size)
 {
 	struct dm_target_spec *spec;
 	struct request request;
 	int ret;
 
 	request_init(&request, name);
+	request.header.flags = flags;
 	ret = call(DM_TABLE_STATUS, &request);
 	if (ret)
 		return ret;
@@ -174,4 +203,14 @@ int dm_status(const char *name, char *text, size_t size)
 	spec = (struct dm_target_spec *)((char *)&request + request.header.data_start);
 	snprintf(text, size, "%s", (const char *)(spec + 1));
 	return 0;
+}
+
+int dm_status(const char *name, char *text, size_t size)
+{
+	return read_text(name, 0, text, size);
+}
+
+int dm_params(const char *name, char *text, size_t size)
+{
+	return read_text(name, DM_STATUS_TABLE_FLAG, text, size);
 }

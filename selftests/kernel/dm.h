@@ -25,6 +25,9 @@
 int dm_create(const char *name, uint64_t sectors, const char *type, const char *params,
 	      char *path);
 
+/** dm_load() - load a table for @name, to be used from its next resume on; 0 or -errno */
+int dm_load(const char *name, uint64_t sectors, const char *type, const char *params);
+
 /**
  * dm_reload() - replace the table of a live device
  * @name: dm name.
@@ -42,11 +45,20 @@ int dm_path(const char *name, char *path);
 /** dm_suspend() - suspend @name, I/O in flight is drained; returns 0 or -errno */
 int dm_suspend(const char *name);
 
+/** dm_suspend_noflush() - suspend @name, I/O in flight is held; returns 0 or -errno */
+int dm_suspend_noflush(const char *name);
+
 /** dm_resume() - resume @name; returns 0 or -errno */
 int dm_resume(const char *name);
 
 /** dm_remove() - remove @name, waits a few seconds for users to go; returns 0 or -errno */
 int dm_remove(const char *name);
+
+/** dm_remove_deferred() - remove @name when its last user has gone; returns 0 or -errno */
+int dm_remove_deferred(const char *name);
+
+/** dm_rename() - @name is @new_name from now on; returns 0 or -errno */
+int dm_rename(const char *name, const char *new_name);
 
 /** dm_message() - send the printf-like message @format to @name; returns 0 or -errno */
 int dm_message(const char *name, const char *format, ...)
@@ -54,5 +66,8 @@ int dm_message(const char *name, const char *format, ...)
 
 /** dm_status() - status of the only target of @name into @text; returns 0 or -errno */
 int dm_status(const char *name, char *text, size_t size);
+
+/** dm_params() - params of the only target of @name into @text; returns 0 or -errno */
+int dm_params(const char *name, char *text, size_t size);
 
 #endif

@@ -88,7 +88,7 @@ help:
 	@echo '  make style               only checkpatch, sparse, shellcheck'
 	@echo '  make vm-test SUITE=...   the kernel tests on one of $(SUITES)'
 	@echo '  make full                all kernel tests on all four kernels'
-	@echo '  make soak                the stress tests for about three hours on each kernel, and power cuts'
+	@echo '  make soak                the stress tests for about an hour on each kernel, and power cuts'
 	@echo '  make fuzz                fleeced'"'"'s protocol with a fuzzer, for SECONDS=3600'
 	@echo '  make debug               the kernel tests with KASAN, lockdep, kmemleak and KCSAN'
 	@echo '  make bench               the cost, with dm-linear, dm-era and dm-snapshot beside it'

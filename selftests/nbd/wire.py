@@ -642,7 +642,7 @@ def simple_errors(server):
     with Client(server) as client:
         client.open(b"disk", form=SIMPLE_FORM)
         equal(client.error(READ, 4 * M, 65536), EPERM, "denied")
-        equal(client.error(READ, 6 * M, 512), EIO, "lost")
+        equal(client.error(READ, 6 * M, 512), EIO, "a bad place")
         equal(client.read(0, 4096), pattern(0, 4096), "READ afterwards")
 
 
@@ -661,8 +661,8 @@ def structured_reads(server):
             expect(not answer["simple"] and answer["error"] and answer["text"], "error chunk")
 
 
-@test("C66 C48 denied: EPERM with text; lost: EIO with text; the connection stays")
-def denied_and_lost(server):
+@test("C66 C48 denied: EPERM with text; a bad place: EIO with text; the connection stays")
+def denied_and_bad(server):
     with Client(server) as client:
         client.open(b"disk", contexts=["base:allocation", "fleece:access"])
         for offset, length in ((4 * M, 512), (4 * M - 512, 1024), (5 * M - 1, 2), (3 * M, 3 * M)):
@@ -670,7 +670,7 @@ def denied_and_lost(server):
             equal(answer["error"], EPERM, "denied READ")
             expect("not accessible" in answer["text"], "text: " + answer["text"])
         answer = client.ask(READ, 6 * M + 1000, 10)
-        equal(answer["error"], EIO, "lost READ")
+        equal(answer["error"], EIO, "READ of a bad place")
         expect(answer["text"], "text")
         equal(client.read(5 * M, 512), pattern(5 * M, 512), "READ beside it")
         extents = client.status(0, SIZE)

@@ -3,7 +3,8 @@
 #
 # This test will have allocations of the kernel fail while the oracle judges every
 # sector: at first those that may not sleep, as on the way of reads and writes; then
-# those of work items that may; and then those of loading a table. Needs a kernel with
+# those of work items that may; then those of loading a table; and then those of a
+# growing origin. Needs a kernel with
 # fault injection, which stock kernels lack.
 here=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR/..
@@ -171,10 +172,62 @@ test_tables()
 	or_bail dm_remove snap
 }
 
+is_under_way()
+{
+	[ "$(awk '{ print $1 + $2 }' "/sys/dev/block/$(dmsetup info -c --noheadings \
+		--separator : -o major,minor "$PREFIX-a")/inflight")" -gt 0 ]
+}
+
+is_suspending()
+{
+	grep -q dm_suspend "/proc/$1/stack"
+}
+
+has_new_size()
+{
+	[ "$(blockdev --getsz "$(path_of a)")" = "$SECTORS" ] && [ "$(dmsetup info -c --noheadings \
+		-o suspended "$PREFIX-a")" = Active ]
+}
+
+# A write holds up the resume until all that it allocates from then on fails.
+test_growth()
+{
+	local resume write
+
+	or_bail dm_remove a
+	or_bail dm_create a "0 $((SECTORS - 128)) fleece $(path_of disk-a) - 128"
+	or_bail message a checkpoint_create one
+	or_bail message a checkpoint_create two
+	or_bail dmsetup load "$PREFIX-a" --table "0 $SECTORS fleece $(path_of disk-a) - 128"
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk-a"
+	pattern a write 1 0 4k > "$SCRATCH/write" 2>&1 &
+	write=$!
+	wait_until "$WAIT_SECONDS" is_under_way || bail "preparation: a write under way"
+	dmsetup resume --noudevsync "$PREFIX-a" > /dev/null 2>&1 &
+	resume=$!
+	wait_until "$WAIT_SECONDS" is_suspending $resume || bail "preparation: a resume"
+	begin_faults failslab 100 $MANY N Y
+	echo 1 > "/proc/$resume/make-it-fail"
+	log_mark
+	or_bail dmsetup resume "$PREFIX-disk-a"
+	succeeds "growth: the resume does not fail" wait_until "$WAIT_SECONDS" has_new_size
+	no_faults
+	wait $resume
+	wait $write
+	is "growth: nor does the write" "$(cat "$SCRATCH/write")" ok
+	expect_log "growth: the log says what it costs" "all checkpoints are dropped"
+	is "growth: there is no checkpoint" "$(message a checkpoint_list)" ""
+	or_bail message a checkpoint_create three
+	or_bail pattern a write 2 $(((SECTORS - 128) * 512)) 64k
+	# Half of it is in the granule that was the last one.
+	is "growth: a new one has what was gained" "$(origin_field a changed)" 2
+}
+
 make_origin a disk-a 128
 make_origin b disk-b 128
 defer remove_snapshots
 test_writers
 test_workers
 test_tables
+test_growth
 finish

@@ -58,8 +58,11 @@ write_in_background()
 # test_cluster_cow_error STAGING
 test_cluster_cow_error()
 {
+	local events
+
 	make_snapshot snap disk cow 128 "4 staging $1 on_cbw_error break_cluster"
 	or_bail replace_table cow "0 $cow_size error"
+	events=$(events_of snap)
 	log_mark
 	gets "break_cluster, staging $1: the live write succeeds" ok origin write 2 1M 64k
 	wait_until 30 snapshot_field_is snap lost 1
@@ -69,6 +72,8 @@ test_cluster_cow_error()
 		"active 1 255"
 	is "break_cluster, staging $1: errno and sector" "$(error_of snap)" "5 2048"
 	expect_log "break_cluster, staging $1: the log says so" "is lost.*COW"
+	wait_until 30 has_events snap "$events" ||
+		not_ok "break_cluster, staging $1: a lost cluster is an event"
 	or_bail replace_table cow "$good_cow"
 	gets "break_cluster, staging $1: later copies succeed" ok origin write 2 2M 64k
 	wait_copied snap
@@ -200,15 +205,20 @@ test_wait()
 	is "wait, staging $1: it is not broken" "$(snapshot_field snap state)" active
 	gets "wait, staging $1: reads go on meanwhile" ok snap verify 1 0 -
 	gets "wait, staging $1: so do writes that need no slot" ok origin write 3 1M 256k
+	events=$(events_of snap)
 	or_bail message snap release 2048 128
+	# It is taken at once, and both are events, the latter a moment later.
+	wait_until 30 has_events snap $((events + 1)) ||
+		not_ok "wait, staging $1: a free slot is an event, and so is waiting for another"
 	is "wait, staging $1: one slot is not enough for two clusters" \
 		"$(snapshot_field snap waiting) $(snapshot_field snap state)" "1 active"
+	is "wait, staging $1: but is taken" "$(snapshot_field snap used)" 4
 	events=$(events_of snap)
 	or_bail message snap release 2176 384
 	wait $writer
 	is "wait, staging $1: with enough slots it succeeds" "$(cat "$SCRATCH/write")" ok
 	wait_copied snap
-	at_least "wait, staging $1: recovery is an event" "$(events_of snap)" $((events + 1))
+	wait_until 30 has_events snap "$events" || not_ok "wait, staging $1: recovery is an event"
 	gets "wait, staging $1: the snapshot is right before" ok snap verify 1 0 1M
 	gets "wait, staging $1: and after what was released" ok snap verify 1 1280k -
 	is "wait, staging $1: nothing is lost" \

@@ -1046,12 +1046,32 @@ def shutdown():
         server.stop()
 
 
-@own("C50 SIGTERM and SIGINT with idle clients, and with none: soon, exit status 0 "
+def server_with_hangup(handler):
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        return Server(DISK)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@own("a SIGHUP that is ignored when the server starts stays so")
+def shutdown_ignored():
+    server = server_with_hangup(signal.SIG_IGN)
+    try:
+        server.process.send_signal(signal.SIGHUP)
+        with Client(server) as client:
+            client.open(b"disk")
+            equal(client.read(0, 512), pattern(0, 512), "data")
+    finally:
+        server.stop()
+
+
+@own("C50 SIGTERM, SIGINT and SIGHUP with idle clients, and with none: soon, exit status 0 "
      "(CVE-2024-7409)")
 def shutdown_idle():
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         for clients in (0, 3):
-            server = Server(DISK)
+            server = server_with_hangup(signal.SIG_DFL)
             idle = [Client(server) for _ in range(clients)]
             try:
                 if clients:

@@ -69,6 +69,7 @@ struct loop {
 
 int server_block_signals(void)
 {
+	struct sigaction hangup;
 	sigset_t set;
 	int fd;
 
@@ -76,6 +77,9 @@ int server_block_signals(void)
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
+	/* One that is blocked would be heard although nohup(1) has it ignored. */
+	if (!sigaction(SIGHUP, NULL, &hangup) && hangup.sa_handler != SIG_IGN)
+		sigaddset(&set, SIGHUP);
 	if (pthread_sigmask(SIG_BLOCK, &set, NULL))
 		return -EINVAL;
 	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);

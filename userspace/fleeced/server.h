@@ -14,7 +14,7 @@
 
 /**
  * struct server - what to serve, and to whom
- * @rules: for every connection; @rules.stop is raised on SIGTERM and SIGINT.
+ * @rules: for every connection; @rules.stop is raised when it is to end.
  * @listeners: sockets that clients connect to; closed at the end.
  * @socket_path: file to remove as soon as they are closed, or NULL.
  * @janitor: removes it.
@@ -33,9 +33,9 @@ struct server {
 };
 
 /**
- * server_block_signals() - SIGTERM and SIGINT end the server from now on
+ * server_block_signals() - SIGTERM, SIGINT and SIGHUP end the server from now on
  *
- * Also ignores SIGPIPE. Call it before any thread exists.
+ * SIGHUP not if it is ignored. Also ignores SIGPIPE. Call it before any thread exists.
  *
  * Return: a descriptor for server_run(), or -errno.
  */

@@ -53,6 +53,8 @@ waits_briefly()
 {
 	local before snapshot result
 
+	# After another attempt.
+	wait_until "$WAIT_SECONDS" settled origin || bail "preparation: no intents"
 	before=$(grants)
 	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"
 	write_later 1
@@ -66,7 +68,7 @@ waits_briefly()
 	wait_until "$WAIT_SECONDS" has_called $! origin_message || bail "preparation: a deletion"
 	write_later 100
 	wait_until "$WAIT_SECONDS" has_granted_more "$before" || bail "there is an intent at last"
-	kill -0 $snapshot 2> /dev/null
+	has_called $snapshot fleece_origin_quiesce 2> /dev/null
 	result=$?
 	or_bail dmsetup resume "$PREFIX-disk"
 	wait

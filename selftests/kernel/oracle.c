@@ -892,6 +892,17 @@ static void begin_snapshots(const char *checkpoint)
 	}
 }
 
+static void delete_mark(unsigned int device)
+{
+	struct mark *mark = &oracle.marks[device];
+
+	if (!mark->is_valid)
+		return;
+	require(oracle.backend->checkpoint_delete(device, mark->name), "delete a checkpoint",
+		device);
+	mark->is_valid = false;
+}
+
 /* The snapshot's own checkpoint becomes the mark of a later round. */
 static void renew_marks(const char *checkpoint)
 {
@@ -900,11 +911,8 @@ static void renew_marks(const char *checkpoint)
 	for (device = 0; device < oracle.history.devices; device++) {
 		struct mark *mark = &oracle.marks[device];
 
-		if (mark->is_valid && (checkpoint || oracle.round % 3 == 0)) {
-			require(oracle.backend->checkpoint_delete(device, mark->name),
-				"delete a checkpoint", device);
-			mark->is_valid = false;
-		}
+		if (checkpoint || oracle.round % 3 == 0)
+			delete_mark(device);
 		if (checkpoint) {
 			snprintf(mark->name, sizeof(mark->name), "%s", checkpoint);
 			mark->clock = oracle.snapshots[device].cut->clock;
@@ -1043,8 +1051,11 @@ static void run(unsigned int seconds)
 	} while (now_ms() < end_ms);
 	for (writer = 0; writer < WRITERS; writer++)
 		free(oracle.buffers[writer]);
-	for (device = 0; device < oracle.history.devices; device++)
+	for (device = 0; device < oracle.history.devices; device++) {
+		/* The next run begins with the same names. */
+		delete_mark(device);
 		free(oracle.snapshots[device].changed);
+	}
 }
 
 static void prepare(unsigned int devices, uint64_t sectors)

@@ -58,7 +58,7 @@
 /* Copies under way from which on those of a busy CPU are spread to others. */
 #define SPREAD_COPIES		4
 
-/* Workers of the reading side that may submit to the COW device at a time. */
+/* Workers that a slow COW device may hold up at a time. */
 #define STORING_MAX		8
 
 /* Clusters that are looked up without a break while live writes wait for the lock. */
@@ -1205,21 +1205,14 @@ static void store_copy(struct fleece_copy *copy)
 }
 
 /*
- * At once, if few workers are doing just that: usually it takes no time, and another
- * worker would cost more. Those that a slow COW device holds up must stay few, as
- * others wait for the reading of old data. The engine stays until the worker is done.
+ * Not here, although another worker costs more than what it usually has to do: a slow COW
+ * device holds up whoever submits to it, and others wait for the reading of old data. A
+ * queue has no other worker if this is its rescuer.
  */
 static void store_soon(struct fleece_copy *copy)
 {
-	struct fleece_cbw *cbw = copy->cbw;
-
-	if (atomic_inc_return(&cbw->nr_storing) <= STORING_MAX) {
-		store_copy(copy);
-	} else {
-		copy->phase = COPY_STORE;
-		queue_step(copy);
-	}
-	atomic_dec(&cbw->nr_storing);
+	copy->phase = COPY_STORE;
+	queue_step(copy);
 }
 
 static u64 gather_limit(const struct fleece_cbw *cbw)
@@ -2309,7 +2302,7 @@ static bool alloc_queues(struct fleece_cbw *cbw)
 	/* A COW device that works with the CPU must not hold up the steps behind it. */
 	cbw->wq = alloc_workqueue("fleece/%s", flags | WQ_PERCPU | WQ_CPU_INTENSIVE, 0, name);
 	cbw->any_cpu_wq = alloc_workqueue("fleece-any/%s", flags | WQ_UNBOUND, 0, name);
-	cbw->cow_wq = alloc_workqueue("fleece-cow/%s", flags | WQ_UNBOUND, 0, name);
+	cbw->cow_wq = alloc_workqueue("fleece-cow/%s", flags | WQ_UNBOUND, STORING_MAX, name);
 	cbw->memory_wq = alloc_ordered_workqueue("fleece-mem/%s", WQ_MEM_RECLAIM, name);
 	cbw->watch_wq = alloc_ordered_workqueue("fleece-watch/%s", WQ_MEM_RECLAIM, name);
 	return cbw->wq && cbw->any_cpu_wq && cbw->cow_wq && cbw->memory_wq && cbw->watch_wq;

@@ -185,10 +185,7 @@ struct fleece_cbw_config {
  * @any_cpu_wq: runs those that are spread, and @merge.
  * @cow_wq: runs @store_gathered, and the steps that may wait for the COW device. If that
  *	hangs, data that is read still gets to the writes and the followers that wait for
- *	it. Unless memory is so short that a queue is down to its rescuer, and just that
- *	waits as one of @nr_storing: then they wait for @watchdog, if there is a timeout.
- * @nr_storing: workers of the first two that are submitting to the COW device, or
- *	finish what that has already done.
+ *	it.
  * @watch_wq: runs @watchdog, which must not wait behind a copy whose device hangs.
  * @memory_wq: runs @serve, which may wait for memory.
  */
@@ -246,7 +243,6 @@ struct fleece_cbw {
 	struct workqueue_struct *wq;
 	struct workqueue_struct *any_cpu_wq;
 	struct workqueue_struct *cow_wq;
-	atomic_t nr_storing;
 	struct workqueue_struct *watch_wq;
 	struct workqueue_struct *memory_wq;
 	struct delayed_work serve;

@@ -17,7 +17,7 @@ no_probing
 make_arena 64
 make_disk disk $SECTORS
 make_disk cow "$(cow_sectors 128 256)"
-make_narrow narrow "$(cow_sectors 8 1024)"
+make_narrow narrow "$(cow_sectors 128 256)"
 make_origin origin disk
 or_bail pattern origin write 1 0 -
 
@@ -169,9 +169,46 @@ test_submitters()
 	or_bail pattern origin write 1 0 4M
 }
 
+# Of those that read old data, which have the name of what they do last.
+busy_readers()
+{
+	grep -lE '\+fleece(-any)?/' /proc/[0-9]*/comm 2> /dev/null | wc -l
+}
+
+busy_writers()
+{
+	grep -lE '\+fleece-cow/' /proc/[0-9]*/comm 2> /dev/null | wc -l
+}
+
+# shellcheck disable=SC2317 # called by wait_until
+no_reader_is_busy()
+{
+	[ "$(busy_readers)" -eq 0 ]
+}
+
+# Large copies, each of 1 MiB, are for workers of their own.
+test_large_submitters()
+{
+	make_snapshot snap disk narrow 128 "2 cbw_timeout 60000"
+	defer dmsetup resume "$PREFIX-narrow-below"
+	stall narrow-below
+	gets_now "nor do large ones" ok origin write 2 0 -
+	is "their old data is staged" "$(snapshot_field snap staged)" $((SECTORS * 512))
+	succeeds "no worker waits that others may need" wait_until 20 no_reader_is_busy
+	at_most "and few others" "$(busy_writers)" 8
+	gets_now "staged, it is read" ok snap verify 1 0 -
+	unstall narrow-below
+	wait_copied snap
+	is "all clusters are copied" "$(copied_and_used)" "256 256"
+	gets "all of them are right" ok snap verify 1 0 -
+	or_bail dm_remove snap
+	or_bail pattern origin write 1 0 -
+}
+
 test_reads
 test_two_writes
 test_timeout
 test_submitters
+test_large_submitters
 test_staging
 finish

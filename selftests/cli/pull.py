@@ -931,6 +931,11 @@ TESTS = [
 
 
 def main():
+    # Whoever runs us in the background may have them ignored, and a pull that is to be
+    # interrupted would leave it at that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     tap = Tap()
     world = World()
     for title, function, tools in TESTS:

@@ -800,6 +800,17 @@ is_stuck()
 	[[ $(< "/proc/$1/stat") == *") D "* ]]
 }
 
+# has_called PID FUNCTION: the process waits in that function of the kernel.
+has_called()
+{
+	grep -q "$2" "/proc/$1/stack"
+}
+
+has_ended()
+{
+	! kill -0 "$1" 2> /dev/null
+}
+
 # has_flying NAME COUNT: so many bios have been given to a device that have not ended.
 has_flying()
 {

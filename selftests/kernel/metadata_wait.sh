@@ -24,12 +24,6 @@ grants()
 	message origin metadata_status | cut -d' ' -f5
 }
 
-# has_called PID FUNCTION: a process waits in that function of the kernel.
-has_called()
-{
-	grep -q "$2" "/proc/$1/stack"
-}
-
 # holds_back PID: it waits for writes of the origin, and others wait for it.
 holds_back()
 {
@@ -122,11 +116,6 @@ begin_long_deletion()
 		bail "preparation: the deletion takes no time"
 }
 
-is_gone()
-{
-	! kill -0 "$1" 2> /dev/null
-}
-
 has_returned()
 {
 	! has_called "$@"
@@ -151,7 +140,7 @@ test_suspend()
 		bail "preparation: the suspend waits"
 	read_on
 	succeeds "an origin that is to be suspended can be read" \
-		wait_until "$WAIT_SECONDS" is_gone "$reader"
+		wait_until "$WAIT_SECONDS" has_ended "$reader"
 	is "while the message goes on that is waited for" "$(is_running "$deletion")" yes
 	# A read that the suspend waits for.
 	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"

@@ -169,21 +169,16 @@ test_submitters()
 	or_bail pattern origin write 1 0 4M
 }
 
-# Of those that read old data, which have the name of what they do last.
-busy_readers()
+# busy_workers QUEUES: a worker has the name of what it does.
+busy_workers()
 {
-	grep -lE '\+fleece(-any)?/' /proc/[0-9]*/comm 2> /dev/null | wc -l
-}
-
-busy_writers()
-{
-	grep -lE '\+fleece-cow/' /proc/[0-9]*/comm 2> /dev/null | wc -l
+	grep -lE "\+($1)/" /proc/[0-9]*/comm 2> /dev/null | wc -l
 }
 
 # shellcheck disable=SC2317 # called by wait_until
 no_reader_is_busy()
 {
-	[ "$(busy_readers)" -eq 0 ]
+	[ "$(busy_workers 'fleece|fleece-any')" -eq 0 ]
 }
 
 # Large copies, each of 1 MiB, are for workers of their own.
@@ -195,7 +190,7 @@ test_large_submitters()
 	gets_now "nor do large ones" ok origin write 2 0 -
 	is "their old data is staged" "$(snapshot_field snap staged)" $((SECTORS * 512))
 	succeeds "no worker waits that others may need" wait_until 20 no_reader_is_busy
-	at_most "and few others" "$(busy_writers)" 8
+	at_most "and few others" "$(busy_workers fleece-cow)" 8
 	gets_now "staged, it is read" ok snap verify 1 0 -
 	unstall narrow-below
 	wait_copied snap

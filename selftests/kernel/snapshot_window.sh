@@ -103,18 +103,13 @@ raises_event()
 	dmsetup wait "$PREFIX-snap" "$events" > /dev/null &
 	waiter=$!
 	"${@:2}" > "$SCRATCH/output" 2>&1
-	if wait_until 30 is_gone $waiter; then
+	if wait_until 30 has_ended $waiter; then
 		ok "$1"
 	else
 		not_ok "$1" "$(cat "$SCRATCH/output")" "$(status_of snap)"
 		kill $waiter
 	fi
 	wait $waiter
-}
-
-is_gone()
-{
-	! kill -0 "$1"
 }
 
 write_in_background()

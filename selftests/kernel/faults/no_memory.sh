@@ -172,17 +172,6 @@ test_tables()
 	or_bail dm_remove snap
 }
 
-is_under_way()
-{
-	[ "$(awk '{ print $1 + $2 }' "/sys/dev/block/$(dmsetup info -c --noheadings \
-		--separator : -o major,minor "$PREFIX-a")/inflight")" -gt 0 ]
-}
-
-is_suspending()
-{
-	grep -q dm_suspend "/proc/$1/stack"
-}
-
 has_new_size()
 {
 	[ "$(blockdev --getsz "$(path_of a)")" = "$SECTORS" ] && [ "$(dmsetup info -c --noheadings \
@@ -202,10 +191,10 @@ test_growth()
 	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk-a"
 	pattern a write 1 0 4k > "$SCRATCH/write" 2>&1 &
 	write=$!
-	wait_until "$WAIT_SECONDS" is_under_way || bail "preparation: a write under way"
+	wait_until "$WAIT_SECONDS" has_flying a 1 || bail "preparation: a write under way"
 	dmsetup resume --noudevsync "$PREFIX-a" > /dev/null 2>&1 &
 	resume=$!
-	wait_until "$WAIT_SECONDS" is_suspending $resume || bail "preparation: a resume"
+	wait_until "$WAIT_SECONDS" has_called $resume dm_suspend || bail "preparation: a resume"
 	begin_faults failslab 100 $MANY N Y
 	echo 1 > "/proc/$resume/make-it-fail"
 	log_mark

@@ -20,6 +20,7 @@
 #include <unistd.h>
 #include <linux/vm_sockets.h>
 
+#include "../lib/keepalive.h"
 #include "log.h"
 #include "path_lock.h"
 #include "text.h"
@@ -32,12 +33,6 @@
 /* How often to try, and how long to wait in between: one second in all. */
 #define TRIES		50
 #define TRY_US		20000
-
-/* A client that is silent is asked for a sign of life, so often before it counts as dead. */
-#define KEEPALIVE_IDLE_S	60
-#define KEEPALIVE_INTERVAL_S	15
-#define KEEPALIVE_PROBES	4
-#define KEEPALIVE_MS	((KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL_S) * 1000)
 
 static void add_listener(struct listener_set *set, int fd, int family)
 {
@@ -437,21 +432,16 @@ static void set_option(int fd, int level, int option, int value)
 }
 
 /*
- * Replies are sent in one piece: waiting for more only delays them. The defaults
- * of keepalive would hold the connection of a dead client for two hours, and those of
- * what it does not acknowledge, for which keepalive does not ask, for a quarter of an hour.
- * That limit is also one for clients that live, and read nothing: it is not below theirs.
+ * Replies are sent in one piece: waiting for more only delays them. The defaults would
+ * hold the connection of a dead client for two hours. The limit for what it does not
+ * acknowledge is also one for clients that live, and read nothing: it is not below theirs.
  */
 static void prepare_tcp(int fd, int64_t stall_ms)
 {
-	if (stall_ms)
-		set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT,
-			   stall_ms > KEEPALIVE_MS ? (int)stall_ms : KEEPALIVE_MS);
 	set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-	set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
-	set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
-	set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
-	set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+	if (stall_ms && stall_ms < FLEECE_KEEPALIVE_MS)
+		stall_ms = FLEECE_KEEPALIVE_MS;
+	fleece_keepalive(fd, (int)stall_ms);
 }
 
 /*

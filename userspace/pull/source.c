@@ -6,12 +6,11 @@
 #include "source.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
+
+#include "keepalive.h"
 
 #define ALLOCATION	"base:allocation"
 #define ACCESS		"fleece:access"
@@ -28,13 +27,6 @@
 /* The protocol knows no larger minimum. */
 #define PROBE_MAX	(64U << 10)
 #define NAME_BYTES	256
-
-/* A server that is silent is asked for a sign of life, so often before it counts as dead. */
-#define KEEPALIVE_IDLE_S	60
-#define KEEPALIVE_INTERVAL_S	15
-#define KEEPALIVE_PROBES	4
-/* The same time for what it does not even acknowledge. */
-#define UNACKNOWLEDGED_MS	120000
 
 /* A context, and its answer to one question. */
 struct map {
@@ -76,21 +68,9 @@ static struct nbd_handle *create(void)
 	return nbd;
 }
 
-static void set_option(int fd, int level, int option, int value)
-{
-	setsockopt(fd, level, option, &value, sizeof(value));
-}
-
 void source_watch(struct nbd_handle *nbd)
 {
-	int fd = nbd_aio_get_fd(nbd);
-
-	/* Other sockets have no such option. */
-	set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS);
-	set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
-	set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
-	set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
-	set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+	fleece_keepalive(nbd_aio_get_fd(nbd), FLEECE_KEEPALIVE_MS);
 }
 
 /* The host may die while they still shake hands; each address is tried on a new socket. */

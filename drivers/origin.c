@@ -1481,7 +1481,10 @@ bool fleece_origin_is_watched(struct fleece_origin *origin)
 
 	rcu_read_lock();
 	ti = rcu_dereference(origin->ti);
-	/* Not suspended any more, and we have not been resumed: somebody else was. */
+	/*
+	 * Not suspended any more, and we have not been resumed: somebody else was. Pairs with
+	 * the release in origin_postsuspend().
+	 */
 	is_watched = ti && (!smp_load_acquire(&origin->is_suspended) || dm_suspended(ti));
 	if (ti && !is_watched) {
 		/*

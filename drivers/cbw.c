@@ -609,8 +609,8 @@ static void submit_reads(struct bio_list *reads)
 }
 
 /*
- * Turn the bios round. Before the copy is staged: a reader of staged data finds
- * the pages through the bios, and these are not whole while they are reset.
+ * Turn the bios round. Readers of staged data may be looking for the pages meanwhile: a
+ * reset does not touch the array of them.
  */
 static void prepare_writes(struct fleece_copy *copy)
 {
@@ -1178,6 +1178,7 @@ static void submit_writes(struct fleece_copy *copy)
 
 	copy->phase = COPY_WRITE;
 	copy->status = BLK_STS_OK;
+	prepare_writes(copy);
 	/* One more, so that the copy is not gone before all is submitted. */
 	atomic_set(&copy->pending, copy->nr_bios + 1);
 	for (i = 0; i < copy->nr_bios; i++) {
@@ -1355,7 +1356,7 @@ static bool has_staging_room(const struct fleece_copy *copy)
 	       cbw->staged_bytes + copy_bytes(copy) <= cbw->config.staging_bytes;
 }
 
-/* The bios of @copy are those of its writes already. Returns true if it is gathered. */
+/* Returns true if the copy is gathered. */
 static bool stage_copy(struct fleece_copy *copy, struct list_head *waiters)
 {
 	struct fleece_cbw *cbw = copy->cbw;
@@ -1400,7 +1401,6 @@ static bool end_read_here(struct fleece_copy *copy)
 		    has_staging_room(copy);
 	if (is_simple) {
 		copy->is_read = true;
-		prepare_writes(copy);
 		/* Ours, as the copy may end at any time now, and the engine with it. */
 		refcount_inc(&copy->refs);
 		stage_copy(copy, &waiters);
@@ -1424,7 +1424,6 @@ static void read_done(struct fleece_copy *copy)
 
 	if (copy->status)
 		rescue_clusters(copy);
-	prepare_writes(copy);
 
 	/* Ours, as a copy that is gathered may end at any time. */
 	refcount_inc(&copy->refs);

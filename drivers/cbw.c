@@ -1553,10 +1553,11 @@ static void *get_spare(struct fleece_cbw *cbw, bool may_use_reserves)
 }
 
 /*
- * Start one copy at @first; returns what claim_run() returns. It follows a copy of
- * the engine @leader, if there is one that can lead it.
+ * Start one copy at @first, which then goes past the clusters of that copy; returns what
+ * claim_run() returns. It follows a copy of the engine @leader, if there is one that can
+ * lead it.
  */
-static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
+static int start_copy(struct fleece_cbw *cbw, cluster_t *first, cluster_t last,
 		      struct fleece_cbw *leader, bool may_sleep, struct bio_list *reads)
 {
 	gfp_t gfp = may_sleep ? GFP_NOIO : GFP_NOWAIT | __GFP_NOWARN;
@@ -1572,7 +1573,7 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
 
 	spin_lock(&cbw->lock);
 	fleece_store_add_spare(&cbw->store, page);
-	ret = claim_run(cbw, copy, first, last);
+	ret = claim_run(cbw, copy, *first, last);
 	spin_unlock(&cbw->lock);
 
 	if (ret <= 0) {
@@ -1583,6 +1584,8 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
 		unclaim_run(copy, reads);
 		return -ENOMEM;
 	}
+	/* Before it is submitted: then it may be gone. */
+	*first = copy->run.last + 1;
 	if (!leader || !follow(copy, leader))
 		prepare_reads(copy, reads);
 	/* Whoever may sleep may next wait for what this very copy is going to give back. */
@@ -1607,7 +1610,7 @@ static int start_missing(struct fleece_cbw *cbw, cluster_t first, cluster_t last
 			first += length;
 			continue;
 		}
-		ret = start_copy(cbw, first, last, leader, may_sleep, reads);
+		ret = start_copy(cbw, &first, last, leader, may_sleep, reads);
 		if (ret < 0)
 			return ret;
 		if (!ret && in_flight_until(cbw, first, &until))

@@ -402,9 +402,11 @@ test_blocks()
 	or_bail dm_remove origin
 }
 
+# sum_of NAME: what cannot be read is like nothing else.
 sum_of()
 {
-	dd "if=$(path_of "$1")" bs=1M iflag=direct status=none | md5sum
+	(set -o pipefail && dd "if=$(path_of "$1")" bs=1M iflag=direct status=none | md5sum) ||
+		echo "cannot be read: $RANDOM"
 }
 
 # test_fstrim NAME [FEATURES]: of what has become free since the snapshot.

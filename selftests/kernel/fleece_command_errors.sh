@@ -26,6 +26,7 @@ make_arena 64
 make_disk cow "$(cow_sectors 128 64)"
 make_disk tiny 2048
 make_disk used 32768
+make_disk uneven-disk 2056
 name=$PREFIX-plain
 
 # shellcheck disable=SC2317 # it is called at the end
@@ -122,6 +123,23 @@ exits "map without any checkpoint" 7 "$FLEECE" map "$name"
 is "for programs it is nothing, not half a document" \
 	"$("$FLEECE" map "$name" --since one --json 2> /dev/null)" ""
 like "list without checkpoints" "$("$FLEECE" list)" "$name +origin +tracking +16.0M +- "
+
+# Its last granule has only 4 KiB.
+test_uneven()
+{
+	local uneven=$PREFIX-uneven
+
+	or_bail "$FLEECE" attach "$(path_of uneven-disk)" --name "$uneven"
+	or_bail "$FLEECE" checkpoint create "$uneven" one
+	or_bail dd if=/dev/zero of="$MAPPER/$uneven" bs=1028k count=1 oflag=direct status=none
+	is "no more has changed than there is" \
+		"$("$FLEECE" status "$uneven" --json | jq '.origins[0].changed_bytes')" $((2056 * 512))
+	is "nor does the list of checkpoints say so" \
+		"$("$FLEECE" checkpoint list "$uneven" --json | jq '.checkpoints[0].changed_bytes')" \
+		$((2056 * 512))
+	or_bail wait_until 20 "$FLEECE" detach "$uneven"
+}
+test_uneven
 
 #
 # COW devices.

@@ -110,7 +110,7 @@ static void print_json(const struct origin *origin, const struct fleece_checkpoi
 		fleece_json_string(&json, "uuid", list[i].uuid);
 		fleece_json_number(&json, "created", list[i].created);
 		fleece_json_number(&json, "changed_bytes",
-				   list[i].changed_granules * origin->status.granularity);
+				   origin_bytes(origin, list[i].changed_granules));
 		fleece_json_bool(&json, "valid", list[i].is_valid);
 		fleece_json_object_end(&json);
 	}
@@ -131,7 +131,7 @@ static void print_table(const struct origin *origin, const struct fleece_checkpo
 
 		localtime_r(&created, &local);
 		strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &local);
-		fleece_size_format(size, list[i].changed_granules * origin->status.granularity);
+		fleece_size_format(size, origin_bytes(origin, list[i].changed_granules));
 		printf("%-24s %-19s %9s %-7s %s\n", list[i].name, when, size,
 		       list[i].is_valid ? "valid" : "invalid", list[i].uuid);
 	}

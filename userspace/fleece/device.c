@@ -192,6 +192,14 @@ static void find_since(const char *params, char *since)
 	}
 }
 
+uint64_t origin_bytes(const struct origin *origin, uint64_t granules)
+{
+	uint64_t bytes = granules * origin->status.granularity;
+
+	/* The last granule may reach beyond the end. */
+	return bytes < origin->size ? bytes : origin->size;
+}
+
 int snapshot_read(const struct fleece_dm_info *info, struct snapshot *snapshot)
 {
 	struct fleece_dm_table table, status;

@@ -128,6 +128,15 @@ enum status device_snapshot(const char *text, struct snapshot *snapshot);
 int origin_read(const struct fleece_dm_info *info, struct origin *origin);
 
 /**
+ * origin_bytes() - what granules of an origin amount to
+ * @origin: the device.
+ * @granules: how many.
+ *
+ * Return: bytes, of which the last granule may have fewer.
+ */
+uint64_t origin_bytes(const struct origin *origin, uint64_t granules);
+
+/**
  * snapshot_read() - fill in a snapshot without reporting anything
  * @info: the device.
  * @snapshot: filled in.

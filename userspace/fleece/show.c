@@ -88,10 +88,7 @@ static const char *origin_name(const struct inventory *all, const struct snapsho
 
 static uint64_t changed_bytes(const struct origin *origin)
 {
-	uint64_t bytes = origin->status.changed_granules * origin->status.granularity;
-
-	/* The last granule may reach beyond the end. */
-	return bytes < origin->size ? bytes : origin->size;
+	return origin_bytes(origin, origin->status.changed_granules);
 }
 
 /* All zero if there is none, or the origin has gone meanwhile. */

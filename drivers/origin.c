@@ -1664,7 +1664,7 @@ static int delete_checkpoint(struct fleece_origin *origin, const char *name)
 		return -EINVAL;
 	change = fleece_origin_begin_change(origin);
 	/* It may take as long as the writing of a map, and I/O is held until the resume. */
-	if (READ_ONCE(origin->is_suspended) && has_checkpoint(origin, name))
+	if (origin->durable && READ_ONCE(origin->is_suspended) && has_checkpoint(origin, name))
 		ret = report_suspended(origin);
 	else
 		ret = origin->durable ? delete_durably(origin, name) :

@@ -94,6 +94,16 @@ enum copy_phase {
 };
 
 /**
+ * struct fleece_part - a bio of a copy
+ * @bio: holds the pages; read with, then written with.
+ * @vecs: its entries, one for each page. Constant, while @bio is reset.
+ */
+struct fleece_part {
+	struct bio *bio;
+	const struct bio_vec *vecs;
+};
+
+/**
  * struct fleece_copy - the copying of one run
  * @run: in the in-flight table until finish_copy().
  * @refs: one for being in flight, one for each reader of staged data, and for who goes on
@@ -116,8 +126,8 @@ enum copy_phase {
  *	be had, so the live writes that need them fail (FLEECE_BREAK_WRITE).
  * @bad_first: see @error.
  * @bad_last: see @error.
- * @nr_bios: bios that are allocated.
- * @bios: hold the pages; read with, then written with.
+ * @nr_parts: bios that are allocated.
+ * @parts: BIO_SECTORS each, but the last one.
  */
 struct fleece_copy {
 	struct fleece_run run;
@@ -137,8 +147,8 @@ struct fleece_copy {
 	int error;
 	cluster_t bad_first;
 	cluster_t bad_last;
-	unsigned int nr_bios;
-	struct bio *bios[];
+	unsigned int nr_parts;
+	struct fleece_part parts[];
 };
 
 /**
@@ -472,8 +482,8 @@ static void free_bios(struct fleece_copy *copy)
 {
 	struct bio *bio;
 
-	while (copy->nr_bios) {
-		bio = copy->bios[--copy->nr_bios];
+	while (copy->nr_parts) {
+		bio = copy->parts[--copy->nr_parts].bio;
 		fleece_pages_remove(&copy->cbw->pages, bio);
 		bio_put(bio);
 	}
@@ -521,7 +531,7 @@ static bool alloc_bio(struct fleece_copy *copy, unsigned int bytes, bool may_sle
 	if (!bio)
 		return false;
 	disown_bio(bio);
-	copy->bios[copy->nr_bios++] = bio;
+	copy->parts[copy->nr_parts++] = (struct fleece_part){ bio, bio->bi_io_vec };
 	return fleece_pages_add(&cbw->pages, bio, bytes, may_sleep);
 }
 
@@ -593,10 +603,10 @@ static void prepare_reads(struct fleece_copy *copy, struct bio_list *reads)
 	unsigned int i;
 
 	copy->phase = COPY_READ;
-	atomic_set(&copy->pending, copy->nr_bios);
-	for (i = 0; i < copy->nr_bios; i++, sector += BIO_SECTORS) {
-		prepare_bio(copy, copy->bios[i], sector);
-		bio_list_add(reads, copy->bios[i]);
+	atomic_set(&copy->pending, copy->nr_parts);
+	for (i = 0; i < copy->nr_parts; i++, sector += BIO_SECTORS) {
+		prepare_bio(copy, copy->parts[i].bio, sector);
+		bio_list_add(reads, copy->parts[i].bio);
 	}
 }
 
@@ -608,10 +618,7 @@ static void submit_reads(struct bio_list *reads)
 		submit_bio_noacct(bio);
 }
 
-/*
- * Turn the bios round. Readers of staged data may be looking for the pages meanwhile: a
- * reset does not touch the array of them.
- */
+/* Turn the bios round. Readers of staged data may be looking for the pages meanwhile. */
 static void prepare_writes(struct fleece_copy *copy)
 {
 	sector_t sector = slot_to_sector(copy->cbw, copy->slot);
@@ -620,8 +627,8 @@ static void prepare_writes(struct fleece_copy *copy)
 	struct bio *bio;
 	unsigned int i;
 
-	for (i = 0; i < copy->nr_bios; i++, sector += BIO_SECTORS) {
-		bio = copy->bios[i];
+	for (i = 0; i < copy->nr_parts; i++, sector += BIO_SECTORS) {
+		bio = copy->parts[i].bio;
 		nr_vecs = bio->bi_vcnt;
 		fleece_bio_reset(bio, copy->cbw->config.cow, REQ_OP_WRITE);
 		disown_bio(bio);
@@ -635,7 +642,7 @@ static void prepare_writes(struct fleece_copy *copy)
 /* Page of a copy at a byte offset from its first cluster. */
 static struct page *buffer_page(struct fleece_copy *copy, u64 offset)
 {
-	return copy->bios[offset / BIO_BYTES]->bi_io_vec[offset % BIO_BYTES / PAGE_SIZE].bv_page;
+	return copy->parts[offset / BIO_BYTES].vecs[offset % BIO_BYTES / PAGE_SIZE].bv_page;
 }
 
 /* ------------------------- One read for several snapshots ------------------------- */
@@ -1180,12 +1187,12 @@ static void submit_writes(struct fleece_copy *copy)
 	copy->status = BLK_STS_OK;
 	prepare_writes(copy);
 	/* One more, so that the copy is not gone before all is submitted. */
-	atomic_set(&copy->pending, copy->nr_bios + 1);
-	for (i = 0; i < copy->nr_bios; i++) {
+	atomic_set(&copy->pending, copy->nr_parts + 1);
+	for (i = 0; i < copy->nr_parts; i++) {
 		/* Live writes wait for it: as such, it is not held up as writeback is. */
 		if (!copy->is_staged)
-			copy->bios[i]->bi_opf |= REQ_SYNC | REQ_IDLE;
-		submit_bio_noacct(copy->bios[i]);
+			copy->parts[i].bio->bi_opf |= REQ_SYNC | REQ_IDLE;
+		submit_bio_noacct(copy->parts[i].bio);
 		cond_resched();
 	}
 	if (!atomic_dec_and_test(&copy->pending))
@@ -1298,12 +1305,12 @@ static struct fleece_batch *make_batch(const struct fleece_copy *copy)
 static bool fits_batch(const struct fleece_batch *batch, const struct fleece_copy *copy)
 {
 	return bio_end_sector(&batch->bio) == slot_to_sector(copy->cbw, copy->slot) &&
-	       batch->bio.bi_vcnt + copy->bios[0]->bi_vcnt <= BATCH_PAGES;
+	       batch->bio.bi_vcnt + copy->parts[0].bio->bi_vcnt <= BATCH_PAGES;
 }
 
 static void add_to_batch(struct fleece_batch *batch, struct fleece_copy *copy)
 {
-	const struct bio *from = copy->bios[0];
+	const struct bio *from = copy->parts[0].bio;
 	unsigned int i;
 
 	for (i = 0; i < from->bi_vcnt; i++)
@@ -1413,34 +1420,48 @@ static bool end_read_here(struct fleece_copy *copy)
 	return true;
 }
 
+/* Nobody joins the followers any more. They go on with what was read, or without it. */
+static void end_reading(struct fleece_copy *copy)
+{
+	struct fleece_cbw *cbw = copy->cbw;
+	LIST_HEAD(followers);
+
+	spin_lock(&cbw->lock);
+	copy->is_read = true;
+	list_splice_init(&copy->followers, &followers);
+	spin_unlock(&cbw->lock);
+	feed_followers(copy, &followers);
+}
+
 /* The old data is in RAM, or could not be read. */
 static void read_done(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
 	bool is_gathered = false;
-	LIST_HEAD(followers);
 	LIST_HEAD(waiters);
 	bool is_low;
 
+	/*
+	 * Others come first: a bad sector takes its time, and writes that go on may be
+	 * throttled, and hold up this thread.
+	 */
+	end_reading(copy);
 	if (copy->status)
 		rescue_clusters(copy);
 
 	/* Ours, as a copy that is gathered may end at any time. */
 	refcount_inc(&copy->refs);
 	spin_lock(&cbw->lock);
-	copy->is_read = true;
 	is_low = note_low_water(cbw);
-	list_splice_init(&copy->followers, &followers);
 	if (has_staging_room(copy))
 		is_gathered = stage_copy(copy, &waiters);
 	spin_unlock(&cbw->lock);
 
-	/* Writes that go on may be throttled, and so hold up this thread: others come first. */
-	feed_followers(copy, &followers);
 	resume_waiters(cbw, &waiters);
 	if (is_low)
 		tell_low_water(cbw);
-	if (copy->error)
+	/* If it is gathered, all but its memory is others'. */
+	if (!is_gathered && copy->error)
 		finish_copy(copy, false);
 	else if (!is_gathered)
 		store_soon(copy);
@@ -2209,7 +2230,7 @@ static int init_maps(struct fleece_cbw *cbw)
 
 static int init_pools(struct fleece_cbw *cbw)
 {
-	unsigned int copy_size = struct_size((struct fleece_copy *)NULL, bios, cbw->bios_per_copy);
+	unsigned int copy_size = struct_size((struct fleece_copy *)NULL, parts, cbw->bios_per_copy);
 	unsigned int copy_pages = cbw->bios_per_copy * BIO_PAGES;
 
 	return mempool_init_kmalloc_pool(&cbw->copies, RESERVED_COPIES, copy_size) ?:

@@ -188,6 +188,12 @@ static u64 copy_bytes(const struct fleece_copy *copy)
 	return (u64)clusters_sectors(copy->cbw, copy->run.first, copy->run.last) << SECTOR_SHIFT;
 }
 
+/* What its buffers take: a page may be larger than a cluster. */
+static u64 copy_memory(const struct fleece_copy *copy)
+{
+	return round_up(copy_bytes(copy), (u64)PAGE_SIZE);
+}
+
 static sector_t slot_to_sector(const struct fleece_cbw *cbw, u32 slot)
 {
 	return FLEECE_HEADER_SECTORS + ((sector_t)slot << cbw->cluster_shift);
@@ -492,7 +498,7 @@ static void free_bios(struct fleece_copy *copy)
 static void put_copy(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
-	u64 bytes = copy_bytes(copy);
+	u64 bytes = copy_memory(copy);
 
 	if (!refcount_dec_and_test(&copy->refs))
 		return;
@@ -1125,7 +1131,7 @@ static void finish_copy(struct fleece_copy *copy, bool is_stored)
 			fleece_store_free(&cbw->store, slot);
 	}
 	if (copy->is_staged)
-		cbw->staged_bytes -= copy_bytes(copy);
+		cbw->staged_bytes -= copy_memory(copy);
 	fleece_inflight_remove(&copy->run);
 	take_waiters(cbw, &copy->waiters, &waiters);
 	is_news = note_free_slots(cbw);
@@ -1360,7 +1366,7 @@ static bool has_staging_room(const struct fleece_copy *copy)
 
 	lockdep_assert_held(&cbw->lock);
 	return fleece_cbw_is_active(cbw) &&
-	       cbw->staged_bytes + copy_bytes(copy) <= cbw->config.staging_bytes;
+	       cbw->staged_bytes + copy_memory(copy) <= cbw->config.staging_bytes;
 }
 
 /* Returns true if the copy is gathered. */
@@ -1370,7 +1376,7 @@ static bool stage_copy(struct fleece_copy *copy, struct list_head *waiters)
 
 	lockdep_assert_held(&cbw->lock);
 	copy->is_staged = true;
-	cbw->staged_bytes += copy_bytes(copy);
+	cbw->staged_bytes += copy_memory(copy);
 	set_done(copy, waiters);
 	if (!can_gather(copy))
 		return false;
@@ -1514,6 +1520,7 @@ static int claim_run(struct fleece_cbw *cbw, struct fleece_copy *copy, cluster_t
 	if (!count)
 		return 0;
 	bytes = (u64)clusters_sectors(cbw, first, first + count - 1) << SECTOR_SHIFT;
+	bytes = round_up(bytes, (u64)PAGE_SIZE);
 	if (cbw->nr_copies && cbw->buffered_bytes + bytes > cbw->buffer_limit_bytes)
 		return -EBUSY;
 	got = fleece_store_alloc(&cbw->store, count, &copy->slot);
@@ -1523,7 +1530,7 @@ static int claim_run(struct fleece_cbw *cbw, struct fleece_copy *copy, cluster_t
 	copy->run.first = first;
 	copy->run.last = first + got - 1;
 	fleece_inflight_add(&cbw->inflight, &copy->run);
-	cbw->buffered_bytes += copy_bytes(copy);
+	cbw->buffered_bytes += copy_memory(copy);
 	WRITE_ONCE(cbw->nr_copies, cbw->nr_copies + 1);
 	return 1;
 }

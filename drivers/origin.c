@@ -8,6 +8,7 @@
 #include <linux/delay.h>
 #include <linux/module.h>
 #include <linux/slab.h>
+#include <linux/vmalloc.h>
 
 #include "compat.h"
 #include "origin.h"
@@ -29,6 +30,9 @@
  */
 #define WAIT_SECTORS_MAX	8192U
 
+/* Granules that are marked before the CPU is offered once. */
+#define MARK_BATCH		65536U
+
 /**
  * struct live_write - per-bio data
  * @waiter: while it waits, or is held back.
@@ -36,12 +40,18 @@
  * @is_advice: a discard, not worth any copying.
  * @waits_on: serial of the engine that it waits, or last waited, for; or 0. Its
  *	clock starts with each: the time limit of a snapshot is for its own copies.
+ * @first: first sector.
+ * @last: last sector; a bio that was cut ends earlier.
+ * @moment: origin->nr_moments when it began.
  */
 struct live_write {
 	struct fleece_waiter waiter;
 	bool is_admitted;
 	bool is_advice;
 	u64 waits_on;
+	sector_t first;
+	sector_t last;
+	unsigned int moment;
 };
 
 /**
@@ -450,7 +460,28 @@ static int origin_map(struct dm_target *ti, struct bio *bio)
 	write->is_advice = bio_op(bio) == REQ_OP_DISCARD && !table->copies_discards;
 	write->waits_on = 0;
 	write->waiter.error = 0;
+	write->first = bio->bi_iter.bi_sector;
+	write->last = bio_end_sector(bio) - 1;
+	write->moment = READ_ONCE(table->origin->nr_moments);
 	return start_write(table->origin, bio, true) ? DM_MAPIO_REMAPPED : DM_MAPIO_SUBMITTED;
+}
+
+/* A write has completed. If a checkpoint waits for it, it counts as after that one. */
+static void note_late(struct fleece_origin *origin, const struct live_write *write)
+{
+	unsigned int shift = origin->tracker.granule_shift;
+	unsigned long *late;
+	u64 g;
+
+	if (likely(!rcu_access_pointer(origin->late)))
+		return;
+	rcu_read_lock();
+	late = rcu_dereference(origin->late);
+	if (late && write->moment != READ_ONCE(origin->nr_moments)) {
+		for (g = write->first >> shift; g <= write->last >> shift; g++)
+			fleece_bits_set(late, g);
+	}
+	rcu_read_unlock();
 }
 
 static int origin_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
@@ -458,8 +489,11 @@ static int origin_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *er
 	struct fleece_table *table = ti->private;
 	struct live_write *write = write_of(bio);
 
-	if (write->is_admitted)
-		dismiss_write(table->origin, write);
+	if (!write->is_admitted)
+		return DM_ENDIO_DONE;
+	/* At first, as without writes under way the notes are read. */
+	note_late(table->origin, write);
+	dismiss_write(table->origin, write);
 	return DM_ENDIO_DONE;
 }
 
@@ -1578,9 +1612,58 @@ static int report_suspended(struct fleece_origin *origin)
 	return -EBUSY;
 }
 
+static void mark_granules(struct fleece_origin *origin, u64 first, u64 last)
+{
+	struct fleece_tracker *tracker = &origin->tracker;
+	struct fleece_segment *live = fleece_tracker_live(tracker);
+	unsigned int shift = tracker->granule_shift;
+
+	lockdep_assert_held(&origin->lock);
+	if (origin->durable)
+		fleece_metadata_mark(origin->durable->md, live ? live->bits : NULL, first, last);
+	else
+		fleece_tracker_mark(tracker, first << shift, (last - first + 1) << shift);
+}
+
+/*
+ * The writes that were under way at the moment of a checkpoint count as after it. If an
+ * intent is missing it is asked for, and the granule is not marked yet.
+ */
+static void mark_late(struct fleece_origin *origin, unsigned long *late)
+{
+	u64 nr_granules = origin->tracker.nr_granules;
+	struct fleece_view view = { &late, 1, nr_granules };
+	u64 length;
+	bool value;
+	u64 g;
+
+	for (g = 0; g < nr_granules; g += length) {
+		length = fleece_bits_run(&view, g, min(g + MARK_BATCH, nr_granules), &value);
+		if (value)
+			mark_granules(origin, g, g + length - 1);
+		cond_resched();
+	}
+}
+
+/* Begin to note the writes that are under way. */
+static void begin_late(struct fleece_origin *origin, unsigned long *late)
+{
+	lockdep_assert_held(&origin->change_lock);
+	WRITE_ONCE(origin->nr_moments, origin->nr_moments + 1);
+	rcu_assign_pointer(origin->late, late);
+}
+
+/* As writes may still be under way after a failure, they may be just noting it. */
+static void end_late(struct fleece_origin *origin)
+{
+	lockdep_assert_held(&origin->change_lock);
+	RCU_INIT_POINTER(origin->late, NULL);
+	synchronize_rcu();
+}
+
 /* The moment of a checkpoint. The segment is used up. */
 static int switch_checkpoint(struct fleece_origin *origin, struct fleece_segment *segment,
-			     const char *name)
+			     unsigned long *late, const char *name)
 {
 	unsigned int noio;
 	int ret;
@@ -1588,41 +1671,76 @@ static int switch_checkpoint(struct fleece_origin *origin, struct fleece_segment
 	noio = fleece_origin_lock(origin);
 	/* Its size may have been changed meanwhile. */
 	ret = segment->nr_granules == origin->tracker.nr_granules ? 0 : -EAGAIN;
-	if (!ret)
+	if (!ret) {
+		begin_late(origin, late);
 		ret = fleece_origin_quiesce(origin);
+	}
 	if (!ret) {
 		fleece_tracker_switch(&origin->tracker, segment, name);
 		fleece_origin_release(origin);
+		mark_late(origin, late);
 		fleece_origin_compact_later(origin);
 		segment = NULL;
 	}
 	fleece_origin_unlock(origin, noio);
+	end_late(origin);
 	fleece_segment_put(segment);
 	return ret;
 }
 
-static int create_checkpoint(struct fleece_origin *origin, const char *name)
+/* Once more, with the intents that were missing. */
+static void mark_rest(struct fleece_origin *origin, unsigned long *late)
 {
-	struct fleece_segment *segment;
-	unsigned int change;
+	struct fleece_metadata_dev *dev = origin->durable;
 	unsigned int noio;
+
+	noio = fleece_metadata_dev_lock(dev);
+	fleece_metadata_grant(dev->md);
+	fleece_metadata_dev_unlock(dev, noio);
+	noio = fleece_origin_lock(origin);
+	mark_late(origin, late);
+	fleece_origin_unlock(origin, noio);
+}
+
+/* The segment is used up. */
+static int create_with(struct fleece_origin *origin, struct fleece_segment *segment,
+		       unsigned long *late, const char *name)
+{
+	unsigned int change;
 	int ret;
 
-	/* The origin may be suspended, and its resume then waits for the end of the message. */
-	noio = memalloc_noio_save();
-	segment = fleece_segment_alloc(READ_ONCE(origin->tracker.nr_granules));
-	memalloc_noio_restore(noio);
-	if (!segment)
-		return -ENOMEM;
 	change = fleece_origin_begin_change(origin);
 	ret = fleece_origin_begin_checkpoint(origin, name);
 	if (ret) {
 		fleece_segment_put(segment);
 	} else {
-		ret = switch_checkpoint(origin, segment, name);
+		ret = switch_checkpoint(origin, segment, late, name);
 		ret = fleece_origin_end_checkpoint(origin, name, ret);
 	}
+	if (!ret && origin->durable)
+		mark_rest(origin, late);
 	fleece_origin_end_change(origin, change);
+	return ret;
+}
+
+static int create_checkpoint(struct fleece_origin *origin, const char *name)
+{
+	u64 nr_granules = READ_ONCE(origin->tracker.nr_granules);
+	struct fleece_segment *segment;
+	unsigned long *late;
+	unsigned int noio;
+	int ret = -ENOMEM;
+
+	/* The origin may be suspended, and its resume then waits for the end of the message. */
+	noio = memalloc_noio_save();
+	segment = fleece_segment_alloc(nr_granules);
+	late = fleece_bits_alloc(nr_granules);
+	memalloc_noio_restore(noio);
+	if (segment && late)
+		ret = create_with(origin, segment, late, name);
+	else
+		fleece_segment_put(segment);
+	vfree(late);
 	return ret;
 }
 

@@ -26,6 +26,10 @@
  * not delay it. In between no write is on the device or between mark and go: the
  * moment for a snapshot or a checkpoint.
  *
+ * A checkpoint of its own takes what was under way for written after it, as nobody can
+ * tell: the writes that complete while quiescing waits for them are noted in a bitmap, and
+ * marked once more after the moment.
+ *
  * A durable checkpoint takes four steps under origin->change_lock:
  *
  *   1. dev->lock: fleece_metadata_begin_create(). From here on nothing is settled.
@@ -111,6 +115,11 @@ struct fleece_claim {
  *
  * Protected by @held_lock: @is_quiescing, @held (writes held back).
  *
+ * @nr_moments: checkpoints that were begun; a write begins with one of these numbers. Changed
+ *	by who has @change_lock.
+ * @late: granules of the writes that have completed since a checkpoint was begun, and were
+ *	under way then; NULL while none is being made. Read under RCU.
+ *
  * @wq: runs @resubmit.
  * @compact: joins segments, see fleece_origin_compact_later().
  */
@@ -148,6 +157,8 @@ struct fleece_origin {
 	spinlock_t held_lock;		/* is_quiescing, held */
 	bool is_quiescing;
 	struct list_head held;
+	unsigned int nr_moments;
+	unsigned long __rcu *late;
 	struct workqueue_struct *wq;
 	struct work_struct resubmit;
 	struct work_struct compact;

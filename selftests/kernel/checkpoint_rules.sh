@@ -154,7 +154,16 @@ test_limit()
 	succeeds "$1: for one that is deleted another one" message origin checkpoint_create more
 }
 
+test_suspended()
+{
+	or_bail dmsetup suspend "$PREFIX-origin"
+	succeeds "suspended: a checkpoint can be made" message origin checkpoint_create held
+	succeeds "suspended: and deleted" message origin checkpoint_delete held
+	or_bail dmsetup resume "$PREFIX-origin"
+}
+
 test_names
+test_suspended
 test_maps
 test_delete
 test_many

@@ -127,9 +127,9 @@ like "list without checkpoints" "$("$FLEECE" list)" "$name +origin +tracking +16
 # Its last granule has only 4 KiB.
 test_uneven()
 {
-	local uneven=$PREFIX-uneven
+	local uneven=$PREFIX-uneven-disk
 
-	or_bail "$FLEECE" attach "$(path_of uneven-disk)" --name "$uneven"
+	or_bail "$FLEECE" attach "$uneven"
 	or_bail "$FLEECE" checkpoint create "$uneven" one
 	or_bail dd if=/dev/zero of="$MAPPER/$uneven" bs=1028k count=1 oflag=direct status=none
 	is "no more has changed than there is" \

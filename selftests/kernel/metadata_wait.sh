@@ -4,7 +4,8 @@
 # This test will let writes that need an intent wait for no more than the metadata
 # device: neither for the writes that a snapshot waits for, nor for a deletion that waits
 # for the same; nor does other I/O wait when the origin is to be suspended meanwhile. And
-# there is no limit of time that cannot be meant.
+# there is no limit of time that cannot be meant. A write under way at the moment of a
+# checkpoint counts as after it.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -168,6 +169,37 @@ test_suspend()
 	or_bail dm_remove origin
 }
 
+# A write that was under way when a checkpoint was made counts as after it, also later.
+test_write_under_way()
+{
+	local creator
+
+	format_metadata meta $SECTORS
+	make_durable_origin origin disk meta
+	or_bail message origin checkpoint_create one
+	# Before, so that it needs no intent, and has none, when it is written again.
+	or_bail pattern origin write 1 196608 64k
+	wait_until "$WAIT_SECONDS" settled origin || bail "preparation: it has no intent"
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"
+	write_later 3
+	wait_until "$WAIT_SECONDS" has_flying origin 1 || bail "preparation: a write"
+	dmsetup message "$PREFIX-origin" 0 checkpoint_create two > "$SCRATCH/message" 2>&1 &
+	creator=$!
+	wait_until "$WAIT_SECONDS" has_called $creator fleece_origin_quiesce ||
+		bail "preparation: a checkpoint waits for the write"
+	or_bail dmsetup resume "$PREFIX-disk"
+	wait $creator
+	is "the checkpoint is made when the write has ended" "$? $(cat "$SCRATCH/message")" "0 "
+	wait
+	is "it counts as after the checkpoint" "$(map origin changed two)" "$(map origin changed one)"
+	like "as do no others" "$(map origin changed two)" "^0 196608 0,196608 65536 1,262144 "
+	wait_until "$WAIT_SECONDS" settled origin || bail "preparation: no intents"
+	or_bail dm_remove origin
+	or_bail dm_create origin "$(durable_table disk meta)"
+	is "also when the origin is attached again" "$(map origin changed two)" "$(map origin changed one)"
+	or_bail dm_remove origin
+}
+
 test_parameters()
 {
 	local name before
@@ -204,6 +236,7 @@ test_status()
 
 test_status
 test_quiesce
+test_write_under_way
 test_suspend
 test_parameters
 finish

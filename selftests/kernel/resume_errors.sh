@@ -175,6 +175,28 @@ test_endless_write()
 	or_bail dm_remove origin
 }
 
+# The checkpoint is made when the write has ended, but who asked for it cannot know that.
+test_write_under_way()
+{
+	local creator
+
+	start_origin $LARGE
+	or_bail message origin checkpoint_create one
+	begin_write
+	dmsetup message "$PREFIX-origin" 0 checkpoint_create two > "$SCRATCH/message" 2>&1 &
+	creator=$!
+	wait_until 20 has_called $creator fleece_origin_quiesce ||
+		bail "preparation: the checkpoint waits for the write"
+	end_write "under way at a checkpoint"
+	wait $creator
+	is "under way at a checkpoint: it is made" "$? $(cat "$SCRATCH/message")" "0 "
+	is "under way at a checkpoint: the write is one since then" "$(origin_field origin changed)" 1
+	is "under way at a checkpoint: that one" "$(map origin changed two | cut -d, -f1)" "0 65536 1"
+	succeeds "under way at a checkpoint: another one" message origin checkpoint_create three
+	is "under way at a checkpoint: nothing was since that" "$(origin_field origin changed)" 0
+	or_bail dm_remove origin
+}
+
 # shellcheck disable=SC2317 # called by wait_until
 no_table_is_loaded()
 {
@@ -231,5 +253,6 @@ defer dmsetup resume "$PREFIX-first"
 test_no_origin
 test_checkpoints
 test_endless_write
+test_write_under_way
 test_late_table
 finish

@@ -134,10 +134,15 @@ static bool check_devices(void)
 	return is_good;
 }
 
-static enum status check_all(int control)
+/* @started: what became of the attempt to open the control device. */
+static enum status check_all(int control, enum status started)
 {
 	bool is_good;
 
+	if (started != DONE) {
+		print_line(false, "module dm-fleece", "cannot be used");
+		return started;
+	}
 	check_module(control);
 	if (!check_targets())
 		return NO_MODULE;
@@ -146,7 +151,7 @@ static enum status check_all(int control)
 	return is_good ? DONE : FAILED;
 }
 
-static enum status check_for_programs(int control)
+static enum status check_for_programs(int control, enum status started)
 {
 	struct fleece_json json = { .out = stdout };
 	enum status status;
@@ -155,7 +160,7 @@ static enum status check_for_programs(int control)
 	fleece_json_object(&json, NULL);
 	fleece_json_number(&json, "version", 1);
 	fleece_json_array(&json, "checks");
-	status = check_all(control);
+	status = check_all(control, started);
 	fleece_json_array_end(&json);
 	fleece_json_bool(&json, "ok", status == DONE);
 	fleece_json_object_end(&json);
@@ -170,18 +175,17 @@ enum status verb_check(int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
+	enum status started, status;
 	bool is_json = false;
-	enum status status;
 	int control;
 
 	while (verb_option(argc, argv, options) >= 0)
 		is_json = true;
 	if (optind < argc)
 		return verb_usage("unexpected argument '%s'", argv[optind]);
-	status = device_start(&control);
-	if (status != DONE)
-		return status;
-	status = is_json ? check_for_programs(control) : check_all(control);
-	close(control);
+	started = device_start(&control);
+	status = is_json ? check_for_programs(control, started) : check_all(control, started);
+	if (started == DONE)
+		close(control);
 	return status;
 }

@@ -78,13 +78,15 @@ enum status cow_zram_make(const struct cow_request *request, const char *snapsho
 	int ret;
 
 	if (number < 0)
-		return report_errno(number, snapshot, "cannot make a zram device");
+		return report_other(report_errno(number, snapshot, "cannot make a zram device"));
 	snprintf(disk, sizeof(disk), "zram%d", number);
 	snprintf(path, sizeof(path), "/sys/block/%s/disksize", disk);
 	snprintf(size, sizeof(size), "%llu", (unsigned long long)request->bytes);
 	ret = write_text(path, size);
 	if (ret) {
-		remove_zram(disk);
+		/* Busy: somebody else has put it to use before us. */
+		if (ret != -EBUSY)
+			remove_zram(disk);
 		return report_errno(ret, snapshot, "cannot set the size of %s", disk);
 	}
 	snprintf(cow->path, sizeof(cow->path), "/dev/%s", disk);

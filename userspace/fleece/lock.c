@@ -15,8 +15,13 @@ static int lock_fd = -1;
 
 enum status lock_run_dir(void)
 {
-	if (mkdir(RUN_DIR, 0755) && errno != EEXIST)
-		return report_errno(errno, NULL, "cannot make " RUN_DIR);
+	if (mkdir(RUN_DIR, 0755)) {
+		if (errno != EEXIST)
+			return report_errno(errno, NULL, "cannot make " RUN_DIR);
+	} else if (chmod(RUN_DIR, 0755)) {
+		/* Whatever the umask: clients of the servers have to get to their sockets. */
+		return report_errno(errno, NULL, "cannot set the mode of " RUN_DIR);
+	}
 	return DONE;
 }
 

@@ -64,6 +64,11 @@ void report_note(const char *name, const char *format, ...)
 	fputc('\n', stderr);
 }
 
+enum status report_other(enum status status)
+{
+	return status == NO_DEVICE ? FAILED : status;
+}
+
 enum status report_status_of(int error)
 {
 	switch (abs(error)) {

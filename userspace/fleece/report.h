@@ -63,6 +63,14 @@ enum status report_errno(int error, const char *name, const char *format, ...)
 void report_note(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /**
+ * report_other() - what was not there is not the device that the verb is for
+ * @status: of report_errno().
+ *
+ * Return: FAILED for NO_DEVICE, else @status.
+ */
+enum status report_other(enum status status);
+
+/**
  * report_status_of() - exit status for an errno
  * @error: the errno, positive or negative.
  *

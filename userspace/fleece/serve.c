@@ -157,8 +157,9 @@ static void start_server(const struct serve *serve, char **argv, const char *rea
 	setenv("NOTIFY_SOCKET", ready_name, 1);
 
 	if (serve->is_background) {
-		null = open("/dev/null", O_RDWR);
-		log = open(serve->log_file, O_WRONLY | O_CREAT | O_APPEND, 0640);
+		null = open("/dev/null", O_RDWR | O_CLOEXEC);
+		log = open(serve->log_file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC,
+			   0640);
 		if (null < 0 || log < 0 || setsid() < 0 || dup2(null, 0) < 0 ||
 		    dup2(log, 1) < 0 || dup2(log, 2) < 0) {
 			report_errno(errno, NULL, "cannot write %s", serve->log_file);

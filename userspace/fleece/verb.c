@@ -47,7 +47,8 @@ enum status verb_usage(const char *format, ...)
 enum status verb_end(enum status status)
 {
 	if ((fflush(stdout) || ferror(stdout)) && status == DONE)
-		return report(FAILED, NULL, "cannot write the output: %s", strerror(errno));
+		return report(FAILED, NULL, "it is done, but the output cannot be written: %s",
+			      strerror(errno));
 	return status;
 }
 

@@ -179,7 +179,7 @@ wait "$dirty"
 succeeds "the inner one can be taken down" take_down_inner
 
 #
-# Killed in the window: the guardian resumes. The window is held open by an origin
+# Killed in the window with its process group, as by timeout(1): the guardian resumes. The window is held open by an origin
 # that cannot be suspended, as its lower device holds a read back.
 #
 stop_writer
@@ -187,7 +187,7 @@ unmount_volume two
 or_bail dmsetup suspend "$two-lower"
 dd if="$MAPPER/$two" of=/dev/null bs=4k count=1 iflag=direct status=none &
 late=$!
-"$FLEECE" snapshot "$one" "$two" --cow-size 20M --cow-kind file --freeze-timeout 600 \
+setsid "$FLEECE" snapshot "$one" "$two" --cow-size 20M --cow-kind file --freeze-timeout 600 \
 	> "$SCRATCH/killed" 2>&1 &
 killed=$!
 
@@ -204,7 +204,7 @@ nobody_is_suspended()
 }
 
 if wait_until 60 is_suspended "$one"; then
-	kill -9 "$killed"
+	kill -9 -- "-$killed"
 	wait "$killed" 2> /dev/null
 	succeeds "killed in the window: the guardian resumes" wait_until 30 nobody_is_suspended
 else

@@ -141,6 +141,8 @@ static void run_guardian(const struct guard *guard, const struct window *window,
 {
 	char byte = 0;
 
+	/* Who kills the process group, as timeout(1) does, must not kill the guardian, too. */
+	setsid();
 	close(guard->life[1]);
 	close(guard->ready[0]);
 	if (lock_memory() || write(guard->ready[1], &byte, 1) != 1)
@@ -339,6 +341,9 @@ enum status window_report(int error, const struct window_result *result,
 				      "cannot suspend it: its filesystem is frozen; 'fsfreeze --unfreeze' ends that");
 		return report_errno(error, origins[result->index], "cannot suspend it");
 	case WINDOW_START:
+		if (error == -ENOENT || error == -ESTALE)
+			return report(NO_CHECKPOINT, snapshots[result->index],
+				      "its checkpoint was deleted, or became invalid, at the last moment; a full backup is needed");
 		return report_errno(error, snapshots[result->index],
 				    "cannot start it; the kernel log may say more");
 	case WINDOW_LATE:

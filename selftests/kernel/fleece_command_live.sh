@@ -83,7 +83,10 @@ fails "its COW space is gone" "Failed to find" lvs "$GROUP/data-snap-cow"
 #
 # A crash leaves the COW space of the snapshot that was there.
 #
-says "a snapshot" "^frozen for" "$FLEECE" snapshot "$data" --cow-size 20M
+says "a snapshot by who does not mind its children" "^frozen for" \
+	env --ignore-signal=CHLD "$FLEECE" snapshot "$data" --cow-size 20M
+is "its COW space is a volume, as always" "$(lvs --noheadings -o name "$GROUP/data-snap-cow" |
+	tr -d ' ')" data-snap-cow
 or_bail wait_until 20 dmsetup remove "$data-snap"
 says "after a crash, check tells of its COW space" "BAD +$GROUP/data-snap-cow: .*lvremove" \
 	sh -c "$FLEECE check || :"
@@ -92,6 +95,14 @@ says "the next snapshot needs its name, and removes it" "left over.*was removed"
 says "check does not tell of one in use" "ok +no leftovers" sh -c "$FLEECE check || :"
 says "it is removed as always" "^$" "$FLEECE" remove "$data-snap"
 fails "with its COW space" "Failed to find" lvs "$GROUP/data-snap-cow"
+long=$(printf '%0100d' 0)
+for number in {1..12}; do
+	or_bail lvcreate -qq -an -Zn -Wn --addtag fleece-cow -n "$long-$number-cow" -l 1 "$GROUP"
+done
+is "however many there are, check names them all, and no other one" \
+	"$("$FLEECE" check --json | jq -r '.checks[] | select(.ok | not) | .name' | sort)" \
+	"$(printf "$GROUP/$long-%d-cow\n" {1..12} | sort)"
+or_bail lvremove -qq -f "@fleece-cow"
 or_bail lvcreate -qq -n data-snap-cow -L 8M "$GROUP"
 exits "a volume of that name that is somebody else's is left alone" 1 \
 	"$FLEECE" snapshot "$data" --cow-size 20M

@@ -15,6 +15,8 @@
 #define LVM_TAG			"fleece-cow"
 /* Room for GROUP/VOLUME, whose names may be longer than they can be together in a dm name. */
 #define LVM_NAME		(4 * DM_NAME_LEN)
+/* Room for a list of volumes. */
+#define LVM_LIST		(256 << 10)
 
 int cow_lvm_split(const char *name, char *group, char *volume)
 {
@@ -92,16 +94,24 @@ static bool has_default_name(const char *snapshot, const struct origin *origin)
 	       !strcmp(snapshot + length, SNAPSHOT_SUFFIX);
 }
 
+/* Is a volume COW space of ours, whatever its name? */
+static bool is_ours(const char *full)
+{
+	const char *const argv[] = { "lvs", "--noheadings", "-o", "lv_name", "-S",
+				     "lv_tags={" LVM_TAG "}", full, NULL };
+	char output[512];
+
+	return !process_run(argv, output, sizeof(output)) && output[0];
+}
+
 /* Remove a volume of ours that no snapshot has any more; LVM refuses one that is in use. */
 static bool remove_leftover(const char *group, const char *volume, const char *snapshot)
 {
 	char full[LVM_NAME], output[512];
-	const char *const find[] = { "lvs", "--noheadings", "-o", "lv_tags", full, NULL };
 	const char *const remove[] = { "lvremove", "--yes", "-f", full, NULL };
 
 	snprintf(full, sizeof(full), "%s/%s", group, volume);
-	if (process_run(find, output, sizeof(output)) || !strstr(output, LVM_TAG) ||
-	    process_run(remove, output, sizeof(output)))
+	if (!is_ours(full) || process_run(remove, output, sizeof(output)))
 		return false;
 	report_note(snapshot, "note: COW space %s, left over from a snapshot that is gone, was removed",
 		    full);
@@ -115,12 +125,17 @@ bool cow_lvm_leftovers(void (*tell)(const char *volume))
 				     "--noheadings", "-o", "vg_name,lv_name", "-S",
 				     "lv_tags={" LVM_TAG "}", NULL };
 	char group[DM_NAME_LEN], volume[DM_NAME_LEN], full[LVM_NAME];
-	char name[DM_NAME_LEN], output[1024], *line, *next;
+	char name[DM_NAME_LEN], *line, *next, *output = malloc(LVM_LIST);
 	struct fleece_dm_info info;
 	bool has_found = false;
 
-	if (process_run(argv, output, sizeof(output)))
+	if (!output || process_run(argv, output, LVM_LIST)) {
+		free(output);
 		return false;
+	}
+	/* A line that was cut off would name another volume. */
+	if (strlen(output) == LVM_LIST - 1)
+		*(strrchr(output, '\n') ?: output) = 0;
 	for (line = strtok_r(output, "\n", &next); line; line = strtok_r(NULL, "\n", &next)) {
 		if (sscanf(line, "%127s %127s", group, volume) != 2)
 			continue;
@@ -131,6 +146,7 @@ bool cow_lvm_leftovers(void (*tell)(const char *volume))
 		tell(full);
 		has_found = true;
 	}
+	free(output);
 	return has_found;
 }
 
@@ -156,7 +172,7 @@ enum status cow_lvm_make(const struct cow_request *request, const struct origin 
 	if (ret > 0 && remove_leftover(group, volume, snapshot))
 		ret = process_run(argv, output, sizeof(output));
 	if (ret < 0)
-		return report_errno(ret, snapshot, "cannot run lvcreate");
+		return report_other(report_errno(ret, snapshot, "cannot run lvcreate"));
 	if (ret)
 		return report(FAILED, snapshot, "cannot make COW space: lvcreate: %s", output);
 	join_lvm_name(name, sizeof(name), group, volume);
@@ -190,7 +206,8 @@ enum status cow_lvm_grow(dev_t devno, const char *snapshot, uint64_t bytes)
 	snprintf(size, sizeof(size), "%llub", (unsigned long long)bytes);
 	ret = process_run(argv, output, sizeof(output));
 	if (ret < 0)
-		return report_errno(ret, snapshot, "cannot run lvextend for %s", full);
+		return report_other(report_errno(ret, snapshot, "cannot run lvextend for %s",
+						 full));
 	return ret ? report(FAILED, snapshot, "cannot extend COW space %s: lvextend: %s", full,
 			    output) : DONE;
 }
@@ -206,9 +223,13 @@ enum status cow_lvm_free(dev_t devno, const char *snapshot)
 		return DONE;
 	if (ret)
 		return report(FAILED, snapshot, "cannot tell which logical volume its COW device is");
+	/* The snapshot is gone, so its COW device's number may be another volume's by now. */
+	if (!is_ours(full))
+		return report(FAILED, snapshot, "%s is left alone: it has no tag " LVM_TAG, full);
 	ret = process_run(argv, output, sizeof(output));
 	if (ret < 0)
-		return report_errno(ret, snapshot, "cannot run lvremove for %s", full);
+		return report_other(report_errno(ret, snapshot, "cannot run lvremove for %s",
+						 full));
 	return ret ? report(FAILED, snapshot, "cannot free COW space %s: lvremove: %s", full,
 			    output) : DONE;
 }

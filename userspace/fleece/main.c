@@ -3,6 +3,7 @@
  * fleece, main: finds the verb, prints help. What a verb does is in the file
  * of its noun.
  */
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -116,6 +117,8 @@ int main(int argc, char **argv)
 {
 	size_t i;
 
+	/* Who has started us may ignore it; then no child could be waited for. */
+	signal(SIGCHLD, SIG_DFL);
 	if (fleece_fill_standard_files())
 		return FAILED;
 	if (argc < 2)

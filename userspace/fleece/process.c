@@ -19,7 +19,8 @@
 
 struct stream {
 	int fd;
-	char text[1024];
+	char *text;
+	size_t size;
 	size_t length;
 };
 
@@ -47,7 +48,7 @@ static void start_program(const char *const argv[], int out, int err, int failur
 static int read_stream(struct stream *stream)
 {
 	char rest[512];
-	size_t room = sizeof(stream->text) - 1 - stream->length;
+	size_t room = stream->size - 1 - stream->length;
 	ssize_t n;
 
 	if (room)
@@ -80,11 +81,13 @@ static void read_streams(struct stream *streams)
 	}
 }
 
+/* What was written to stdout is in @output already. */
 static void copy_output(const struct stream *stream, char *output, size_t size)
 {
 	size_t length = stream->length < size - 1 ? stream->length : size - 1;
 
-	memcpy(output, stream->text, length);
+	if (stream->text != output)
+		memcpy(output, stream->text, length);
 	while (length && output[length - 1] == '\n')
 		length--;
 	output[length] = 0;
@@ -122,7 +125,9 @@ static void widen_path(void)
 
 int process_run(const char *const argv[], char *output, size_t size)
 {
-	struct stream streams[2] = { { .fd = -1 }, { .fd = -1 } };
+	char errors[1024];
+	struct stream streams[2] = { { -1, output, size, 0 },
+				     { -1, errors, sizeof(errors), 0 } };
 	int out[2], err[2], failure[2], error = 0, ret;
 	pid_t pid;
 
@@ -176,6 +181,8 @@ static void mask_signals(int how)
 	sigaddset(&mask, SIGQUIT);
 	sigaddset(&mask, SIGTERM);
 	sigaddset(&mask, SIGHUP);
+	/* Others would wait for the lock of a verb that was stopped. */
+	sigaddset(&mask, SIGTSTP);
 	/* Nobody listening to messages is no reason to leave anything half-made. */
 	sigaddset(&mask, SIGPIPE);
 	sigprocmask(how, &mask, NULL);

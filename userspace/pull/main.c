@@ -5,6 +5,7 @@
  * backups are kept, and the command fleece where there is no libnbd.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -239,6 +240,8 @@ enum status verb_pull(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+	/* Who has started us may ignore it; then no child could be waited for. */
+	signal(SIGCHLD, SIG_DFL);
 	if (fleece_fill_standard_files())
 		return FAILED;
 	return verb_run(&verb, argc, argv);

@@ -223,25 +223,32 @@ test_done_without()
 	or_bail "$FLEECE" detach "$PREFIX-plain"
 }
 
-# Somebody else has the metadata device, for a moment and for longer.
-test_held()
+# waits_for WHAT DEVICE: attach waits while somebody holds it.
+waits_for()
 {
 	local attacher status=0
 
-	make_checkpoint "$spare" four
-	or_bail dm_create holder "0 64 linear /dev/$GROUP/small 0"
+	or_bail dm_create holder "0 64 linear $2 0"
 	"$FLEECE" attach --all="$tab" --wait 600 > "$SCRATCH/said" 2>&1 &
 	attacher=$!
 	defer kill_waiter $attacher
 	wait_until "$WAIT_SECONDS" grep -q nanosleep "/proc/$attacher/stack" ||
 		bail "preparation: it waits"
-	fails "attach of all waits for a metadata device that is held" "No such device" \
+	fails "attach of all waits for $1 that is held" "No such device" \
 		dmsetup table "$PREFIX-plain"
 	or_bail dm_remove holder
 	wait $attacher || status=$?
-	is "then it takes it" "$status $(metadata_state "$PREFIX-plain") $(checkpoints "$PREFIX-plain")" \
-		"0 clean four"
+	is "then it takes it: $1" \
+		"$status $(metadata_state "$PREFIX-plain") $(checkpoints "$PREFIX-plain")" "0 clean four"
 	or_bail "$FLEECE" detach "$PREFIX-plain"
+}
+
+# Somebody else has a device, for a moment and for longer.
+test_held()
+{
+	make_checkpoint "$spare" four
+	waits_for "a metadata device" "/dev/$GROUP/small"
+	waits_for "an origin" "$spare"
 	or_bail dm_create holder "0 64 linear /dev/$GROUP/small 0"
 	fails "one that is held for longer" "nothing can be noted on it.*WITHOUT its metadata" \
 		"$FLEECE" attach --all="$tab" --wait 1
@@ -380,6 +387,36 @@ test_without_metadata()
 	or_bail "$FLEECE" detach "$data"
 }
 
+# refused_and_dropped WHAT DEVICE: the checkpoints of what is refused as DEVICE.
+refused_and_dropped()
+{
+	local name=$PREFIX-plain
+
+	echo "$name $spare $2" > "$tab"
+	exits "$1: refused" 1 "$FLEECE" attach --all="$tab"
+	is "$1: it is there without its metadata" "$(metadata_state "$name")" none
+	or_bail "$FLEECE" detach "$name"
+	is "$1: which has no checkpoint any more" "$("$FLEECE" metadata dump "/dev/$GROUP/small" --json |
+		jq '.checkpoints | length')" 0
+}
+
+# By mistake: at the next boot they may be as large as ever, with what was written meanwhile.
+test_too_small()
+{
+	empty "/dev/$GROUP/small"
+	make_checkpoint "$spare" one
+	truncate -s 4M "$SCRATCH/spare"
+	or_bail losetup --set-capacity "$spare"
+	refused_and_dropped "an origin that was made smaller" "/dev/$GROUP/small"
+	truncate -s 8M "$SCRATCH/spare"
+	or_bail losetup --set-capacity "$spare"
+	make_checkpoint "$spare" one
+	or_bail dm_create short "0 4104 linear /dev/$GROUP/small 0"
+	defer dm_remove_deferred short
+	refused_and_dropped "metadata that was cut off" "$MAPPER/$PREFIX-short"
+	or_bail dm_remove short
+}
+
 is_open()
 {
 	[ "$(dmsetup info -c --noheadings -o open "$1")" -gt 0 ]
@@ -450,6 +487,7 @@ test_identity
 test_tab
 test_wait
 test_without_metadata
+test_too_small
 test_claim
 test_leftovers
 finish

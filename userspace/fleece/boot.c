@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,27 +28,43 @@ static bool find_origin(const char *name, struct origin *origin)
 	return !fleece_dm_info(name, &info) && !origin_read(&info, origin);
 }
 
-/* Is its metadata device held by somebody else, perhaps just for a look at it? */
-static bool is_metadata_held(const struct fleecetab_entry *entry)
+static bool is_held(const char *path)
 {
-	struct origin origin;
-	int fd;
+	int fd = open(path, O_RDONLY | O_EXCL | O_CLOEXEC);
 
-	if (!entry->metadata[0] || find_origin(entry->name, &origin))
-		return false;
-	fd = open(entry->metadata, O_RDONLY | O_EXCL | O_CLOEXEC);
 	if (fd < 0)
 		return errno == EBUSY;
 	close(fd);
 	return false;
 }
 
+/* One of device-mapper can be attached in use; what is mounted is so for long. */
+static bool is_plain_and_held(const char *path)
+{
+	struct fleece_dm_info info;
+	char mountpoint[PATH_MAX];
+	struct stat st;
+
+	return !stat(path, &st) && S_ISBLK(st.st_mode) &&
+	       fleece_dm_info_devno(st.st_rdev, &info) &&
+	       !device_mountpoint(st.st_rdev, mountpoint, sizeof(mountpoint)) && is_held(path);
+}
+
+/* Are its devices held by somebody else, perhaps just for a look at them? */
+static bool are_held(const struct fleecetab_entry *entry)
+{
+	struct origin origin;
+
+	if (find_origin(entry->name, &origin))
+		return false;
+	return (entry->metadata[0] && is_held(entry->metadata)) || is_plain_and_held(entry->device);
+}
+
 /* Are all its devices there, and free? */
 static bool is_ready(const struct fleecetab_entry *entry)
 {
 	return !access(entry->device, F_OK) &&
-	       (!entry->metadata[0] || !access(entry->metadata, F_OK)) &&
-	       !is_metadata_held(entry);
+	       (!entry->metadata[0] || !access(entry->metadata, F_OK)) && !are_held(entry);
 }
 
 /* With its metadata: whoever says something else has another problem. */
@@ -129,9 +146,8 @@ static enum status attach_entry(const struct fleecetab_entry *entry, const struc
 	status = attach_device(&attach);
 	if (status == DONE)
 		return DONE;
-	/* Before anybody can write to it. Checkpoints of another origin are none of ours. */
-	if (status != NO_CHECKPOINT)
-		miss_entry(entry, boot);
+	/* Before anybody can write to it. */
+	miss_entry(entry, boot);
 	if (attach.is_metadata_refused && !entry->needs_metadata)
 		attach_without_metadata(entry, &attach);
 	return status;

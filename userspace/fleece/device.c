@@ -296,18 +296,22 @@ int device_claim(const struct fleece_dm_info *info)
 {
 	const struct timespec pause = { .tv_nsec = 100000000 };
 	struct fleece_dm_info now;
-	char path[64];
+	char path[PATH_MAX];
 	int i, fd;
 
+	/* For long. */
+	if (device_mountpoint(info->devno, path, sizeof(path)))
+		return -EBUSY;
 	snprintf(path, sizeof(path), "/dev/dm-%u", minor(info->devno));
 	for (i = 0; i < 20; i++) {
 		fd = open(path, O_RDONLY | O_EXCL | O_CLOEXEC);
-		if (fd < 0)
+		if (fd < 0 && errno != EBUSY)
 			return -errno;
 		/* Nobody but us. */
-		if (!fleece_dm_info(info->name, &now) && now.open_count == 1)
+		if (fd >= 0 && !fleece_dm_info(info->name, &now) && now.open_count == 1)
 			return fd;
-		close(fd);
+		if (fd >= 0)
+			close(fd);
 		nanosleep(&pause, NULL);
 	}
 	return -EBUSY;

@@ -489,18 +489,32 @@ static bool has_unread_copy(const struct image *image)
 	return false;
 }
 
+/*
+ * Is it that of the origin, although it may have been refused? A volume that was made too
+ * small by mistake is as large as ever at the next boot, so size alone says nothing.
+ */
+static bool is_of(const struct image *image, const struct metadata_origin *origin)
+{
+	char identity[FLEECE_MD_IDENTITY_BYTES];
+
+	identify(origin->devno, identity);
+	if (!strcmp(identity, image->root.identity))
+		return true;
+	return origin->size / SECTOR >= image->root.origin_sectors &&
+	       (!identity[0] || !image->root.identity[0]);
+}
+
 static enum status miss_opened(const char *path, struct metadata_origin *origin,
 			       const struct image_io *io)
 {
 	const char *why = "is used without the target, which could not be attached";
-	char identity[FLEECE_MD_IDENTITY_BYTES];
 	static struct image image;
 
 	image_read_root(io, &image);
 	/* Later it may be possible to read what cannot be read now. */
 	if (image.chosen < 0 && has_unread_copy(&image))
 		return report(FAILED, path, "cannot read it: %s", image.copies[0].error);
-	if (image.chosen < 0 || image.is_short)
+	if (image.chosen < 0)
 		return NO_CHECKPOINT;
 	if (!image_has_root(&image))
 		return NO_MODULE;
@@ -509,11 +523,8 @@ static enum status miss_opened(const char *path, struct metadata_origin *origin,
 	if (!origin->devno) {
 		origin->size = (uint64_t)image.root.origin_sectors * SECTOR;
 		why = "was not there in time, and may be used without the target now";
-	} else {
-		identify(origin->devno, identity);
-		if (metadata_check_origin(&image, path, origin->path, origin->size, identity) !=
-		    DONE)
-			return NO_CHECKPOINT;
+	} else if (!is_of(&image, origin)) {
+		return NO_CHECKPOINT;
 	}
 	return drop_checkpoints(path, origin, io, &image.root, why);
 }

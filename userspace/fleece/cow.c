@@ -150,7 +150,7 @@ static enum cow_kind choose_kind(const struct cow_request *request, const struct
 		return COW_LVM;
 	if (cow_file_has_room(request->bytes))
 		return COW_FILE;
-	return cow_zram_has_room(request->bytes) ? COW_ZRAM : COW_FILE;
+	return cow_zram_has_room(request->bytes) ? COW_ZRAM : COW_AUTO;
 }
 
 enum status cow_make(const struct cow_request *request, const struct origin *origin,
@@ -175,8 +175,12 @@ enum status cow_make(const struct cow_request *request, const struct origin *ori
 		status = cow_zram_make(request, snapshot, cow);
 		break;
 	case COW_FILE:
-	case COW_AUTO:
 		status = cow_file_make(request, snapshot, cow);
+		break;
+	case COW_AUTO:
+		status = report(FAILED, snapshot,
+				"there is no room for %llu bytes of COW space beside the origin, in half of what is free in " COW_DEFAULT_DIR " (on no origin), or in half of the memory; choose a smaller --cow-size, a --cow-dir, or a device with --cow",
+				(unsigned long long)request->bytes);
 		break;
 	}
 	if (status == DONE && kind != COW_USER)

@@ -19,7 +19,6 @@
 
 #include "process.h"
 
-#define DEFAULT_DIR		"/var/tmp"
 #define LOOP_ATTEMPTS		16
 #define LOOP_TRIAL_BYTES	4096
 
@@ -141,7 +140,7 @@ static int attach_loop(int file, struct cow *cow)
 enum status cow_file_make(const struct cow_request *request, const char *snapshot,
 			  struct cow *cow)
 {
-	const char *dir = request->dir ? request->dir : DEFAULT_DIR;
+	const char *dir = request->dir ? request->dir : COW_DEFAULT_DIR;
 	char origin[DM_NAME_LEN], path[PATH_MAX];
 	int file, ret;
 
@@ -154,7 +153,8 @@ enum status cow_file_make(const struct cow_request *request, const char *snapsho
 		return report(FAILED, snapshot, "the path %s is too long", dir);
 	file = mkostemp(path, O_CLOEXEC);
 	if (file < 0)
-		return report_errno(errno, snapshot, "cannot make a file for COW space in %s", dir);
+		return report_other(report_errno(errno, snapshot,
+						 "cannot make a file for COW space in %s", dir));
 	/* Without a name it is gone with its last user, also after a crash. */
 	unlink(path);
 	ret = posix_fallocate(file, 0, (off_t)request->bytes);
@@ -172,7 +172,7 @@ enum status cow_file_make(const struct cow_request *request, const char *snapsho
 	if (cow->held < 0) {
 		ret = cow->held;
 		cow->held = -1;
-		return report_errno(ret, snapshot, "cannot make a loop device");
+		return report_other(report_errno(ret, snapshot, "cannot make a loop device"));
 	}
 	cow->kind = COW_FILE;
 	return DONE;
@@ -183,6 +183,6 @@ bool cow_file_has_room(uint64_t bytes)
 	char origin[DM_NAME_LEN];
 	struct statvfs fs;
 
-	return !is_dir_on_origin(DEFAULT_DIR, origin, 0) && !statvfs(DEFAULT_DIR, &fs) &&
-	       (uint64_t)fs.f_bavail * fs.f_frsize > bytes;
+	return !is_dir_on_origin(COW_DEFAULT_DIR, origin, 0) && !statvfs(COW_DEFAULT_DIR, &fs) &&
+	       (uint64_t)fs.f_bavail * fs.f_frsize / 2 > bytes;
 }

@@ -8,9 +8,14 @@
 
 #include "cow.h"
 
+/* Where the file goes unless something else is asked for. */
+#define COW_DEFAULT_DIR		"/var/tmp"
+
 /**
  * cow_file_has_room() - whether there is room in the default directory, on no origin
  * @bytes: size of the COW space.
+ *
+ * Others need some of it: no more than half of what is free is taken unasked.
  */
 bool cow_file_has_room(uint64_t bytes);
 

@@ -40,6 +40,8 @@ gets "one that needs its metadata" 0 "a /dev/sdb /dev/sdc 0 auto strict" "" \
 	"a /dev/sdb /dev/sdc initramfs,needs-metadata\n"
 gets "no options" 0 "a /dev/sdb - 0 auto" "" "a /dev/sdb - -\n"
 gets "a comment behind" 0 "a /dev/sdb - 0 auto" "" "a /dev/sdb - # - noauto\n"
+gets "names with a # in them" 0 "a /dev/disk/by-partlabel/a#1 /dev/b#2 0 manual" "" \
+	"a PARTLABEL=a#1 /dev/b#2 noauto\t#noauto\n"
 gets "one for the initial RAM disk" 0 "a /dev/sdb - 0 auto" "" "a /dev/sdb - initramfs\n"
 gets "names of udev" 0 \
 	"a /dev/disk/by-uuid/1-2 /dev/disk/by-partlabel/meta 0 auto;b /dev/disk/by-id/x - 0 auto" "" \

@@ -120,6 +120,19 @@ static bool has_name(const struct fleecetab *tab, const char *name)
 	return false;
 }
 
+/* It begins where a field could: names of devices may have the character in them. */
+static void cut_comment(char *line)
+{
+	char *at;
+
+	for (at = strchr(line, '#'); at; at = strchr(at + 1, '#')) {
+		if (at == line || strchr(BLANKS, at[-1])) {
+			*at = 0;
+			return;
+		}
+	}
+}
+
 static enum status add_line(const struct place *place, char *line, struct fleecetab *tab)
 {
 	struct fleecetab_entry entry, *entries;
@@ -127,7 +140,7 @@ static enum status add_line(const struct place *place, char *line, struct fleece
 	enum status status;
 	size_t i;
 
-	line[strcspn(line, "#")] = 0;
+	cut_comment(line);
 	for (i = 0; i < 5; i++)
 		fields[i] = strtok_r(i ? NULL : line, BLANKS, &rest);
 	if (!fields[0])

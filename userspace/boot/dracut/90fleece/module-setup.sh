@@ -6,7 +6,7 @@
 fleece_lines()
 {
 	[ -r /etc/fleece/fleecetab ] || return 0
-	awk '{ sub(/#.*/, "") } $4 ~ /(^|,)initramfs(,|$)/' /etc/fleece/fleecetab
+	awk '{ sub(/(^|[ \t])#.*/, "") } $4 ~ /(^|,)initramfs(,|$)/' /etc/fleece/fleecetab
 }
 
 # Called by dracut: is this module wanted?

@@ -193,7 +193,7 @@ succeeds "the last one is removed" "$FLEECE" remove "$name-snap"
 or_bail mkfs.ext4 -q "$MAPPER/$name"
 or_bail mount "$MAPPER/$name" "$SCRATCH/mnt"
 exits "COW space on the origin's own filesystem" 1 snapshot --cow-size 4M --cow-dir "$SCRATCH/mnt"
-exits "COW space in a directory that does not exist" 4 \
+exits "COW space in a directory that does not exist" 1 \
 	snapshot --cow-size 4M --cow-dir "$SCRATCH/none"
 mkdir "$SCRATCH/full"
 or_bail mount -t tmpfs -o size=2M none "$SCRATCH/full"

@@ -178,5 +178,36 @@ is "the mount is the same" "$(stamp_of)" "$stamp_before"
 exits "detach twice" 4 "$FLEECE" detach "$data"
 unmount_volume data
 succeeds "the filesystem is clean" fsck.ext4 -fn "/dev/$GROUP/data"
+
+#
+# A filesystem on several devices, the origin one that its mount does not name.
+#
+test_btrfs()
+{
+	local mount="$SCRATCH/a b" origin loop
+
+	if ! command -v mkfs.btrfs > /dev/null || ! has_module btrfs; then
+		skip "COW space on btrfs" "there is no btrfs"
+		return
+	fi
+	make_volume one 32
+	make_volume two 32
+	mkdir "$mount"
+	or_bail mkfs.btrfs -q -M -d single -m single "/dev/$GROUP/one" "/dev/$GROUP/two"
+	or_bail mount "/dev/$GROUP/one" "$mount"
+	origin=$(dm_name two)
+	or_bail "$FLEECE" attach "/dev/$GROUP/two"
+	fails "COW space on btrfs that the origin is part of" "would lie on the origin $origin" \
+		"$FLEECE" snapshot "$origin" --cow-size 4M --cow-dir "$mount"
+	or_bail truncate -s 4M "$mount/file"
+	loop=$(losetup --find --show "$mount/file") || bail "preparation: a loop device"
+	fails "a COW device there" "is the origin or lies on it" \
+		"$FLEECE" snapshot "$origin" --cow "$loop"
+	or_bail losetup -d "$loop"
+	or_bail "$FLEECE" detach "$origin"
+	or_bail wait_until 20 umount "$mount"
+}
+
+test_btrfs
 remove_group
 finish

@@ -17,57 +17,21 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "place.h"
 #include "process.h"
 
 #define LOOP_ATTEMPTS		16
 #define LOOP_TRIAL_BYTES	4096
 
-/* Filesystem type, source and options of the mount that holds @path. */
-static int find_mount(const char *path, char *type, char *source, char *options)
+static bool is_dir_on_origin(const char *dir, char *origin)
 {
-	FILE *file = fopen("/proc/self/mountinfo", "re");
-	size_t best = 0, room = 0;
-	char *line = NULL;
+	dev_t devices[PLACE_DEVICES];
+	size_t count = place_devices(dir, devices);
+	bool is_on = false;
 
-	if (!file)
-		return -errno;
-	while (getline(&line, &room, file) > 0) {
-		char point[PATH_MAX], *rest = strstr(line, " - ");
-		size_t length;
-
-		if (!rest || sscanf(line, "%*d %*d %*s %*s %4095s", point) != 1)
-			continue;
-		length = strlen(point);
-		if (strncmp(path, point, length) || (length > 1 && path[length] &&
-						     path[length] != '/') || length < best)
-			continue;
-		if (sscanf(rest, " - %63s %4095s %4095s", type, source, options) == 3)
-			best = length;
-	}
-	free(line);
-	fclose(file);
-	return best ? 0 : -ENOENT;
-}
-
-static bool is_dir_on_origin(const char *dir, char *origin, int depth)
-{
-	char path[PATH_MAX], type[64], source[PATH_MAX], options[PATH_MAX], *upper;
-	struct stat st;
-
-	if (stat(dir, &st) || !realpath(dir, path))
-		return false;
-	if (major(st.st_dev))
-		return device_on_origin(st.st_dev, origin);
-	/* No device of its own: btrfs, overlayfs, network and memory filesystems. */
-	if (find_mount(path, type, source, options) || depth > 8)
-		return false;
-	upper = strstr(options, "upperdir=");
-	if (!strcmp(type, "overlay") && upper) {
-		upper += strlen("upperdir=");
-		upper[strcspn(upper, ",")] = 0;
-		return is_dir_on_origin(upper, origin, depth + 1);
-	}
-	return !stat(source, &st) && S_ISBLK(st.st_mode) && device_on_origin(st.st_rdev, origin);
+	while (count && !is_on)
+		is_on = device_on_origin(devices[--count], origin);
+	return is_on;
 }
 
 /* Whether a write gets through to the file. */
@@ -144,7 +108,7 @@ enum status cow_file_make(const struct cow_request *request, const char *snapsho
 	char origin[DM_NAME_LEN], path[PATH_MAX];
 	int file, ret;
 
-	if (is_dir_on_origin(dir, origin, 0))
+	if (is_dir_on_origin(dir, origin))
 		return report(FAILED, snapshot,
 			      "COW space in %s would lie on the origin %s itself; choose another filesystem with --cow-dir",
 			      dir, origin);
@@ -183,6 +147,6 @@ bool cow_file_has_room(uint64_t bytes)
 	char origin[DM_NAME_LEN];
 	struct statvfs fs;
 
-	return !is_dir_on_origin(COW_DEFAULT_DIR, origin, 0) && !statvfs(COW_DEFAULT_DIR, &fs) &&
+	return !is_dir_on_origin(COW_DEFAULT_DIR, origin) && !statvfs(COW_DEFAULT_DIR, &fs) &&
 	       (uint64_t)fs.f_bavail * fs.f_frsize / 2 > bytes;
 }

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "control.h"
+#include "place.h"
 #include "process.h"
 
 /* Deeper than any real stack; ends a cycle, which only a broken sysfs could show. */
@@ -357,22 +358,6 @@ const char *device_path(char *path, size_t size, dev_t devno)
 	return path;
 }
 
-/* Undo the octal escapes of mountinfo in place. */
-static void unescape(char *text)
-{
-	char *to = text;
-
-	for (; *text; text++, to++) {
-		if (text[0] == '\\' && text[1] && text[2] && text[3]) {
-			*to = (char)((text[1] - '0') << 6 | (text[2] - '0') << 3 | (text[3] - '0'));
-			text += 3;
-		} else {
-			*to = *text;
-		}
-	}
-	*to = 0;
-}
-
 bool device_mountpoint(dev_t devno, char *path, size_t size)
 {
 	FILE *file = fopen("/proc/self/mountinfo", "re");
@@ -388,7 +373,7 @@ bool device_mountpoint(dev_t devno, char *path, size_t size)
 
 		if (sscanf(line, "%*d %*d %u:%u %*s %ms", &number_major, &number_minor,
 			   &word) == 3 && makedev(number_major, number_minor) == devno) {
-			unescape(word);
+			place_unescape(word);
 			snprintf(path, size, "%s", word);
 			found = true;
 		}
@@ -454,10 +439,20 @@ static bool slaves_depend(dev_t devno, dev_t base, int depth)
 	return found;
 }
 
+static bool file_depends(const char *path, dev_t base, int depth)
+{
+	dev_t devices[PLACE_DEVICES];
+	size_t count = place_devices(path, devices);
+	bool found = false;
+
+	while (count && !found)
+		found = depends(devices[--count], base, depth);
+	return found;
+}
+
 static bool depends(dev_t devno, dev_t base, int depth)
 {
 	char text[PATH_MAX];
-	struct stat st;
 	dev_t disk;
 
 	if (devno == base)
@@ -468,8 +463,8 @@ static bool depends(dev_t devno, dev_t base, int depth)
 	    !read_sysfs(devno, "../dev", text, sizeof(text)) && !parse_devno(text, &disk) &&
 	    depends(disk, base, depth + 1))
 		return true;
-	if (!read_sysfs(devno, "loop/backing_file", text, sizeof(text)) && !stat(text, &st) &&
-	    depends(S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev, base, depth + 1))
+	if (!read_sysfs(devno, "loop/backing_file", text, sizeof(text)) &&
+	    file_depends(text, base, depth + 1))
 		return true;
 	return slaves_depend(devno, base, depth + 1);
 }

@@ -148,9 +148,10 @@ static dev_t lasting_device(dev_t devno)
 /* A text that is the same after a reboot, or "" if nothing is known. */
 static void identify(dev_t devno, char *identity)
 {
-	/* Of device-mapper, NVMe, SCSI and virtio; of a partition with the place on its disk. */
+	/* Of device-mapper, md, NVMe, SCSI and virtio; of a partition with the place on its disk. */
 	static const char *const attributes[] = {
-		"dm/uuid", "wwid", "device/wwid", "serial", "../wwid", "../device/wwid", "../serial",
+		"dm/uuid", "md/uuid", "wwid", "device/wwid", "serial",
+		"../md/uuid", "../wwid", "../device/wwid", "../serial",
 	};
 	/* The kernel's own longest, too. */
 	char start[32] = "0", text[4096];

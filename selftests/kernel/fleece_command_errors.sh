@@ -108,6 +108,10 @@ succeeds "and not any more once it is resumed" "$FLEECE" check
 # Checkpoints.
 #
 succeeds "checkpoint create" "$FLEECE" checkpoint create "$name" one
+is "checkpoint create for programs tells the uuid of the list" \
+	"$("$FLEECE" checkpoint create "$name" other --json | jq -c '.checkpoints[0] | del(.changed_bytes)')" \
+	"$("$FLEECE" checkpoint list "$name" --json | jq -c '.checkpoints[1] | del(.changed_bytes)')"
+succeeds "it is deleted again" "$FLEECE" checkpoint delete "$name" other
 exits "checkpoint create of one that exists" 5 "$FLEECE" checkpoint create "$name" one
 exits "checkpoint delete of an unknown one" 7 "$FLEECE" checkpoint delete "$name" two
 fails "who deletes it is not told to make a backup" "has no checkpoint 'two'$" \

@@ -175,15 +175,30 @@ int checkpoint_delete_all(const struct origin *origin, size_t *count)
 	return ret;
 }
 
+/* As the list would have it. */
+static enum status show_checkpoint(const struct origin *origin, const char *checkpoint)
+{
+	struct fleece_checkpoint_line found;
+	int ret = look_up(origin, checkpoint, &found);
+
+	if (ret)
+		return report_dm(ret, origin->dm.name, "cannot list its checkpoints");
+	/* Somebody else may have deleted it already. */
+	print_json(origin, &found, found.name[0] ? 1 : 0);
+	return DONE;
+}
+
 static enum status change_checkpoint(const struct origin *origin, const char *action,
-				     const char *checkpoint)
+				     const char *checkpoint, bool is_json)
 {
 	int ret = send_message(origin, action, checkpoint);
 
 	/* Who wanted to be rid of it needs no other backup. */
 	if (ret == -ENOENT)
 		return report(NO_CHECKPOINT, origin->dm.name, "has no checkpoint '%s'", checkpoint);
-	return ret ? checkpoint_report(ret, origin->dm.name, checkpoint) : DONE;
+	if (ret)
+		return checkpoint_report(ret, origin->dm.name, checkpoint);
+	return is_json ? show_checkpoint(origin, checkpoint) : DONE;
 }
 
 enum status verb_checkpoint(int argc, char **argv)
@@ -211,8 +226,8 @@ enum status verb_checkpoint(int argc, char **argv)
 		return verb_usage("'%s' is none of create, delete and list", words[0]);
 	if (count != (is_list ? 2 : 3))
 		return verb_usage("%s needs %s", words[0], is_list ? "NAME" : "NAME and CHECKPOINT");
-	if (is_json && !is_list)
-		return verb_usage("--json goes with list");
+	if (is_json && !strcmp(words[0], "delete"))
+		return verb_usage("--json goes with create and list");
 	if (!is_list && !fleece_name_is_valid(words[2]))
 		return verb_usage("'%s' cannot be the name of a checkpoint", words[2]);
 	status = device_start(NULL);
@@ -221,5 +236,5 @@ enum status verb_checkpoint(int argc, char **argv)
 	if (status != DONE)
 		return status;
 	return is_list ? list_checkpoints(&origin, is_json) :
-			 change_checkpoint(&origin, words[0], words[2]);
+			 change_checkpoint(&origin, words[0], words[2], is_json);
 }

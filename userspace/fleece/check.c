@@ -115,8 +115,21 @@ static void tell_leftover(const char *volume)
 	tell(volume, "was COW space of a snapshot that is gone; try 'lvremove %s'", volume);
 }
 
+/* LVM reads all devices, and waits for one that is suspended, whatever it is asked for. */
+static bool check_volumes(const char *suspended)
+{
+	char detail[DM_NAME_LEN + 64];
+
+	if (!suspended[0])
+		return !cow_lvm_leftovers(tell_leftover);
+	snprintf(detail, sizeof(detail), "not looked for, as %s is suspended", suspended);
+	print_line(true, "volumes that are left over", detail);
+	return true;
+}
+
 static bool check_devices(void)
 {
+	char suspended[DM_NAME_LEN] = "";
 	struct fleece_dm_info info;
 	bool is_good = true;
 	size_t count, i;
@@ -124,11 +137,15 @@ static bool check_devices(void)
 
 	if (fleece_dm_list(&names, &count))
 		return false;
-	for (i = 0; i < count; i++)
-		if (!fleece_dm_info(names[i], &info))
-			is_good &= check_device(&info);
+	for (i = 0; i < count; i++) {
+		if (fleece_dm_info(names[i], &info))
+			continue;
+		is_good &= check_device(&info);
+		if (info.is_suspended)
+			snprintf(suspended, sizeof(suspended), "%s", info.name);
+	}
 	fleece_dm_list_free(names, count);
-	is_good &= !cow_lvm_leftovers(tell_leftover);
+	is_good &= check_volumes(suspended);
 	if (is_good)
 		print_line(true, "no leftovers", "");
 	return is_good;

@@ -120,7 +120,7 @@ static bool remove_leftover(const char *group, const char *volume, const char *s
 
 bool cow_lvm_leftovers(void (*tell)(const char *volume))
 {
-	/* A device that somebody has suspended would be waited for. */
+	/* For one that is suspended since our caller looked; newer versions wait anyway. */
 	const char *const argv[] = { "lvs", "--config", "devices/ignore_suspended_devices=1",
 				     "--noheadings", "-o", "vg_name,lv_name", "-S",
 				     "lv_tags={" LVM_TAG "}", NULL };

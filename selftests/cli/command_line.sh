@@ -103,6 +103,7 @@ expect 2 'wait without a condition' wait a
 expect 2 'wait for something else' wait a --for rain
 expect 2 'wait for 200%' wait a --for full=200%
 expect 2 'wait with a malformed timeout' wait a --for broken --timeout x
+expect 2 'wait with a timeout that is too long' wait a --for broken --timeout 18446744073709552
 expect 2 'map of two' map a b
 expect 2 'map since a malformed name' map a --since a/b
 expect 2 'serve without a snapshot' serve

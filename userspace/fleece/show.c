@@ -17,6 +17,8 @@
 #include "verbs.h"
 
 #define WAIT_STEP_MS		200
+/* Thirty years. */
+#define LIMIT_MAX_S		1000000000ULL
 
 /* Everything of ours that the kernel has. */
 struct inventory {
@@ -457,10 +459,11 @@ static enum status print_end(const char *reason, const struct snapshot *snapshot
 static enum status parse_limit(const char *text, uint64_t *limit_ms)
 {
 	char *end;
+	unsigned long long seconds = strtoull(text, &end, 10);
 
-	*limit_ms = strtoul(text, &end, 10) * 1000;
-	if (!*limit_ms || *end || *text < '0' || *text > '9')
-		return verb_usage("'%s' is not a number of seconds", text);
+	if (!seconds || seconds > LIMIT_MAX_S || *end || *text < '0' || *text > '9')
+		return verb_usage("'%s' is not a number of seconds from 1 to %llu", text, LIMIT_MAX_S);
+	*limit_ms = seconds * 1000;
 	return DONE;
 }
 

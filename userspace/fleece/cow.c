@@ -179,8 +179,8 @@ enum status cow_make(const struct cow_request *request, const struct origin *ori
 		break;
 	case COW_AUTO:
 		status = report(FAILED, snapshot,
-				"there is no room for %llu bytes of COW space beside the origin, in half of what is free in " COW_DEFAULT_DIR " (on no origin), or in half of the memory; choose a smaller --cow-size, a --cow-dir, or a device with --cow",
-				(unsigned long long)request->bytes);
+				"there is no room for %llu bytes of COW space beside the origin, in half of what is free in %s (on no origin), or in half of the memory; choose a smaller --cow-size, a --cow-dir, or a device with --cow",
+				(unsigned long long)request->bytes, COW_DEFAULT_DIR);
 		break;
 	}
 	if (status == DONE && kind != COW_USER)

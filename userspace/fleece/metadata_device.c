@@ -148,7 +148,7 @@ static dev_t lasting_device(dev_t devno)
 /* A text that is the same after a reboot, or "" if nothing is known. */
 static void identify(dev_t devno, char *identity)
 {
-	/* Of device-mapper, md, NVMe, SCSI and virtio; of a partition with the place on its disk. */
+	/* Of device-mapper, md, NVMe, SCSI, virtio; of a partition with the place on its disk. */
 	static const char *const attributes[] = {
 		"dm/uuid", "md/uuid", "wwid", "device/wwid", "serial",
 		"../md/uuid", "../wwid", "../device/wwid", "../serial",

@@ -73,7 +73,7 @@ expect 2 'checkpoint name with a leading dot' checkpoint create a .b
 expect 2 'checkpoint name of 64 characters' checkpoint create a \
 	"$(printf '%064d' 0)"
 expect 2 'snapshot name of 64 characters' snapshot a --name "$(printf '%064d' 0)"
-expect 2 'checkpoint create with --json' checkpoint create a b --json
+expect 2 'checkpoint delete with --json' checkpoint delete a b --json
 expect 2 'snapshot without a name' snapshot
 expect 2 'cluster no power of two' snapshot a --cluster 3000
 expect 2 'cluster out of range' snapshot a --cluster 32M

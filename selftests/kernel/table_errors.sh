@@ -213,10 +213,9 @@ test_partitions()
 		return
 	fi
 	defer losetup -d "$loop"
-	or_bail addpart "$loop" 1 2048 $SECTORS
-	or_bail addpart "$loop" 2 65536 32768
-	defer delpart "$loop" 1
-	defer delpart "$loop" 2
+	printf 'start=2048, size=%d\n' $SECTORS > "$SCRATCH/partitions"
+	echo 'start=65536, size=32768' >> "$SCRATCH/partitions"
+	or_bail sfdisk --quiet --label dos "$loop" < "$SCRATCH/partitions"
 	wait_until 10 test -b "${loop}p2" || bail "preparation: the partitions have nodes"
 	or_bail dm_create part "0 $SECTORS fleece ${loop}p1 - 128"
 	defer dm_remove_deferred part

@@ -186,8 +186,8 @@ test_btrfs()
 {
 	local mount="$SCRATCH/a b" origin loop
 
-	if ! command -v mkfs.btrfs > /dev/null || ! has_module btrfs; then
-		skip "COW space on btrfs" "there is no btrfs"
+	if ! command -v mkfs.btrfs > /dev/null || ! has_module btrfs || ! has_module loop; then
+		skip "COW space on btrfs" "there is no btrfs, or no loop device"
 		return
 	fi
 	make_volume one 32
@@ -195,12 +195,13 @@ test_btrfs()
 	mkdir "$mount"
 	or_bail mkfs.btrfs -q -M -d single -m single "/dev/$GROUP/one" "/dev/$GROUP/two"
 	or_bail mount "/dev/$GROUP/one" "$mount"
+	defer eval "! mountpoint -q '$mount' || umount '$mount'"
 	origin=$(dm_name two)
 	or_bail "$FLEECE" attach "/dev/$GROUP/two"
 	fails "COW space on btrfs that the origin is part of" "would lie on the origin $origin" \
 		"$FLEECE" snapshot "$origin" --cow-size 4M --cow-dir "$mount"
 	or_bail truncate -s 4M "$mount/file"
-	loop=$(losetup --find --show "$mount/file") || bail "preparation: a loop device"
+	loop=$(losetup --find --show "$mount/file" 2>&1) || bail "preparation: a loop device" "$loop"
 	fails "a COW device there" "is the origin or lies on it" \
 		"$FLEECE" snapshot "$origin" --cow "$loop"
 	or_bail losetup -d "$loop"

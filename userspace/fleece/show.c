@@ -462,7 +462,8 @@ static enum status parse_limit(const char *text, uint64_t *limit_ms)
 	unsigned long long seconds = strtoull(text, &end, 10);
 
 	if (!seconds || seconds > LIMIT_MAX_S || *end || *text < '0' || *text > '9')
-		return verb_usage("'%s' is not a number of seconds from 1 to %llu", text, LIMIT_MAX_S);
+		return verb_usage("'%s' is not a number of seconds from 1 to %llu", text,
+				  LIMIT_MAX_S);
 	*limit_ms = seconds * 1000;
 	return DONE;
 }

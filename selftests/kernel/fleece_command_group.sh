@@ -179,7 +179,8 @@ wait "$dirty"
 succeeds "the inner one can be taken down" take_down_inner
 
 #
-# Killed in the window with its process group, as by timeout(1): the guardian resumes. The window is held open by an origin
+# Killed in the window with its process group, as by timeout(1): the guardian resumes. The
+# window is held open by an origin
 # that cannot be suspended, as its lower device holds a read back.
 #
 stop_writer

@@ -188,10 +188,15 @@ static u64 copy_bytes(const struct fleece_copy *copy)
 	return (u64)clusters_sectors(copy->cbw, copy->run.first, copy->run.last) << SECTOR_SHIFT;
 }
 
-/* What its buffers take: a page may be larger than a cluster. */
+/* What the buffers of a copy of these clusters take: a page may be larger than a cluster. */
+static u64 clusters_memory(const struct fleece_cbw *cbw, cluster_t first, cluster_t last)
+{
+	return round_up((u64)clusters_sectors(cbw, first, last) << SECTOR_SHIFT, (u64)PAGE_SIZE);
+}
+
 static u64 copy_memory(const struct fleece_copy *copy)
 {
-	return round_up(copy_bytes(copy), (u64)PAGE_SIZE);
+	return clusters_memory(copy->cbw, copy->run.first, copy->run.last);
 }
 
 static sector_t slot_to_sector(const struct fleece_cbw *cbw, u32 slot)
@@ -624,7 +629,7 @@ static void submit_reads(struct bio_list *reads)
 		submit_bio_noacct(bio);
 }
 
-/* Turn the bios round. Readers of staged data may be looking for the pages meanwhile. */
+/* Turn the bios round. Readers of staged data find the pages meanwhile by copy->parts. */
 static void prepare_writes(struct fleece_copy *copy)
 {
 	sector_t sector = slot_to_sector(copy->cbw, copy->slot);
@@ -1519,8 +1524,7 @@ static int claim_run(struct fleece_cbw *cbw, struct fleece_copy *copy, cluster_t
 
 	if (!count)
 		return 0;
-	bytes = (u64)clusters_sectors(cbw, first, first + count - 1) << SECTOR_SHIFT;
-	bytes = round_up(bytes, (u64)PAGE_SIZE);
+	bytes = clusters_memory(cbw, first, first + count - 1);
 	if (cbw->nr_copies && cbw->buffered_bytes + bytes > cbw->buffer_limit_bytes)
 		return -EBUSY;
 	got = fleece_store_alloc(&cbw->store, count, &copy->slot);

@@ -180,8 +180,8 @@ succeeds "the inner one can be taken down" take_down_inner
 
 #
 # Killed in the window with its process group, as by timeout(1): the guardian resumes. The
-# window is held open by an origin
-# that cannot be suspended, as its lower device holds a read back.
+# window is held open by an origin that cannot be suspended, as its lower device holds a
+# read back.
 #
 stop_writer
 unmount_volume two

@@ -140,7 +140,8 @@ static enum status use_device(const struct cow_request *request, const struct or
 
 /*
  * zram comes last: its blocks of 4096 bytes become those of the snapshot, from
- * which a filesystem with smaller blocks cannot be mounted then.
+ * which a filesystem with smaller blocks cannot be mounted then. COW_AUTO: there is no
+ * room anywhere.
  */
 static enum cow_kind choose_kind(const struct cow_request *request, const struct origin *origin)
 {

@@ -353,6 +353,16 @@ wait_until()
 	done
 }
 
+# in_background NAME COMMAND...: as $background. Its output goes to $SCRATCH/NAME, where
+# from now on there is nothing of another one's, though this one may not have begun.
+in_background()
+{
+	: > "$SCRATCH/$1"
+	"${@:2}" > "$SCRATCH/$1" 2>&1 &
+	# shellcheck disable=SC2034 # it is for the caller
+	background=$!
+}
+
 # elapsed_ms COMMAND...: prints how long it took; its output goes to $SCRATCH/output.
 elapsed_ms()
 {

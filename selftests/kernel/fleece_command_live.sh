@@ -156,8 +156,8 @@ is "both snapshots can be read" "$("$FLEECE" status --json |
 	jq -r '[.snapshots[].state] | join(" ")')" "active active"
 exec 9< /run/fleece/lock
 flock 9
-"$FLEECE" remove pvmove-one snapshot-two > "$SCRATCH/one" 2>&1 9<&- &
-remover=$!
+in_background one "$FLEECE" remove pvmove-one snapshot-two 9<&-
+remover=$background
 succeeds "a command that has to wait says so" \
 	wait_until 20 grep -q "^fleece: waiting for another" "$SCRATCH/one"
 is "and waits" "$(type_of pvmove-one)" fleece-snapshot

@@ -75,13 +75,6 @@ denies()
 	gets "$1" ENODATA snap read "$2" "$3"
 }
 
-# in_background COMMAND...: the result goes to $SCRATCH/background.
-in_background()
-{
-	"$@" > "$SCRATCH/background" 2>&1 &
-	background=$!
-}
-
 # ------------------------- image-fleecing -------------------------
 
 write_patterns()
@@ -206,7 +199,7 @@ test_push_backup()
 	write_patterns
 	make_snapshot snap disk cow $CLUSTER
 	rm -f "$SCRATCH/piece"
-	in_background slow_copy
+	in_background background slow_copy
 	wait_until 30 test -s "$SCRATCH/piece" || bail "push backup: it has begun"
 	overwrite_patterns "push backup"
 	is "push backup: the copy goes on meanwhile" \
@@ -429,9 +422,9 @@ test_last_cluster_discard()
 # write_two OTHER: two writes to one cluster, both waiting.
 write_two()
 {
-	in_background pattern origin write 2 1M 4k
-	pattern origin write 3 $((M + 32 * K)) 4k > "$SCRATCH/second" 2>&1 &
-	second=$!
+	in_background second pattern origin write 3 $((M + 32 * K)) 4k
+	second=$background
+	in_background background pattern origin write 2 1M 4k
 	wait_until 20 snapshot_field_is snap waiting 2 || bail "$1: both writes wait"
 }
 
@@ -494,8 +487,8 @@ read_slowly()
 
 	for ((attempt = 1; attempt <= 4; attempt++)); do
 		offset=$((attempt * 64 * K))
-		in_background pattern snap verify zero $offset 64k
-		wait_until 20 read_has_begun
+		in_background background pattern snap verify zero $offset 64k
+		wait_until 20 read_has_begun || bail "$1: a reader begins"
 		! read_is_held || return 0
 		# It has taken the fast path: the next is slow.
 		wait $background
@@ -584,7 +577,7 @@ test_read_under_copy()
 	begin
 	make_snapshot snap disk cow $CLUSTER "4 staging 0 cbw_timeout 0"
 	stall_cow
-	in_background pattern origin write 2 1M 64k
+	in_background background pattern origin write 2 1M 64k
 	wait_until 20 snapshot_field_is snap waiting 1 || bail "read under a copy: it has begun"
 	gets_now "read under a copy: it does not wait, and returns the old data" ok \
 		snap verify zero 1M 64k

@@ -122,13 +122,6 @@ take()
 		"0 $(blockdev --getsz "$LOWER") fleece-snapshot $LOWER $1 $CLUSTER $features"
 }
 
-# in_background COMMAND...: the result goes to $SCRATCH/background.
-in_background()
-{
-	"$@" > "$SCRATCH/background" 2>&1 &
-	background=$!
-}
-
 write_is_waiting()
 {
 	[ "$(snapshot_field snap waiting)" -gt 0 ]
@@ -263,7 +256,7 @@ test_cow_reads()
 remove_scsi()
 {
 	or_bail no_answer_at_all
-	in_background pattern origin write 2 1M 64k
+	in_background background pattern origin write 2 1M 64k
 	wait_until 30 write_is_waiting || bail "preparation: the live write waits for its copy"
 	echo 1 > "/sys/block/${SCSI##*/}/device/delete"
 	wait $background
@@ -338,7 +331,7 @@ test_origin_no_answer()
 		what="origin, no answer, $policy"
 		take "$(path_of ram-cow)" "$policy" $TIMEOUT_MS
 		or_bail no_answer
-		in_background pattern origin write 2 1M 64k
+		in_background background pattern origin write 2 1M 64k
 		case $policy in
 		break_snapshot) wait_until 30 snapshot_field_is snap state broken ;;
 		break_cluster) wait_until 30 snapshot_field_is snap lost 1 ;;

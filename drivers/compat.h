@@ -60,13 +60,6 @@ static inline sector_t bdev_nr_sectors(struct block_device *bdev)
 }
 #endif
 
-#ifndef HAVE_BDEV_IS_PARTITION
-static inline bool bdev_is_partition(struct block_device *bdev)
-{
-	return bdev->bd_partno;
-}
-#endif
-
 #ifndef REQ_POLLED
 #define REQ_POLLED		REQ_HIPRI
 #endif

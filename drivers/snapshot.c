@@ -671,14 +671,6 @@ static void close_devices(struct dm_target *ti, struct snapshot_table *table)
 	dm_put_device(ti, table->cow);
 }
 
-/* The same device, or the disk that the other one is a partition of? */
-static bool devices_overlap(struct block_device *a, struct block_device *b)
-{
-	if (a->bd_dev == b->bd_dev)
-		return true;
-	return a->bd_disk == b->bd_disk && (!bdev_is_partition(a) || !bdev_is_partition(b));
-}
-
 static int check_devices(struct dm_target *ti, struct snapshot_table *table,
 			 unsigned int cluster_sectors)
 {
@@ -690,8 +682,9 @@ static int check_devices(struct dm_target *ti, struct snapshot_table *table,
 		ti->error = "Zoned devices are not supported";
 		return -EOPNOTSUPP;
 	}
-	if (devices_overlap(origin, cow)) {
-		ti->error = "COW device is the same as the origin, or overlaps it";
+	/* Of a disk and its partition only one can be claimed, so both were not opened. */
+	if (origin->bd_dev == cow->bd_dev) {
+		ti->error = "COW device is the same as the origin";
 		return -EINVAL;
 	}
 	if (cluster_sectors << SECTOR_SHIFT < block) {

@@ -117,6 +117,7 @@ struct fleece_part {
  *	@is_read; protected by cbw->lock.
  * @follower: in @followers of another engine's copy; protected by its lock.
  * @gathered: in the list of the engine, protected by cbw->lock; then of a batch.
+ * @has_memory: for its data, so that nothing but the origin is waited for until it @is_read.
  * @is_read: the data is in RAM, or the reading has failed; protected by cbw->lock.
  * @is_staged: done is set although the COW device has not got the data;
  *	protected by cbw->lock.
@@ -140,6 +141,7 @@ struct fleece_copy {
 	struct list_head followers;
 	struct list_head follower;
 	struct list_head gathered;
+	bool has_memory;
 	bool is_read;
 	bool is_staged;
 	atomic_t pending;
@@ -667,12 +669,14 @@ static struct page *buffer_page(struct fleece_copy *copy, u64 offset)
  * since the follower's. If that is so at one moment under the leader's lock,
  * no write goes later either, as the follower's engine holds it back until it has
  * the data. Whether the leader's cluster is released or broken after that moment
- * makes no difference: its read ends, and the follower gets what was read.
+ * makes no difference: its read ends, and the follower gets what was read. It must have
+ * its memory: to wait for that could be to wait for the COW device of its snapshot.
  */
 static bool can_lead(struct fleece_copy *leader, cluster_t first, cluster_t last)
 {
 	lockdep_assert_held(&leader->cbw->lock);
-	return !leader->is_read && last <= leader->run.last && needs_all(leader->cbw, first, last);
+	return READ_ONCE(leader->has_memory) && !leader->is_read &&
+	       last <= leader->run.last && needs_all(leader->cbw, first, last);
 }
 
 /*
@@ -749,13 +753,37 @@ static void feed_followers(struct fleece_copy *leader, struct list_head *followe
 
 /* ------------------------- Clusters one by one ------------------------- */
 
+/* Where the data of a cluster begins in the buffer of its copy. */
+static u64 cluster_offset(const struct fleece_copy *copy, cluster_t cluster)
+{
+	return (u64)(cluster - copy->run.first) << (copy->cbw->cluster_shift + SECTOR_SHIFT);
+}
+
+static u64 cluster_bytes(const struct fleece_copy *copy, cluster_t cluster)
+{
+	return (u64)clusters_sectors(copy->cbw, cluster, cluster) << SECTOR_SHIFT;
+}
+
+/* It has no old data. What was in this memory before is not to get to the COW device. */
+static void blank_cluster(struct fleece_copy *copy, cluster_t cluster)
+{
+	u64 offset = cluster_offset(copy, cluster);
+	u64 end = offset + cluster_bytes(copy, cluster);
+	unsigned int bytes;
+
+	for (; offset < end; offset += bytes) {
+		bytes = min_t(u64, end - offset, PAGE_SIZE - offset_in_page(offset));
+		memset(page_address(buffer_page(copy, offset)) + offset_in_page(offset), 0, bytes);
+	}
+}
+
 /* Read or write one cluster of a copy on its own. Returns 0 or a negative errno. */
 static int redo_cluster(struct fleece_copy *copy, cluster_t cluster, bool is_write,
 			sector_t sector)
 {
 	struct fleece_cbw *cbw = copy->cbw;
-	u64 offset = (u64)(cluster - copy->run.first) << (cbw->cluster_shift + SECTOR_SHIFT);
-	u64 end = offset + ((u64)clusters_sectors(cbw, cluster, cluster) << SECTOR_SHIFT);
+	u64 offset = cluster_offset(copy, cluster);
+	u64 end = offset + cluster_bytes(copy, cluster);
 	struct block_device *bdev = is_write ? cbw->config.cow : cbw->config.origin;
 	unsigned int bytes;
 	struct bio *bio;
@@ -884,12 +912,17 @@ static void rescue_clusters(struct fleece_copy *copy)
 	fleece_cbw_finish_merge(cbw);
 	for (c = copy->run.first; c <= copy->run.last && fleece_cbw_is_active(cbw); c++) {
 		/* Released meanwhile: nobody wants it. */
-		if (!is_accessible(cbw, c))
+		if (!is_accessible(cbw, c)) {
+			blank_cluster(copy, c);
 			continue;
+		}
 		ret = redo_cluster(copy, c, false, cluster_to_sector(cbw, c));
-		if (ret && cbw->config.on_error == FLEECE_BREAK_WRITE)
+		if (!ret)
+			continue;
+		blank_cluster(copy, c);
+		if (cbw->config.on_error == FLEECE_BREAK_WRITE)
 			note_bad_cluster(copy, c, -ret);
-		else if (ret)
+		else
 			lose_cluster(cbw, c, false, -ret, "its old data cannot be read");
 	}
 }
@@ -1616,6 +1649,7 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t *first, cluster_t last,
 		unclaim_run(copy, reads);
 		return -ENOMEM;
 	}
+	WRITE_ONCE(copy->has_memory, true);
 	/* Before it is submitted: then it may be gone. */
 	*first = copy->run.last + 1;
 	if (!leader || !follow(copy, leader))

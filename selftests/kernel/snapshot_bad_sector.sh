@@ -51,4 +51,20 @@ is "the other snapshot lost it too" "$(snapshot_field other state) $(snapshot_fi
 	"active 1"
 gets "there it is an error as well" EIO other read $((CLUSTER * 65536)) 64k
 gets "its neighbours are served there" ok other verify 1 $(((CLUSTER + 1) * 65536)) -
+
+# Among others, which are stored in a row: its slot gets nothing of what was in memory.
+or_bail dm_remove other
+or_bail dm_remove snap
+or_bail pattern origin write 1 0 -
+or_bail pattern cow write 7 0 -
+make_snapshot snap disk cow 128
+bad_sectors 2
+gets "a live write over it and its neighbours succeeds" ok \
+	origin write 2 $(((CLUSTER - 1) * 65536)) 192k
+wait_copied snap
+bad_sectors 0
+is "it is lost, they are copied" "$(snapshot_field snap lost) $(copied_and_used)" "1 2 2"
+gets "the left one is served" ok snap verify 1 $(((CLUSTER - 1) * 65536)) 64k
+gets "the right one is served" ok snap verify 1 $(((CLUSTER + 1) * 65536)) 64k
+gets "the slot between theirs has zeroes" ok cow verify zero $((1048576 + 65536)) 64k
 finish

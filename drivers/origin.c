@@ -818,6 +818,7 @@ static void tell_failure(void *owner, int error)
 	      dm_device_name(origin->md), -error);
 	mutex_lock(&origin->ti_lock);
 	ti = rcu_dereference_protected(origin->ti, lockdep_is_held(&origin->ti_lock));
+	origin->has_untold_event = !ti;
 	if (ti)
 		dm_table_event(ti->table);
 	mutex_unlock(&origin->ti_lock);
@@ -835,6 +836,10 @@ static void set_live_table(struct fleece_origin *origin, struct dm_target *ti)
 {
 	mutex_lock(&origin->ti_lock);
 	rcu_assign_pointer(origin->ti, ti);
+	if (ti && origin->has_untold_event) {
+		dm_table_event(ti->table);
+		origin->has_untold_event = false;
+	}
 	mutex_unlock(&origin->ti_lock);
 }
 
@@ -1612,7 +1617,8 @@ static int report_suspended(struct fleece_origin *origin)
 	return -EBUSY;
 }
 
-static void mark_granules(struct fleece_origin *origin, u64 first, u64 last)
+/* Returns whether they are marked. */
+static bool mark_granules(struct fleece_origin *origin, u64 first, u64 last)
 {
 	struct fleece_tracker *tracker = &origin->tracker;
 	struct fleece_segment *live = fleece_tracker_live(tracker);
@@ -1620,29 +1626,33 @@ static void mark_granules(struct fleece_origin *origin, u64 first, u64 last)
 
 	lockdep_assert_held(&origin->lock);
 	if (origin->durable)
-		fleece_metadata_mark(origin->durable->md, live ? live->bits : NULL, first, last);
-	else
-		fleece_tracker_mark(tracker, first << shift, (last - first + 1) << shift);
+		return fleece_metadata_mark(origin->durable->md, live ? live->bits : NULL, first,
+					    last);
+	fleece_tracker_mark(tracker, first << shift, (last - first + 1) << shift);
+	return true;
 }
 
 /*
  * The writes that were under way at the moment of a checkpoint count as after it. If an
- * intent is missing it is asked for, and the granule is not marked yet.
+ * intent is missing it is asked for, and the granule is not marked yet. Returns whether all
+ * are.
  */
-static void mark_late(struct fleece_origin *origin, unsigned long *late)
+static bool mark_late(struct fleece_origin *origin, unsigned long *late)
 {
 	u64 nr_granules = origin->tracker.nr_granules;
 	struct fleece_view view = { &late, 1, nr_granules };
+	bool is_marked = true;
 	u64 length;
 	bool value;
 	u64 g;
 
 	for (g = 0; g < nr_granules; g += length) {
 		length = fleece_bits_run(&view, g, min(g + MARK_BATCH, nr_granules), &value);
-		if (value)
-			mark_granules(origin, g, g + length - 1);
+		if (value && !mark_granules(origin, g, g + length - 1))
+			is_marked = false;
 		cond_resched();
 	}
+	return is_marked;
 }
 
 /* Begin to note the writes that are under way. */
@@ -1688,18 +1698,21 @@ static int switch_checkpoint(struct fleece_origin *origin, struct fleece_segment
 	return ret;
 }
 
-/* Once more, with the intents that were missing. */
+/* Once more, with the intents that were missing, unless they are taken back meanwhile. */
 static void mark_rest(struct fleece_origin *origin, unsigned long *late)
 {
 	struct fleece_metadata_dev *dev = origin->durable;
 	unsigned int noio;
+	bool is_marked;
 
-	noio = fleece_metadata_dev_lock(dev);
-	fleece_metadata_grant(dev->md);
-	fleece_metadata_dev_unlock(dev, noio);
-	noio = fleece_origin_lock(origin);
-	mark_late(origin, late);
-	fleece_origin_unlock(origin, noio);
+	do {
+		noio = fleece_metadata_dev_lock(dev);
+		fleece_metadata_grant(dev->md);
+		fleece_metadata_dev_unlock(dev, noio);
+		noio = fleece_origin_lock(origin);
+		is_marked = mark_late(origin, late);
+		fleece_origin_unlock(origin, noio);
+	} while (!is_marked);
 }
 
 /* The segment is used up. */

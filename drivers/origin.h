@@ -104,7 +104,8 @@ struct fleece_claim {
  *	none joins, so a write that has asked all of them has asked enough.
  * @ti: the table that I/O comes through; read under RCU; NULL before the first
  *	resume and after the end.
- * @ti_lock: changes of @ti; keeps the table of an event alive.
+ * @ti_lock: changes of @ti; keeps the table of an event alive; protects @has_untold_event.
+ * @has_untold_event: without @ti there was nobody to tell it to.
  * @message_lock: messages that change the checkpoints; protects
  * @is_suspending: between presuspend and postsuspend.
  * @is_suspended: between postsuspend and resume.
@@ -145,8 +146,9 @@ struct fleece_origin {
 	bool is_ended;
 	unsigned int nr_shrinking;
 
-	struct mutex ti_lock;		/* changes of ti */
+	struct mutex ti_lock;		/* changes of ti, has_untold_event */
 	struct dm_target __rcu *ti;
+	bool has_untold_event;
 	struct mutex message_lock;	/* messages, is_suspending */
 	bool is_suspending;
 	bool is_suspended;

@@ -436,6 +436,9 @@ static void snapshot_resume(struct dm_target *ti)
 
 	mutex_lock(&snap->ti_lock);
 	snap->ti = ti;
+	if (snap->has_untold_event)
+		dm_table_event(ti->table);
+	snap->has_untold_event = false;
 	mutex_unlock(&snap->ti_lock);
 	/* Whoever has grown the COW device need not send a message as well. */
 	if (fleece_cbw_is_active(snap->cbw))
@@ -452,6 +455,7 @@ static void tell_event(void *context)
 	struct fleece_snapshot *snap = context;
 
 	mutex_lock(&snap->ti_lock);
+	snap->has_untold_event = !snap->ti;
 	if (snap->ti)
 		dm_table_event(snap->ti->table);
 	mutex_unlock(&snap->ti_lock);

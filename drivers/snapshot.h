@@ -59,7 +59,8 @@ struct fleece_snapshot_options {
  * @is_taken: set once, by the first resume; before it is set nobody looks at
  * @history: the changes up to the point in time, and
  * @since: its part since options.since.
- * @ti_lock: protects @ti, the table that hears of events.
+ * @ti_lock: protects @ti, the table that hears of events, and
+ * @has_untold_event: there was none, as before the end of the first resume.
  */
 struct fleece_snapshot {
 	struct kref kref;
@@ -80,8 +81,9 @@ struct fleece_snapshot {
 	struct fleece_view since;
 	bool is_taken;
 
-	struct mutex ti_lock;		/* ti */
+	struct mutex ti_lock;		/* ti, has_untold_event */
 	struct dm_target *ti;
+	bool has_untold_event;
 };
 
 /**

@@ -412,6 +412,9 @@ static void settle_intents(struct work_struct *work)
 /* Where many file systems count how often they were used. */
 static bool read_head(struct block_device *lower, u64 nr_sectors, u32 *head_hash)
 {
+	/* Newer kernels have devices whose blocks are larger than ours. */
+	unsigned int bytes = max_t(unsigned int, FLEECE_MD_BLOCK_BYTES,
+				   bdev_logical_block_size(lower));
 	struct page *page;
 	unsigned int at;
 	struct bio *bio;
@@ -420,20 +423,20 @@ static bool read_head(struct block_device *lower, u64 nr_sectors, u32 *head_hash
 
 	if (nr_sectors < FLEECE_MD_HEAD_BYTES / SECTOR_SIZE)
 		return false;
-	page = alloc_page(GFP_KERNEL);
+	page = alloc_pages(GFP_KERNEL | __GFP_COMP, get_order(bytes));
 	if (!page)
 		return false;
 	bio = fleece_bio_alloc(lower, 1, REQ_OP_READ, GFP_KERNEL, &fs_bio_set);
-	for (at = 0; at < FLEECE_MD_HEAD_BYTES && !ret; at += FLEECE_MD_BLOCK_BYTES) {
+	for (at = 0; at < FLEECE_MD_HEAD_BYTES && !ret; at += bytes) {
 		fleece_bio_reset(bio, lower, REQ_OP_READ | REQ_SYNC);
 		bio->bi_iter.bi_sector = at >> SECTOR_SHIFT;
-		__bio_add_page(bio, page, FLEECE_MD_BLOCK_BYTES, 0);
+		__bio_add_page(bio, page, bytes, 0);
 		ret = submit_bio_wait(bio);
-		hash = fleece_md_hash(hash, page_address(page), FLEECE_MD_BLOCK_BYTES);
+		hash = fleece_md_hash(hash, page_address(page), bytes);
 	}
 	*head_hash = (u32)hash;
 	bio_put(bio);
-	__free_page(page);
+	__free_pages(page, get_order(bytes));
 	return !ret;
 }
 

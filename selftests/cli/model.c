@@ -316,10 +316,20 @@ int fleece_dm_settle(const char *name)
 	return 0;
 }
 
+/* What a switch does, if it is no resume. */
+enum { HOLD = 1, FREEZE, CLEAR };
+
+void fleece_dm_clear_prepare(struct fleece_dm_switch *run, const char *name)
+{
+	memset(run, 0, sizeof(*run));
+	run->request = CLEAR;
+	snprintf(run->argument.name, sizeof(run->argument.name), "%s", name);
+}
+
 void fleece_dm_suspend_prepare(struct fleece_dm_switch *run, const char *name, bool freeze)
 {
 	memset(run, 0, sizeof(*run));
-	run->request = freeze ? 2 : 1;
+	run->request = freeze ? FREEZE : HOLD;
 	snprintf(run->argument.name, sizeof(run->argument.name), "%s", name);
 }
 
@@ -355,7 +365,9 @@ int fleece_dm_switch_run(const struct fleece_dm_switch *run)
 
 	if (!run->request)
 		return resume("go", run->argument.name);
-	ret = change(run->request == 2 ? "freeze" : "hold", run->argument.name);
+	if (run->request == CLEAR)
+		return fleece_dm_clear(run->argument.name);
+	ret = change(run->request == FREEZE ? "freeze" : "hold", run->argument.name);
 	if (ret)
 		return ret;
 	if (!strcmp(model->stick_on, run->argument.name))

@@ -480,6 +480,82 @@ test_serve_uris()
 
 test_serve_uris
 
+# set_delay MS: what a write to the slow device takes from now on.
+set_delay()
+{
+	local disk
+
+	disk=$(path_of held-disk)
+	replace_table slow "0 8192 delay $disk 0 0 $disk 0 $1"
+}
+
+# hold_write OFFSET: of the device that is converted, for as long as it matters.
+hold_write()
+{
+	or_bail set_delay 600000
+	in_background write pattern held write 1 "$1" 4k
+	wait_until 20 has_flying held 1 || bail "preparation: a write that takes long"
+}
+
+# end_write NAME: which no conversion has kept waiting, nor anything after it.
+end_write()
+{
+	gets_now "$1: I/O goes on" ok held read 0 4k
+	is "$1: nothing is suspended" "$(dmsetup info -c --noheadings -o suspended \
+		"$PREFIX-held")" Active
+	or_bail set_delay 0
+	wait "$background"
+	is "$1: the write succeeds" "$(cat "$SCRATCH/write")" ok
+}
+
+# Conversions that would have to hold I/O for longer than they may are given up.
+test_held_writes()
+{
+	local held=$PREFIX-held writer
+
+	if ! has_module dm-delay; then
+		skip "conversions under writes that take long" "dm-delay is missing"
+		return
+	fi
+	make_disk held-disk 8192
+	or_bail dm_create slow "0 8192 linear $(path_of held-disk) 0"
+	defer dm_remove_deferred slow
+	or_bail dm_create held "0 8192 linear $(path_of slow) 0"
+	defer dm_remove_deferred held
+
+	hold_write 1M
+	fails "attach is given up" "$held: could not be suspended in time" \
+		"$FLEECE" attach "$held" --freeze-timeout 2
+	end_write "attach is given up"
+	like "attach is given up: the table is the old one" "$(dmsetup table "$held")" " linear "
+	fails "attach is given up: nothing is left of it" "No such device" dmsetup table "$held-lower"
+
+	hold_write 3M
+	writer=$background
+	in_background attach "$FLEECE" attach "$held" --freeze-timeout 600
+	wait_until 20 has_called $background dm_suspend || bail "preparation: attach holds I/O"
+	kill -9 $background
+	background=$writer
+	end_write "attach is killed"
+	fails "attach is killed: check tells of it" "fleece detach $held" "$FLEECE" check
+	says "later it is attached" "attached" "$FLEECE" attach "$held"
+
+	or_bail message held checkpoint_create one
+	hold_write 2M
+	fails "detach is given up" "$held: could not be suspended in time" \
+		"$FLEECE" detach "$held" --freeze-timeout 2
+	end_write "detach is given up"
+	is "detach is given up: the write was tracked" \
+		"$("$FLEECE" checkpoint list "$held" --json | jq '.checkpoints[0].changed_bytes')" 65536
+	succeeds "detach is given up: check finds nothing" "$FLEECE" check
+	or_bail dmsetup load "$held" --table "$(dmsetup table "$held")"
+	fails "check finds a conversion that was never ended" "dmsetup clear $held" "$FLEECE" check
+	or_bail dmsetup clear "$held"
+	says "later it is detached" "detached" "$FLEECE" detach "$held"
+}
+
+test_held_writes
+
 says "detach" "detached" "$FLEECE" detach "$name"
 nothing_attached "the end"
 finish

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "control.h"
+#include "convert.h"
 #include "cow_lvm.h"
 #include "device.h"
 #include "json.h"
@@ -87,17 +88,28 @@ static bool tell(const char *name, const char *format, ...)
 	return false;
 }
 
-/* An origin that holds I/O, a lower one whose origin is gone, a snapshot that is of no use. */
+/*
+ * An origin that holds I/O, a conversion that was not ended, a lower one whose origin is
+ * gone, a snapshot that is of no use.
+ */
 static bool check_device(const struct fleece_dm_info *info)
 {
 	int length = (int)strlen(info->name) - (int)strlen(LOWER_SUFFIX);
 	struct snapshot snapshot;
 	struct origin origin;
+	bool is_origin;
 
 	if (info->is_live && info->is_suspended && !origin_read(info, &origin))
 		return tell(info->name,
 			    "is suspended, so its users wait; if nobody is at work on it, try 'dmsetup resume %s'",
 			    info->name);
+	if (info->is_live && info->has_inactive) {
+		is_origin = !origin_read(info, &origin);
+		if (is_origin || convert_has_lower(info->name))
+			return tell(info->name,
+				    "has another table loaded, which is not live; if nobody is at work on it, try '%s %s'",
+				    is_origin ? "dmsetup clear" : "fleece detach", info->name);
+	}
 	if (device_has_prefix(info->uuid, LOWER_UUID) && !info->open_count)
 		return tell(info->name, "no origin uses it; try 'fleece detach %.*s'",
 			    length > 0 ? length : 0, info->name);

@@ -110,15 +110,16 @@ static enum status report_changed(const char *name)
 
 /*
  * Make the loaded table of a device live, without freezing its filesystem. What
- * counts is which table is live in the end: after a suspend that failed, and
- * when the guardian steps in, the resume swaps the tables all the same.
+ * counts is which table is live in the end: somebody else may have changed it. When
+ * the swap is given up, what is loaded is dropped, whoever has loaded it meanwhile.
  */
 static enum status swap_table(const char *name, const struct fleece_dm_table *table,
 			      unsigned int limit_ms)
 {
-	struct fleece_dm_switch suspend, resume;
+	struct fleece_dm_switch suspend, clear, resume;
 	struct window window = {
 		.suspends = &suspend,
+		.clears = &clear,
 		.resumes = &resume,
 		.origins = 1,
 		.limit_ms = limit_ms,
@@ -128,6 +129,7 @@ static enum status swap_table(const char *name, const struct fleece_dm_table *ta
 	int ret;
 
 	fleece_dm_suspend_prepare(&suspend, name, false);
+	fleece_dm_clear_prepare(&clear, name);
 	fleece_dm_resume_prepare(&resume, name, FLEECE_DM_UDEV_ALL);
 	ret = window_run(&window, &result);
 	if (has_table(name, table) && !fleece_dm_info(name, &info) && !info.is_suspended)
@@ -145,6 +147,13 @@ static bool find_lower(const char *name, struct fleece_dm_info *lower)
 	snprintf(text, sizeof(text), "%s" LOWER_SUFFIX, name);
 	return strlen(text) < DM_NAME_LEN && !fleece_dm_info(text, lower) &&
 	       device_has_prefix(lower->uuid, LOWER_UUID);
+}
+
+bool convert_has_lower(const char *name)
+{
+	struct fleece_dm_info lower;
+
+	return find_lower(name, &lower);
 }
 
 /* A table that was loaded to be an origin on @lower, or to be what @lower is. */

@@ -32,6 +32,12 @@ enum status convert_attach(struct attach *attach, const struct fleece_dm_info *i
 bool convert_lower(const struct origin *origin, struct fleece_dm_info *lower);
 
 /**
+ * convert_has_lower() - is there a device that a conversion has put below this one?
+ * @name: of the device, which need not be an origin.
+ */
+bool convert_has_lower(const char *name);
+
+/**
  * convert_detach() - take the target off again
  * @origin: the origin.
  * @lower: of convert_lower().

@@ -30,6 +30,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -90,23 +91,28 @@ static uint64_t now_us(void)
 /*
  * A resume whose new table is refused drops that table and fails; the second
  * attempt then makes the old one live again. Resuming what is not suspended
- * changes nothing.
+ * changes nothing, but if a table is loaded it suspends for that, and so waits for
+ * the very I/O that a window was given up for: the table goes first.
  */
-static int resume_one(const struct fleece_dm_switch *resume)
+static int resume_one(const struct window *window, size_t index, bool is_given_up)
 {
-	int ret = fleece_dm_switch_run(resume);
+	const struct fleece_dm_switch *resume = &window->resumes[index];
+	int ret;
 
+	if (is_given_up && window->clears)
+		fleece_dm_switch_run(&window->clears[index]);
+	ret = fleece_dm_switch_run(resume);
 	if (ret)
 		fleece_dm_switch_run(resume);
 	return ret;
 }
 
-static void resume_all(const struct window *window)
+static void resume_all(const struct window *window, bool is_given_up)
 {
 	size_t i;
 
 	for (i = 0; i < window->origins; i++)
-		resume_one(&window->resumes[i]);
+		resume_one(window, i, is_given_up);
 }
 
 /* In the guardian. */
@@ -128,7 +134,7 @@ static void watch(const struct guard *guard, const struct window *window, pid_t 
 		/* A suspend that waits for I/O gives up on a signal. */
 		if (!polls[1].revents && getppid() == parent)
 			kill(parent, SIGALRM);
-		resume_all(window);
+		resume_all(window, atomic_load(guard->phase) == LATE);
 		/* Gone: none of its ioctls is under way, these were the last resumes. */
 		if (polls[1].revents)
 			return;
@@ -301,6 +307,7 @@ static int start_all(const struct guard *guard, const struct window *window,
 int window_run(const struct window *window, struct window_result *result)
 {
 	struct guard guard;
+	bool is_given_up;
 	uint64_t start;
 	size_t i;
 	int ret, error;
@@ -315,8 +322,9 @@ int window_run(const struct window *window, struct window_result *result)
 	ret = suspend_all(&guard, window, result);
 	if (!ret)
 		ret = start_all(&guard, window, result);
+	is_given_up = ret;
 	for (i = 0; i < window->origins; i++) {
-		error = resume_one(&window->resumes[i]);
+		error = resume_one(window, i, is_given_up);
 		if (error && !ret)
 			ret = fail(result, WINDOW_RESUME, i, error);
 	}

@@ -14,6 +14,7 @@
 /**
  * struct window - what happens between suspending and resuming
  * @suspends: one for each origin.
+ * @clears: one for each origin whose loaded table its resume makes live, or NULL.
  * @resumes: one for each origin, in the same order.
  * @origins: number of origins.
  * @starts: resumes of the new snapshots' devices.
@@ -22,6 +23,7 @@
  */
 struct window {
 	const struct fleece_dm_switch *suspends;
+	const struct fleece_dm_switch *clears;
 	const struct fleece_dm_switch *resumes;
 	size_t origins;
 	const struct fleece_dm_switch *starts;
@@ -64,7 +66,8 @@ struct window_result {
  *
  * Every origin is resumed before the function returns, whatever happened; also
  * when the process is killed in between. If it succeeds, no origin took a write
- * between the first and the last start.
+ * between the first and the last start. If it was given up before that, what was loaded
+ * is cleared.
  *
  * Return: 0 or -errno (-ETIMEDOUT with WINDOW_LATE).
  */

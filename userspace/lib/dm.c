@@ -20,7 +20,7 @@
 #define CONTROL_NODE		"/dev/" DM_DIR "/" DM_CONTROL_NODE
 #define SETTLE_MS		5000
 #define SETTLE_STEP_MS		10
-#define REMOVE_MS		1000
+#define REMOVE_MS		5000
 #define REMOVE_STEP_MS		100
 
 static int control_fd = -1;
@@ -197,7 +197,7 @@ int fleece_dm_remove(const char *name)
 	const struct timespec step = { .tv_nsec = REMOVE_STEP_MS * 1000000L };
 	int waited, ret;
 
-	/* A scanner that looks at every new device is gone in a moment. */
+	/* A scanner that looks at every new device, or a server that ends, is gone in a moment. */
 	for (waited = 0; ; waited += REMOVE_STEP_MS) {
 		ret = fleece_dm_task_run_udev(fleece_dm_task_create(DM_DEVICE_REMOVE, name),
 					      FLEECE_DM_UDEV_ALL);

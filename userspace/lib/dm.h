@@ -75,7 +75,7 @@ enum fleece_dm_udev {
 };
 
 /**
- * struct fleece_dm_switch - a suspend or resume made ready
+ * struct fleece_dm_switch - a suspend, clear or resume made ready
  * @request: the ioctl.
  * @argument: its argument; one for every run, the kernel writes into it.
  */
@@ -256,6 +256,13 @@ int fleece_dm_settle(const char *name);
 void fleece_dm_suspend_prepare(struct fleece_dm_switch *run, const char *name, bool freeze);
 
 /**
+ * fleece_dm_clear_prepare() - make ready to drop a table that is loaded, but not live
+ * @run: filled in.
+ * @name: the device.
+ */
+void fleece_dm_clear_prepare(struct fleece_dm_switch *run, const char *name);
+
+/**
  * fleece_dm_resume_prepare() - make a resume ready
  * @run: filled in.
  * @name: the device.
@@ -266,7 +273,7 @@ void fleece_dm_resume_prepare(struct fleece_dm_switch *run, const char *name,
 
 /**
  * fleece_dm_switch_run() - do what was made ready
- * @run: the suspend or resume.
+ * @run: the suspend, clear or resume.
  *
  * One system call and nothing else: no memory is allocated, no file is looked
  * up or written, nobody is waited for. It can be run several times.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * libfleece, dm_switch: the bare form of suspend and resume, for while filesystems are
+ * libfleece, dm_switch: the bare form of suspend, clear and resume, for while filesystems are
  * frozen: libdevmapper allocates memory, keeps lists of nodes to make and may wait for udev;
  * any of these can end up waiting for a frozen filesystem.
  */
@@ -13,12 +13,13 @@
 
 #include "dm_task.h"
 
-static void prepare_switch(struct fleece_dm_switch *run, const char *name, uint32_t flags)
+static void prepare_switch(struct fleece_dm_switch *run, unsigned long request,
+			   const char *name, uint32_t flags)
 {
 	struct dm_ioctl *argument = &run->argument;
 
 	memset(run, 0, sizeof(*run));
-	run->request = DM_DEV_SUSPEND;
+	run->request = request;
 	/* The oldest interface will do; the kernel refuses a newer one than its own. */
 	argument->version[0] = DM_VERSION_MAJOR;
 	argument->data_size = sizeof(*argument);
@@ -28,7 +29,13 @@ static void prepare_switch(struct fleece_dm_switch *run, const char *name, uint3
 
 void fleece_dm_suspend_prepare(struct fleece_dm_switch *run, const char *name, bool freeze)
 {
-	prepare_switch(run, name, DM_SUSPEND_FLAG | (freeze ? 0 : DM_SKIP_LOCKFS_FLAG));
+	prepare_switch(run, DM_DEV_SUSPEND, name,
+		       DM_SUSPEND_FLAG | (freeze ? 0 : DM_SKIP_LOCKFS_FLAG));
+}
+
+void fleece_dm_clear_prepare(struct fleece_dm_switch *run, const char *name)
+{
+	prepare_switch(run, DM_TABLE_CLEAR, name, 0);
 }
 
 void fleece_dm_resume_prepare(struct fleece_dm_switch *run, const char *name,
@@ -41,7 +48,7 @@ void fleece_dm_resume_prepare(struct fleece_dm_switch *run, const char *name,
 	 * has to be frozen. The flags for udev's rules travel as a cookie that
 	 * belongs to no semaphore, so nobody waits for its completion.
 	 */
-	prepare_switch(run, name, DM_SKIP_LOCKFS_FLAG);
+	prepare_switch(run, DM_DEV_SUSPEND, name, DM_SKIP_LOCKFS_FLAG);
 	flags = fleece_dm_task_udev_flags(udev) | DM_UDEV_PRIMARY_SOURCE_FLAG;
 	run->argument.event_nr = flags << DM_UDEV_FLAGS_SHIFT;
 }

@@ -71,6 +71,14 @@ def expect(condition, what):
         raise Failed(what)
 
 
+def wait_for(condition, what, seconds=60):
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        expect(time.monotonic() < deadline, "waited in vain: " + what)
+        time.sleep(0.02)
+
+
 def equal(got, wanted, what):
     """Fail the running test unless both are equal."""
     if got != wanted:

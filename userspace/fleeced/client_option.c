@@ -116,7 +116,7 @@ int option_refuse_data(struct client_option *option)
 
 int option_break_off(const struct client_option *option, const char *reason)
 {
-	log_info("%s: disconnected: %s", option->connection->transport->peer, reason);
+	log_stranger("%s: disconnected: %s", option->connection->transport->peer, reason);
 	return -EPROTO;
 }
 

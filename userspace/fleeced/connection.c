@@ -58,13 +58,13 @@ void connection_serve(struct connection *connection)
 	if (!handshake_run(connection)) {
 		transport->ops->set_deadline(transport, 0);
 		transport->ops->set_readahead(transport, true);
-		log_info("%s: opened export %s", transport->peer, connection->export->name);
+		log_client("%s: opened export %s", transport->peer, connection->export->name);
 		transmit_run(connection);
-		log_info("%s: closed export %s: %llu bytes in %llu reads, %llu errors",
-			 transport->peer, connection->export->name,
-			 (unsigned long long)connection->read_bytes,
-			 (unsigned long long)connection->reads,
-			 (unsigned long long)connection->errors);
+		log_client("%s: closed export %s: %llu bytes in %llu reads, %llu errors",
+			   transport->peer, connection->export->name,
+			   (unsigned long long)connection->read_bytes,
+			   (unsigned long long)connection->reads,
+			   (unsigned long long)connection->errors);
 	}
 	if (transport->ops->end && connection_status(connection) != CONNECTION_DEAD)
 		transport->ops->end(transport);

@@ -81,10 +81,10 @@ static void log_unknown(const struct client_option *option, const struct export 
 	const char *peer = option->connection->transport->peer;
 
 	if (count == 1)
-		log_info("%s: export %s has no context %s", peer, export->name, quoted);
+		log_stranger("%s: export %s has no context %s", peer, export->name, quoted);
 	else if (count)
-		log_info("%s: export %s has no context %s, nor %u more that it asked for", peer,
-			 export->name, quoted, count - 1);
+		log_stranger("%s: export %s has no context %s, nor %u more that it asked for", peer,
+			     export->name, quoted, count - 1);
 }
 
 static int set_contexts(struct client_option *option, const struct export *export,

@@ -41,8 +41,8 @@ static bool take_slot(struct connection *connection)
 		return true;
 	if (!stop_is_requested(connection->rules->stop) &&
 	    connection_status(connection) != CONNECTION_DEAD)
-		log_info("%s: disconnected: all connections are in use (--max-connections)",
-			 connection->transport->peer);
+		log_stranger("%s: disconnected: all connections are in use (--max-connections)",
+			     connection->transport->peer);
 	return false;
 }
 
@@ -61,8 +61,8 @@ static int do_export_name(struct client_option *option)
 	if (length <= NBD_MAX_STRING && text_is_utf8(name, length))
 		export = export_table_find(connection->rules->exports, name, length);
 	if (!export) {
-		log_info("%s: disconnected: no export named %s", connection->transport->peer,
-			 log_quote(quoted, sizeof(quoted), name, length));
+		log_stranger("%s: disconnected: no export named %s", connection->transport->peer,
+			     log_quote(quoted, sizeof(quoted), name, length));
 		return NEXT_END;
 	}
 	if (!take_slot(connection))
@@ -327,8 +327,8 @@ static int greet(struct connection *connection)
 		return ret;
 	flags = be32toh(flags);
 	if (flags & ~(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) {
-		log_info("%s: disconnected: unknown client flags 0x%x",
-			 connection->transport->peer, flags);
+		log_stranger("%s: disconnected: unknown client flags 0x%x",
+			     connection->transport->peer, flags);
 		return -EPROTO;
 	}
 	connection->fixed_newstyle = flags & NBD_FLAG_FIXED_NEWSTYLE;
@@ -348,8 +348,8 @@ static int run_options(struct connection *connection)
 		next = run_option(connection, buffer);
 	free(buffer);
 	if (next == NEXT_OPTION) {
-		log_info("%s: disconnected: more than %u options", connection->transport->peer,
-			 OPTIONS_MAX);
+		log_stranger("%s: disconnected: more than %u options", connection->transport->peer,
+			     OPTIONS_MAX);
 		return -EPROTO;
 	}
 	if (next == NEXT_TRANSMISSION)
@@ -364,11 +364,11 @@ int handshake_run(struct connection *connection)
 	if (!ret)
 		ret = run_options(connection);
 	if (ret == -ETIMEDOUT && !stop_is_requested(connection->rules->stop))
-		log_info("%s: disconnected: handshake not finished in time",
-			 connection->transport->peer);
+		log_stranger("%s: disconnected: handshake not finished in time",
+			     connection->transport->peer);
 	else if (connection->was_in_the_clear && !connection->is_secure &&
 		 ret != -EPROTO && !stop_is_requested(connection->rules->stop))
-		log_info("%s: has left without TLS, which this server needs",
-			 connection->transport->peer);
+		log_stranger("%s: has left without TLS, which this server needs",
+			     connection->transport->peer);
 	return ret;
 }

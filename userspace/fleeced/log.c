@@ -2,7 +2,9 @@
 /*
  * fleeced, log: writes whole lines to stderr, so that lines of several threads
  * never mix. Who reads them may be stuck: neither clients nor the end of the server
- * wait for that. Lines for which there is no room are lost, and counted.
+ * wait for that. Lines for which there is no room are lost, and counted. So are those
+ * that clients, who need not be anybody's friends, cause in such numbers that they would
+ * fill the filesystem that the log lies on.
  */
 #include "log.h"
 
@@ -10,18 +12,36 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "stop.h"
+
 #define LINE_SIZE 1024
+
+/* A line each second, and so many more now and then. */
+#define LINE_MS 1000
+#define LINES_AT_ONCE 1000
+
+/* Who causes a line. Strangers do not use up what there is room for of clients. */
+enum cause {
+	SERVER,
+	CLIENT,
+	STRANGER,
+	CAUSES,
+};
 
 /* How long to wait for a reader that is only slow; once, until it reads again. */
 #define READER_MS 1000
 
-/* Protects lost_lines, and what was found out about the room for a line. */
+/* Protects what follows. */
 static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned long lost_lines;
+
+/* Up to when the seconds are used up. */
+static int64_t used_up_ms[CAUSES] = { INT64_MIN, INT64_MIN, INT64_MIN };
 
 /* A file, a terminal or a pipe that is writable has room for a line. */
 static bool has_room(void)
@@ -42,14 +62,39 @@ static void write_bytes(const char *line, int length)
 static void tell_lost(void)
 {
 	char line[LINE_SIZE];
-	int length = snprintf(line, sizeof(line), "fleeced: %lu lines of the log were lost, as nobody read them\n",
+	int length = snprintf(line, sizeof(line), "fleeced: %lu lines of the log were lost: nobody read them, or they were too many\n",
 			      lost_lines);
 
 	lost_lines = 0;
 	write_bytes(line, length);
 }
 
-static void write_line(const char *prefix, const char *format, va_list arguments)
+/* With log_lock. */
+static bool is_in_time(enum cause cause)
+{
+	int64_t *used_up = &used_up_ms[cause];
+	int64_t now = clock_ms();
+
+	if (*used_up < now - LINES_AT_ONCE * LINE_MS)
+		*used_up = now - LINES_AT_ONCE * LINE_MS;
+	if (*used_up + LINE_MS > now)
+		return false;
+	*used_up += LINE_MS;
+	return true;
+}
+
+/* With log_lock. */
+static bool can_write(enum cause cause)
+{
+	if (cause != SERVER && !is_in_time(cause))
+		return false;
+	if (lost_lines && has_room())
+		tell_lost();
+	return !lost_lines && has_room();
+}
+
+static void write_line(const char *prefix, enum cause cause, const char *format,
+		       va_list arguments)
 {
 	char line[LINE_SIZE];
 	int used = snprintf(line, sizeof(line), "fleeced: %s", prefix);
@@ -62,9 +107,7 @@ static void write_line(const char *prefix, const char *format, va_list arguments
 		used = LINE_SIZE - 2;
 	line[used++] = '\n';
 	pthread_mutex_lock(&log_lock);
-	if (lost_lines && has_room())
-		tell_lost();
-	if (!lost_lines && has_room())
+	if (can_write(cause))
 		write_bytes(line, used);
 	else
 		lost_lines++;
@@ -76,7 +119,7 @@ void log_error(const char *format, ...)
 	va_list arguments;
 
 	va_start(arguments, format);
-	write_line("error: ", format, arguments);
+	write_line("error: ", SERVER, format, arguments);
 	va_end(arguments);
 }
 
@@ -85,7 +128,25 @@ void log_info(const char *format, ...)
 	va_list arguments;
 
 	va_start(arguments, format);
-	write_line("", format, arguments);
+	write_line("", SERVER, format, arguments);
+	va_end(arguments);
+}
+
+void log_client(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	write_line("", CLIENT, format, arguments);
+	va_end(arguments);
+}
+
+void log_stranger(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	write_line("", STRANGER, format, arguments);
 	va_end(arguments);
 }
 

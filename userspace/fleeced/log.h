@@ -25,6 +25,26 @@ void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /**
+ * log_client() - a client did something that has chosen an export, or shown who it is
+ * @format: as for printf, without prefix and newline.
+ *
+ * Of more than a thousand lines at once, and one for each second, the others are lost.
+ *
+ * Context: any thread, as for log_info().
+ */
+void log_client(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/**
+ * log_stranger() - a client did something that may be anybody
+ * @format: as for printf, without prefix and newline.
+ *
+ * Likewise limited, for itself.
+ *
+ * Context: any thread, as for log_info().
+ */
+void log_stranger(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/**
  * log_quote() - make bytes of unknown origin fit for a line
  * @target: at least 8 bytes; gets a NUL-terminated string of printable ASCII.
  * @size: size of @target.

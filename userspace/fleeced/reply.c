@@ -97,8 +97,8 @@ static int send_vector(struct connection *connection, struct iovec *vector, int 
 	}
 	pthread_mutex_unlock(&connection->send_lock);
 	if (ret == -ETIMEDOUT && !stop_is_requested(connection->rules->stop))
-		log_info("%s: disconnected: took too long to read a reply (--stall-timeout)",
-			 connection->transport->peer);
+		log_client("%s: disconnected: took too long to read a reply (--stall-timeout)",
+			   connection->transport->peer);
 	return ret;
 }
 

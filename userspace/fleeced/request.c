@@ -114,8 +114,8 @@ static int receive_payload(struct connection *connection, struct request *reques
 			  request->command != NBD_CMD_WRITE)
 		return 0;
 	if (length > (is_extended ? PAYLOAD_BYTES_MAX : WRITE_BYTES_MAX)) {
-		log_info("%s: disconnected: a payload of %llu bytes", transport->peer,
-			 (unsigned long long)length);
+		log_client("%s: disconnected: a payload of %llu bytes", transport->peer,
+			   (unsigned long long)length);
 		return -EPROTO;
 	}
 	if (request->command == NBD_CMD_BLOCK_STATUS)
@@ -141,7 +141,7 @@ static int receive_header(struct connection *connection, struct request *request
 		return ret;
 	if (be32toh(header.compact.magic) !=
 	    (is_extended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC)) {
-		log_info("%s: disconnected: wrong magic number of a request", transport->peer);
+		log_client("%s: disconnected: wrong magic number of a request", transport->peer);
 		return -EPROTO;
 	}
 	request->flags = be16toh(header.compact.flags);

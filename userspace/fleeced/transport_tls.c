@@ -159,12 +159,12 @@ static void log_failure(struct tls_transport *tls, const char *what, int code)
 	const char *peer = tls->base.peer;
 
 	if (code == GNUTLS_E_FATAL_ALERT_RECEIVED)
-		log_info("%s: %s: the client says: %s", peer, what,
-			 gnutls_alert_get_name(gnutls_alert_get(tls->session)));
+		log_stranger("%s: %s: the client says: %s", peer, what,
+			     gnutls_alert_get_name(gnutls_alert_get(tls->session)));
 	else if (*tls->peer.refusal && code != GNUTLS_E_PREMATURE_TERMINATION)
-		log_info("%s: %s: %s: %s", peer, what, tls->peer.name, tls->peer.refusal);
+		log_stranger("%s: %s: %s: %s", peer, what, tls->peer.name, tls->peer.refusal);
 	else
-		log_info("%s: %s: %s%s", peer, what, gnutls_strerror(code), hint(code));
+		log_stranger("%s: %s: %s%s", peer, what, gnutls_strerror(code), hint(code));
 }
 
 /* The first failure of a session ends it; what follows from it is not worth a line. */
@@ -203,9 +203,9 @@ static int shake_hands(struct tls_transport *tls)
 		if (ret) {
 			/* The log tells about those that are too slow elsewhere. */
 			if (ret != -ETIMEDOUT)
-				log_info("%s: TLS handshake failed, the client left: %s",
-					 tls->base.peer,
-					 strerror(-ret));
+				log_client("%s: TLS handshake failed, the client left: %s",
+					   tls->base.peer,
+					   strerror(-ret));
 			return ret;
 		}
 	} while (is_passing(code));
@@ -236,9 +236,9 @@ static int tls_secure(struct transport *transport)
 	if (ret)
 		return ret;
 	*tls->peer.refusal = '\0';
-	log_info("%s: %s with %s, client %s", tls->base.peer,
-		 gnutls_protocol_get_name(gnutls_protocol_get_version(session)),
-		 gnutls_cipher_get_name(gnutls_cipher_get(session)), tls->peer.name);
+	log_client("%s: %s with %s, client %s", tls->base.peer,
+		   gnutls_protocol_get_name(gnutls_protocol_get_version(session)),
+		   gnutls_cipher_get_name(gnutls_cipher_get(session)), tls->peer.name);
 	return 0;
 }
 

@@ -17,7 +17,7 @@
 #define DIRTY_PREFIX "qemu:dirty-bitmap:"
 #define CLEAN_PREFIX "fleece:clean:"
 
-/* Room that a description keeps for "; and N more checkpoints". */
+/* Room that a description keeps for "; N older checkpoints". */
 #define DESCRIPTION_TAIL 64
 
 struct text {
@@ -47,6 +47,22 @@ static void describe_checkpoint(struct text *text, const struct fleece_checkpoin
 	       checkpoint->flags & FLEECE_CHECKPOINT_HERE ? " (this moment)" : "");
 }
 
+/* Of the first of those that there is room for, behind so many bytes: the newest ones. */
+static size_t first_described(const struct backend *backend, size_t length)
+{
+	size_t i = backend->checkpoint_count;
+
+	for (length += DESCRIPTION_TAIL; i > 0; i--) {
+		struct text text = { .length = 0 };
+
+		describe_checkpoint(&text, &backend->checkpoints[i - 1]);
+		length += text.length;
+		if (length >= sizeof(text.bytes))
+			break;
+	}
+	return i;
+}
+
 /*
  * An agent finds here which checkpoint its bitmaps and its next backup are
  * based on: a name can be reused, a uuid cannot.
@@ -55,24 +71,21 @@ static char *describe(const struct backend *backend, const struct fleece_checkpo
 		      bool can_release)
 {
 	struct text text = { .length = 0 };
-	size_t i;
+	size_t first, i;
 
 	if (!backend->has_maps)
 		return strdup("plain data, read-only");
 	append(&text, "fleece snapshot%s", can_release ? ", TRIM releases" : "");
 	if (*backend->since)
 		append(&text, "; only what changed since %s is accessible", backend->since);
-	for (i = 0; i < backend->checkpoint_count; i++) {
+	first = only ? 0 : first_described(backend, text.length);
+	if (first)
+		append(&text, "; %zu older checkpoints", first);
+	for (i = first; i < backend->checkpoint_count; i++) {
 		const struct fleece_checkpoint *checkpoint = &backend->checkpoints[i];
 
-		if (only && checkpoint != only && !(checkpoint->flags & FLEECE_CHECKPOINT_HERE))
-			continue;
-		if (text.length + FLEECE_NAME_SIZE + FLEECE_UUID_SIZE + 2 * DESCRIPTION_TAIL >
-		    sizeof(text.bytes)) {
-			append(&text, "; and %zu more checkpoints", backend->checkpoint_count - i);
-			break;
-		}
-		describe_checkpoint(&text, checkpoint);
+		if (!only || checkpoint == only || checkpoint->flags & FLEECE_CHECKPOINT_HERE)
+			describe_checkpoint(&text, checkpoint);
 	}
 	return strdup(text.bytes);
 }

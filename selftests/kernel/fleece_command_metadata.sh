@@ -310,6 +310,14 @@ test_tab()
 	exits "attach of one that is attached" 5 "$FLEECE" attach "$spare" --name "$PREFIX-plain"
 	succeeds "detach of all" "$FLEECE" detach --all="$tab"
 	is "is done" "$(dmsetup table "$data" | cut -d' ' -f3)" linear
+	fails "a plain device that is to be mounted by its name is left alone" \
+		"root=/dev/mapper/$PREFIX-plain" "$FLEECE" attach --all="$tab" --root "$spare"
+	fails "so that it can be" "No such device" dmsetup table "$PREFIX-plain"
+	is "the others are not" "$(metadata_state "$data")" clean
+	or_bail "$FLEECE" detach --all="$tab"
+	succeeds "one that keeps its name need not be" \
+		"$FLEECE" attach --all="$tab" --root "/dev/$GROUP/data"
+	or_bail "$FLEECE" detach --all="$tab"
 	echo "nonsense" >> "$tab"
 	exits "one wrong line" 1 "$FLEECE" attach --all="$tab"
 	is "keeps no other from being attached" "$(metadata_state "$data")" clean

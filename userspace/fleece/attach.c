@@ -242,8 +242,8 @@ static enum status check_request(const struct attach *attach, const struct boot 
 		return verb_usage("--all takes devices, names and the like from the file");
 	if (!boot->tab && nr_words != 1)
 		return verb_usage("exactly one DEVICE is needed");
-	if (!boot->tab && (boot->wait_ms || boot->is_early || boot->is_final))
-		return verb_usage("--wait, --early and --final go with --all");
+	if (!boot->tab && (boot->wait_ms || boot->is_early || boot->is_final || boot->root))
+		return verb_usage("--wait, --early, --final and --root go with --all");
 	if (boot->is_early && (boot->wait_ms || boot->is_final))
 		return verb_usage("--early does not wait, and is not --final");
 	if (attach->granularity && !device_unit_is_valid(attach->granularity))
@@ -251,7 +251,7 @@ static enum status check_request(const struct attach *attach, const struct boot 
 	return DONE;
 }
 
-enum { NAME = 256, METADATA, GRANULARITY, LIMIT, ALL, WAIT, EARLY, FINAL };
+enum { NAME = 256, METADATA, GRANULARITY, LIMIT, ALL, WAIT, EARLY, FINAL, ROOT };
 
 static enum status parse_option(int option, struct attach *attach, struct boot *boot)
 {
@@ -272,6 +272,8 @@ static enum status parse_option(int option, struct attach *attach, struct boot *
 		boot->is_early = true;
 	else if (option == FINAL)
 		boot->is_final = true;
+	else if (option == ROOT)
+		boot->root = optarg;
 	return DONE;
 }
 
@@ -286,6 +288,7 @@ enum status verb_attach(int argc, char **argv)
 		{ "wait", required_argument, NULL, WAIT },
 		{ "early", no_argument, NULL, EARLY },
 		{ "final", no_argument, NULL, FINAL },
+		{ "root", required_argument, NULL, ROOT },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};

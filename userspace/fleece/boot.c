@@ -129,6 +129,17 @@ static enum status compare_entry(const struct fleecetab_entry *entry, const stru
 	return status;
 }
 
+static bool is_root(const struct fleecetab_entry *entry, const struct boot *boot)
+{
+	struct fleece_dm_info info;
+	struct stat root, st;
+	char path[PATH_MAX];
+
+	return boot->root && fleecetab_resolve(path, boot->root) && !stat(path, &root) &&
+	       S_ISBLK(root.st_mode) && !stat(entry->device, &st) && st.st_rdev == root.st_rdev &&
+	       fleece_dm_info_devno(st.st_rdev, &info);
+}
+
 static enum status attach_entry(const struct fleecetab_entry *entry, const struct boot *boot)
 {
 	struct attach attach = {
@@ -143,6 +154,12 @@ static enum status attach_entry(const struct fleecetab_entry *entry, const struc
 
 	if (find_origin(entry->name, &origin))
 		return compare_entry(entry, boot, &attach, &origin);
+	if (is_root(entry, boot)) {
+		miss_entry(entry, boot);
+		return report(BUSY, entry->device,
+			      "is left alone, as the root file system is mounted from it by this name; the kernel has to be told root=/dev/mapper/%s",
+			      entry->name);
+	}
 	status = attach_device(&attach);
 	if (status == DONE)
 		return DONE;

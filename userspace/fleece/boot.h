@@ -17,6 +17,8 @@
  * @wait_ms: how long to wait for devices.
  * @is_early: others may still appear: leave what lacks a device to a later run.
  * @is_final: nobody attaches later what does not get ready now.
+ * @root: NULL, or what the root file system will be mounted from, named as in fleecetab: if
+ *	that is a plain device it is not attached, as it could not be mounted then.
  * @limit_ms: longest time that the I/O of one of them may be held.
  */
 struct boot {
@@ -24,6 +26,7 @@ struct boot {
 	unsigned int wait_ms;
 	bool is_early;
 	bool is_final;
+	const char *root;
 	unsigned int limit_ms;
 };
 

@@ -30,7 +30,7 @@ static enum status report_line(const struct place *place, const char *what, cons
 }
 
 /* A path, or TAG=value as in fstab(5), which is a name that udev makes. */
-static bool resolve(char path[PATH_MAX], const char *text)
+bool fleecetab_resolve(char path[PATH_MAX], const char *text)
 {
 	static const struct {
 		const char *tag;
@@ -101,10 +101,10 @@ static enum status parse_fields(const struct place *place, char *fields[5],
 	    strlen(fields[0]) + sizeof(SNAPSHOT_SUFFIX) > DM_NAME_LEN)
 		return report_line(place, "no name of a device:", fields[0]);
 	snprintf(entry->name, sizeof(entry->name), "%s", fields[0]);
-	if (!resolve(entry->device, fields[1]))
+	if (!fleecetab_resolve(entry->device, fields[1]))
 		return report_line(place, "neither a path nor UUID=, LABEL= and the like:",
 				   fields[1]);
-	if (strcmp(fields[2], "-") && !resolve(entry->metadata, fields[2]))
+	if (strcmp(fields[2], "-") && !fleecetab_resolve(entry->metadata, fields[2]))
 		return report_line(place, "neither -, a path, nor UUID=, LABEL= and the like:",
 				   fields[2]);
 	return parse_options(place, fields[3], entry);

@@ -54,6 +54,15 @@ struct fleecetab {
 enum status fleecetab_read(const char *path, struct fleecetab *tab);
 
 /**
+ * fleecetab_resolve() - the path of a device that is named as in the file
+ * @path: room for it.
+ * @text: a path, or UUID= and the like.
+ *
+ * Return: false if it is neither.
+ */
+bool fleecetab_resolve(char path[PATH_MAX], const char *text);
+
+/**
  * fleecetab_free() - free what fleecetab_read() has filled in
  * @tab: it.
  */

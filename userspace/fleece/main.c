@@ -22,6 +22,7 @@ static const struct verb verbs[] = {
 	  "  --wait S            with --all: each when its devices are there, up to S seconds\n"
 	  "  --early             with --all: only those whose devices are there\n"
 	  "  --final             with --all: what is not there may be used, unseen, later\n"
+	  "  --root DEV          with --all: but not this plain device, which is to be mounted\n"
 	  "  --freeze-timeout S  give up when I/O cannot be held within S seconds (default 10)\n" },
 	{ "detach", verb_detach, "NAME | --all",
 	  "Undoes attach. Checkpoints are lost, but of a plain device with a metadata device.\n"

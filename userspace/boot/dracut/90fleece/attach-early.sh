@@ -8,8 +8,8 @@ if [ -s /etc/fleece/fleecetab ]; then
 	modprobe -q dm-fleece
 	fleece_early=--early
 	[ "${main_loop:-0}" -lt 60 ] || fleece_early=
-	# shellcheck disable=SC2086 # one word or none
-	fleece_said=$(fleece attach --all $fleece_early 2>&1 > /dev/null)
+	# shellcheck disable=SC2086,SC2154 # one word or none, and dracut's
+	fleece_said=$(fleece attach --all $fleece_early ${root:+--root "${root#block:}"} 2>&1 > /dev/null)
 	if [ "$fleece_said" != "$(cat /run/fleece-said 2> /dev/null)" ]; then
 		echo "$fleece_said" > /run/fleece-said
 		echo "$fleece_said" >&2

@@ -6,6 +6,7 @@
 # machine from booting. This is sourced.
 if [ -s /etc/fleece/fleecetab ]; then
 	modprobe -q dm-fleece
-	fleece attach --all --wait 5 > /dev/null ||
+	# shellcheck disable=SC2154 # dracut's
+	fleece attach --all --wait 5 ${root:+--root "${root#block:}"} > /dev/null ||
 		echo "fleece: not all origins are attached, see fleecetab(5)" >&2
 fi

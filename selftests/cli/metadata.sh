@@ -126,6 +126,9 @@ verdict 'or is very small' run 7 check "$file"
 verdict 'or empty' run 7 check "$file"
 "$maker" "$file" newer
 verdict 'of a newer version' says 8 'newer version of dm-fleece' check "$file"
+"$maker" "$file" featured
+verdict 'with features that are not known' says 8 'features that are not known' check "$file"
+verdict 'which can be dumped' run 0 dump "$file"
 "$maker" "$file" invalid
 verdict 'that missed changes' says 7 '3 of 3 checkpoints are invalid' check "$file"
 verdict 'and says so for each' field valid false

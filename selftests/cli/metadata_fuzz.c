@@ -4,7 +4,7 @@
  * `fleece metadata check` does.
  *
  *   metadata_fuzz                          with FUZZ_RUNS runs (default 6000) from FUZZ_SEED
- *   metadata_fuzz FILE [newer|invalid]     only write the metadata that it begins with
+ *   metadata_fuzz FILE [newer|featured|invalid]     only write the metadata that it begins with
  *
  * Whatever has happened to it: nothing crashes; what is taken for good is what it was;
  * and no checkpoint has fewer changes than it had.
@@ -268,11 +268,14 @@ static int write_file(const char *path, const char *how)
 {
 	FILE *file = fopen(path, "wb");
 
+	struct fleece_md_superblock *newest = (struct fleece_md_superblock *)good[0];
+
 	make_good(!strcmp(how, "invalid") ? FLEECE_MD_INVALID : FLEECE_MD_DIRTY);
-	if (!strcmp(how, "newer")) {
-		((struct fleece_md_superblock *)good[0])->version = __cpu_to_le32(2);
-		fleece_md_seal(roots[0].uuid, 0, NEWEST, good[0]);
-	}
+	if (!strcmp(how, "newer"))
+		newest->version = __cpu_to_le32(2);
+	if (!strcmp(how, "featured"))
+		newest->ro_compat = __cpu_to_le64(1ULL << 63);
+	fleece_md_seal(roots[0].uuid, 0, NEWEST, good[0]);
 	if (!file)
 		return 1;
 	return fwrite(good, sizeof(good), 1, file) != 1 || fclose(file) ? 1 : 0;

@@ -182,7 +182,7 @@ static enum status show_checkpoint(const struct origin *origin, const char *chec
 	int ret = look_up(origin, checkpoint, &found);
 
 	if (ret)
-		return report_dm(ret, origin->dm.name, "cannot list its checkpoints");
+		return report_dm(ret, origin->dm.name, "the checkpoint is created, but cannot be shown");
 	/* Somebody else may have deleted it already. */
 	print_json(origin, &found, found.name[0] ? 1 : 0);
 	return DONE;

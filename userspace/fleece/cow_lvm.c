@@ -13,6 +13,11 @@
 #define LVM_SUFFIX		"-cow"
 /* A volume that was made here, so one that nobody uses is left over, as from a crash. */
 #define LVM_TAG			"fleece-cow"
+/*
+ * LVM waits until a copy of its metadata is in /etc. That may lie on the very origin whose
+ * writes wait for the space that is to be added.
+ */
+#define NO_BACKUP		"--config=backup { backup = 0 archive = 0 }"
 /* Room for GROUP/VOLUME, whose names may be longer than they can be together in a dm name. */
 #define LVM_NAME		(4 * DM_NAME_LEN)
 /* Room for a list of volumes. */
@@ -108,7 +113,7 @@ static bool is_ours(const char *full)
 static bool remove_leftover(const char *group, const char *volume, const char *snapshot)
 {
 	char full[LVM_NAME], output[512];
-	const char *const remove[] = { "lvremove", "--yes", "-f", full, NULL };
+	const char *const remove[] = { "lvremove", "--yes", NO_BACKUP, "-f", full, NULL };
 
 	snprintf(full, sizeof(full), "%s/%s", group, volume);
 	if (!is_ours(full) || process_run(remove, output, sizeof(output)))
@@ -156,8 +161,8 @@ enum status cow_lvm_make(const struct cow_request *request, const struct origin 
 	char group[DM_NAME_LEN], origin_volume[DM_NAME_LEN], size[32];
 	char volume[2 * DM_NAME_LEN + sizeof("-" LVM_SUFFIX)];
 	char name[DM_NAME_LEN], output[512];
-	const char *const argv[] = { "lvcreate", "--yes", "-Wn", "-Zn", "--addtag", LVM_TAG, "-n",
-				     volume, "-L", size, group, NULL };
+	const char *const argv[] = { "lvcreate", "--yes", NO_BACKUP, "-Wn", "-Zn", "--addtag",
+				     LVM_TAG, "-n", volume, "-L", size, group, NULL };
 	int ret;
 
 	if (!is_lvm(origin) || cow_lvm_split(origin->dm.name, group, origin_volume))
@@ -198,7 +203,7 @@ static int lvm_name(dev_t devno, char *full)
 enum status cow_lvm_grow(dev_t devno, const char *snapshot, uint64_t bytes)
 {
 	char full[LVM_NAME], size[32], output[512];
-	const char *const argv[] = { "lvextend", "--yes", "-L", size, full, NULL };
+	const char *const argv[] = { "lvextend", "--yes", NO_BACKUP, "-L", size, full, NULL };
 	int ret;
 
 	if (lvm_name(devno, full))
@@ -215,7 +220,7 @@ enum status cow_lvm_grow(dev_t devno, const char *snapshot, uint64_t bytes)
 enum status cow_lvm_free(dev_t devno, const char *snapshot)
 {
 	char full[LVM_NAME], output[512];
-	const char *const argv[] = { "lvremove", "--yes", "-f", full, NULL };
+	const char *const argv[] = { "lvremove", "--yes", NO_BACKUP, "-f", full, NULL };
 	int ret;
 
 	ret = lvm_name(devno, full);

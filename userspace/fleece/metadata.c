@@ -75,6 +75,8 @@ static enum status create(struct request *request, const char *path)
 /* The worse of two; of what is wrong, a needed full backup is the worst. */
 static enum status worse(enum status a, enum status b)
 {
+	if (a == NO_CHECKPOINT || b == NO_CHECKPOINT)
+		return NO_CHECKPOINT;
 	return a > b ? a : b;
 }
 
@@ -95,8 +97,6 @@ static enum status check_root(const struct image *image, const char *path)
 	unsigned int nr_invalid = 0;
 	__u32 i;
 
-	if (!fleece_md_is_writable(root))
-		report_note(path, "note: it has features that are not known: this version's module refuses it");
 	if (image->is_short)
 		return metadata_report_short(image, path);
 	for (i = 0; i < root->nr_checkpoints; i++)
@@ -105,6 +105,10 @@ static enum status check_root(const struct image *image, const char *path)
 		status = report(NO_CHECKPOINT, path,
 				"%u of %u checkpoints are invalid: changes were missed when the device failed or the origin was written to without the target; make a full backup",
 				nr_invalid, root->nr_checkpoints);
+	if (!fleece_md_is_writable(root)) {
+		report_note(path, "it has features that are not known: this version's module refuses it");
+		status = worse(status, NO_MODULE);
+	}
 	if (root->state == FLEECE_MD_DIRTY)
 		report_note(path, "note: in use, or it ended with a crash: %" PRIu64 " regions count as changed",
 			    (uint64_t)image->nr_intents);

@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -74,7 +75,7 @@ struct serve {
 
 /* Atomic, as a signal handler reads it. */
 static atomic_int server_pid;
-/* In the foreground a Ctrl-C reaches the server as well. */
+/* In the foreground a Ctrl-C reaches the server as well; the end of the terminal may not. */
 static atomic_bool shares_terminal;
 
 /* A second one would end it at once. */
@@ -165,6 +166,8 @@ static void start_server(const struct serve *serve, char **argv, const char *rea
 			report_errno(errno, NULL, "cannot write %s", serve->log_file);
 			_exit(FAILED);
 		}
+		/* What else the caller has open, its lock perhaps, is not to be held so long. */
+		syscall(__NR_close_range, STDERR_FILENO + 1, UINT_MAX, 0U);
 	}
 	execvp(argv[0], argv);
 	report_errno(errno, NULL, "cannot run %s; is it installed?", argv[0]);
@@ -414,6 +417,8 @@ static enum status run_server(const struct serve *serve, char **argv)
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGHUP, &action, NULL);
+	/* Who does not read what is printed does not leave the server to nobody. */
+	signal(SIGPIPE, SIG_IGN);
 	process_release_signals();
 	status = wait_until_ready(serve, pid, ready);
 	close(ready);
@@ -427,19 +432,21 @@ static enum status run_server(const struct serve *serve, char **argv)
 	return serve->is_background ? DONE : wait_until_end(serve, pid);
 }
 
-/* Any checkpoint will do for the example of a map. */
+/* Any that is offered will do for the example of a map. */
 static void find_checkpoint(struct serve *serve, const struct snapshot *snapshot, int control)
 {
 	struct fleece_checkpoint *list;
-	size_t count;
+	size_t count, i;
 	int device = device_open(&snapshot->dm);
 
 	if (device < 0)
 		return;
 	if (!fleece_control_checkpoints(control, device, &list, &count)) {
-		if (count)
+		for (i = 0; i < count && list[i].flags & FLEECE_CHECKPOINT_INVALID; i++)
+			;
+		if (i < count)
 			snprintf(serve->checkpoint, sizeof(serve->checkpoint), "%s",
-				 list[0].name);
+				 list[i].name);
 		free(list);
 	}
 	close(device);

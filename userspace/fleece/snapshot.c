@@ -67,7 +67,7 @@ static enum status check_origin(const struct snapshot_request *request, struct m
 	const char *name = member->origin.dm.name;
 
 	if (member->origin.dm.is_suspended || member->origin.dm.has_inactive)
-		return report(BUSY, name, "is being changed by somebody else; try again later");
+		return report(BUSY, name, "is being changed by somebody else; try again later, or 'fleece check'");
 	if (request->checkpoint && checkpoint_exists(&member->origin, request->checkpoint))
 		return checkpoint_report(-EEXIST, name, request->checkpoint);
 	if (request->since)
@@ -192,6 +192,9 @@ static enum status load_snapshot(const struct snapshot_request *request, struct 
 	member->is_created = true;
 	ret = fleece_dm_load(member->name, &table);
 	free(target.params);
+	/* There was one a moment ago. */
+	if (request->since && (ret == -ENOENT || ret == -ESTALE))
+		return checkpoint_report(ret, member->origin.dm.name, request->since);
 	if (ret)
 		return report_dm(ret, member->name, "cannot load its table");
 	return DONE;
@@ -241,7 +244,10 @@ static void undo(const struct snapshot_request *request, struct member *members)
 
 			snprintf(message, sizeof(message), "checkpoint_delete %s",
 				 request->checkpoint);
-			fleece_dm_message(member->origin.dm.name, message, NULL);
+			if (fleece_dm_message(member->origin.dm.name, message, NULL))
+				report_note(member->origin.dm.name,
+					    "note: has a checkpoint '%s' now, which could not be deleted",
+					    request->checkpoint);
 		}
 	}
 }

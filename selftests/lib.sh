@@ -345,7 +345,8 @@ now_ms()
 # the slowdown.
 wait_until()
 {
-	local deadline=$((${EPOCHREALTIME//[.,]/} + $1 * 1000000 * ${FLEECE_SLOWDOWN:-1}))
+	local seconds=$(($1 > WAIT_SECONDS ? $1 : WAIT_SECONDS))
+	local deadline=$((${EPOCHREALTIME//[.,]/} + seconds * 1000000 * ${FLEECE_SLOWDOWN:-1}))
 
 	until "${@:2}" > /dev/null 2>&1; do
 		[ "${EPOCHREALTIME//[.,]/}" -lt "$deadline" ] || return 1
@@ -436,6 +437,12 @@ dm_create()
 make_nodes()
 {
 	[ -e /run/udev/control ] || dmsetup mknodes
+}
+
+# What udev does about a device, it has done.
+settle_udev()
+{
+	[ ! -e /run/udev/control ] || or_bail udevadm settle
 }
 
 # udev may look at a device just made: removal waits for it.
@@ -577,7 +584,7 @@ make_narrow()
 	or_bail dm_create "$1" "0 $2 linear $loop 0"
 	defer dm_remove_deferred "$1"
 	# What udev reads of a new device would be one of the four.
-	[ ! -e /run/udev/control ] || or_bail udevadm settle
+	settle_udev
 }
 
 # has_jitter: can make_jittery work here?

@@ -188,6 +188,7 @@ unmount_volume two
 or_bail dmsetup suspend "$two-lower"
 dd if="$MAPPER/$two" of=/dev/null bs=4k count=1 iflag=direct status=none &
 late=$!
+wait_until 20 is_stuck $late || bail "preparation: a read is held back"
 setsid "$FLEECE" snapshot "$one" "$two" --cow-size 20M --cow-kind file --freeze-timeout 600 \
 	> "$SCRATCH/killed" 2>&1 &
 killed=$!

@@ -34,6 +34,8 @@ test_hot()
 	or_bail pattern origin write 2 4M 4M
 	succeeds "it is taken back" wait_until "$WAIT_SECONDS" settled origin
 	at_least "there was one" "$(message origin metadata_status | cut -d' ' -f5)" 1
+	# It is written a moment later; a deletion waits for that.
+	! message origin checkpoint_delete none > /dev/null 2>&1 || bail "there is no such checkpoint"
 	before=$(device_stat meta 5)
 	for ((i = 0; i < 64; i++)); do
 		or_bail pattern origin write $i $((i * 65536)) 64k

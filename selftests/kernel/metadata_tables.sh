@@ -9,6 +9,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 SECTORS=32768
 load_fleece
+# What needs an intent is not to be settled while this looks at it.
+set_parameter metadata_settle_ms 600000
 make_arena 160
 make_disk disk $SECTORS
 make_disk other $SECTORS

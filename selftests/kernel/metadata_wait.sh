@@ -218,6 +218,7 @@ test_status()
 	is "without metadata" "$(make_origin origin disk; message origin metadata_status)" "none 0 0 0 0"
 	or_bail dm_remove origin
 	format_metadata meta $SECTORS --region 64K
+	set_parameter metadata_settle_ms 600000
 	or_bail dm_create origin "$(durable_table disk meta)"
 	or_bail message origin checkpoint_create one
 	or_bail pattern origin write 1 0 64k
@@ -232,6 +233,7 @@ test_status()
 	is "a bad sector: all that it tells of counts as changed" "$(map origin changed one)" \
 		"0 $((SECTORS * 512)) 1"
 	or_bail dm_remove origin
+	set_parameter metadata_settle_ms 5000
 }
 
 test_status

@@ -36,6 +36,7 @@ remove_volume()
 	vgremove -qq -y vg0 2> /dev/null
 	pvremove -qq -y "$loop" 2> /dev/null
 	losetup -d "$loop"
+	wait_until 10 eval "! losetup $loop"
 }
 
 make_volume()
@@ -98,7 +99,7 @@ is "the volume is as it was" "$(dmsetup table vg0-data | cut -d' ' -f3)" linear
 modprobe scsi_debug add_host=3 per_host_store=1 dev_size_mb=32 delay=0 ||
 	bail "three emulated SCSI disks"
 defer modprobe -r scsi_debug
-wait_until 20 test -b /dev/sdc || bail "the disks appear"
+wait_until 20 eval "test -b /dev/sdb && test -b /dev/sdc" || bail "the disks appear"
 # To the device: whoever looks at it, as udev does, keeps its last close from writing it out.
 dd if=/dev/urandom of=/dev/sdb bs=1M count=4 conv=notrunc,fsync status=none
 run_block 2 "the quick start with dmsetup"

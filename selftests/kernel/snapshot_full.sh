@@ -35,6 +35,7 @@ test_full()
 	or_bail pattern origin write 2 64k 128k
 	wait_copied snap
 	is "staging $1: three of four slots are used" "$(snapshot_field snap used)" 3
+	wait_until 20 has_events snap "$events" || not_ok "staging $1: there is an event"
 	is "staging $1: low water is an event" "$(events_of snap)" $((events + 1))
 	expect_log "staging $1: and in the log" "fewer than 2 slots|low"
 	is "staging $1: which does not break it" "$(snapshot_field snap state)" active

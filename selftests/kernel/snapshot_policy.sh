@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../lib.sh"
 
 SECTORS=32768
-TIMEOUT_MS=3000
+TIMEOUT_MS=$((3000 * ${FLEECE_SLOWDOWN:-1}))
 load_fleece
 make_arena 64
 make_disk disk $SECTORS
@@ -191,7 +191,7 @@ test_wait()
 {
 	local events
 
-	make_snapshot snap disk small 128 "6 staging $1 on_cow_full wait low_water 2"
+	make_snapshot snap disk small 128 "8 staging $1 on_cow_full wait low_water 2 cbw_timeout 0"
 	or_bail pattern origin write 2 1M 256k
 	wait_copied snap
 	events=$(events_of snap)

@@ -32,7 +32,7 @@ POLICIES="break_snapshot break_cluster break_write"
 # A command that was not answered is repeated after this time, five times at the most;
 # the policies know less patience.
 REPEAT_SECONDS=8
-TIMEOUT_MS=2000
+TIMEOUT_MS=5000
 
 no_probing
 load_fleece

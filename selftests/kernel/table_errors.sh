@@ -216,8 +216,10 @@ test_partitions()
 	printf 'start=2048, size=%d\n' $SECTORS > "$SCRATCH/partitions"
 	echo 'start=65536, size=32768' >> "$SCRATCH/partitions"
 	or_bail sfdisk --quiet --label dos "$loop" < "$SCRATCH/partitions"
+	# It has the kernel read the table once more.
+	settle_udev
 	wait_until 10 test -b "${loop}p2" || bail "preparation: the partitions have nodes"
-	or_bail dm_create part "0 $SECTORS fleece ${loop}p1 - 128"
+	or_bail wait_until 10 dm_create part "0 $SECTORS fleece ${loop}p1 - 128"
 	defer dm_remove_deferred part
 	refuses "the disk of the origin as COW device" "busy" "COW device is in use" \
 		"0 $SECTORS fleece-snapshot ${loop}p1 $loop 128"

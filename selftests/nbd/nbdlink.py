@@ -24,7 +24,7 @@ REQUEST_ACK = 5
 ERROR = 2
 
 # Seconds after which a request is sent again, and that one may wait for a server.
-RESEND, AWAY = 2, 120
+RESEND, AWAY = 10, 120
 
 
 class World:

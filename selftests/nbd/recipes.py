@@ -145,11 +145,13 @@ class Setting:
 
 
 def wait_for_nbd0():
-    """One that was just disconnected is busy until the kernel has let go of it."""
+    """One that was just disconnected is busy until the kernel and udev have let go of it."""
     for _ in range(200):
         if not os.path.exists("/sys/block/nbd0/pid"):
-            return
+            break
         time.sleep(0.1)
+    if os.path.exists("/run/udev/control"):
+        subprocess.run(["udevadm", "settle"], check=False)
 
 
 def succeed(setting, block, variables):

@@ -154,6 +154,7 @@ serve_kernel()
 		skip "$1" "nbd-client or the module nbd is missing"
 		return 1
 	fi
+	settle_udev
 	make_snapshot snap disk cow $CLUSTER
 	rm -f "$SCRATCH/golden" "$SCRATCH/enough"
 	copy 0 256

@@ -395,7 +395,7 @@ def meta_queries(server):
         before = len(server.log())
         equal(client.meta(SET_META, b"disk", "base:allocation", *["x:a", "x:b"] * 511, "x:c"),
               [("base:allocation", 1)], "1024 queries")
-        lines = server.log()[before:].splitlines()
+        lines = [line for line in server.log()[before:].splitlines() if "no context" in line]
         equal(len(lines), 1, "lines in the log")
         expect("no context x:a, nor 1022 more" in lines[0], lines[0])
 
@@ -843,7 +843,7 @@ def port_probe():
 
 @own("C6 idle handshakes are ended in time and do not starve others (CVE-2024-7409)")
 def idle_handshakes():
-    server = Server("--max-connections", "20", "--handshake-timeout", "2", DISK)
+    server = Server("--max-connections", "20", "--handshake-timeout", "5", DISK)
     idle = []
     try:
         for n in range(20):
@@ -855,7 +855,7 @@ def idle_handshakes():
             expect(time.monotonic() - start < 20, "it took too long")
             for one in idle[::2]:
                 one.expect_end()
-            time.sleep(2.2)
+            time.sleep(5.2)
             equal(client.read(0, 16), pattern(0, 16), "data after the handshake's time")
     finally:
         for one in idle:
@@ -1015,13 +1015,13 @@ def slow_reader():
 
 @own("C50 C16 SIGTERM: requests in work are answered, new ones get ESHUTDOWN, exit status 0")
 def shutdown():
-    server = Server("disk=mem:size=8M,delay=2000,cp=one")
+    server = Server("disk=mem:size=8M,delay=8000,cp=one")
     try:
         with Client(server) as client, Client(server) as shaking:
             client.open(b"disk")
             shaking.option(LIST)
             cookies = {client.request(READ, n * 4096, 4096): n * 4096 for n in range(4)}
-            time.sleep(0.8)
+            time.sleep(3)
             server.process.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + PATIENCE
             while os.path.exists(server.path):
@@ -1086,6 +1086,12 @@ def shutdown_idle():
                 server.stop()
 
 
+def pending_signals(process):
+    """Are there any that the process has not taken?"""
+    status = content("/proc/%d/status" % process.pid).decode()
+    return int(re.search(r"ShdPnd:\s+(\w+)", status).group(1), 16)
+
+
 @own("a second signal does not wait for clients")
 def shutdown_twice():
     server = Server(BIG)
@@ -1096,7 +1102,7 @@ def shutdown_twice():
                 client.request(READ, n * M, 8 * M)
             time.sleep(0.5)
             server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.2)
+            wait_for(lambda: not pending_signals(server.process), "the first one is taken")
             start = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             equal(server.wait(), 0, "exit status")
@@ -1388,7 +1394,7 @@ def fuzz():
         while time.monotonic() < end:
             rounds += 1
             with Client(server, greet=False) as client:
-                client.socket.settimeout(5)
+                client.socket.settimeout(PATIENCE)
                 try:
                     client.send(numbers.choice(prefixes))
                     for _ in range(numbers.randrange(1, 6)):

@@ -138,7 +138,7 @@ test_tables()
 	local attempt made=0 refused=0 table
 
 	table="$(snapshot_table disk-a cow-a 128 "2 checkpoint one")"
-	for ((attempt = 0; attempt < 25; attempt++)); do
+	for ((attempt = 0; attempt < 25 || (attempt < 300 && (made < 3 || refused < 3)); attempt++)); do
 		# Nothing of ours is to be left of an attempt that has failed. Its event for udev
 		# may be what there is no memory for: do not wait for that.
 		if attempt $((1 + attempt % 4)) dmsetup create --noudevsync "$PREFIX-snap" \

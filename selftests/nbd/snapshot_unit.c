@@ -44,26 +44,14 @@ int __wrap_fcntl64(int file, int command, int flags)
 	return __wrap_fcntl(file, command, flags);
 }
 
-static void keep(const char *format, va_list arguments)
+void log_line(enum log_cause cause, const char *prefix, const char *format, ...)
 {
+	va_list arguments;
+
+	(void)cause;
+	(void)prefix;
+	va_start(arguments, format);
 	vsnprintf(said, sizeof(said), format, arguments);
-}
-
-void log_info(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	keep(format, arguments);
-	va_end(arguments);
-}
-
-void log_error(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	keep(format, arguments);
 	va_end(arguments);
 }
 

@@ -25,14 +25,6 @@
 #define LINE_MS 1000
 #define LINES_AT_ONCE 1000
 
-/* Who causes a line. Strangers do not use up what there is room for of clients. */
-enum cause {
-	SERVER,
-	CLIENT,
-	STRANGER,
-	CAUSES,
-};
-
 /* How long to wait for a reader that is only slow; once, until it reads again. */
 #define READER_MS 1000
 
@@ -40,8 +32,8 @@ enum cause {
 static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned long lost_lines;
 
-/* Up to when the seconds are used up. */
-static int64_t used_up_ms[CAUSES] = { INT64_MIN, INT64_MIN, INT64_MIN };
+/* Up to when the seconds are used up: strangers leave those of clients alone. */
+static int64_t used_up_ms[LOG_CAUSES] = { INT64_MIN, INT64_MIN, INT64_MIN };
 
 /* A file, a terminal or a pipe that is writable has room for a line. */
 static bool has_room(void)
@@ -70,7 +62,7 @@ static void tell_lost(void)
 }
 
 /* With log_lock. */
-static bool is_in_time(enum cause cause)
+static bool is_in_time(enum log_cause cause)
 {
 	int64_t *used_up = &used_up_ms[cause];
 	int64_t now = clock_ms();
@@ -84,22 +76,25 @@ static bool is_in_time(enum cause cause)
 }
 
 /* With log_lock. */
-static bool can_write(enum cause cause)
+static bool can_write(enum log_cause cause)
 {
-	if (cause != SERVER && !is_in_time(cause))
+	if (cause != LOG_SERVER && !is_in_time(cause))
 		return false;
 	if (lost_lines && has_room())
 		tell_lost();
 	return !lost_lines && has_room();
 }
 
-static void write_line(const char *prefix, enum cause cause, const char *format,
-		       va_list arguments)
+void log_line(enum log_cause cause, const char *prefix, const char *format, ...)
 {
 	char line[LINE_SIZE];
 	int used = snprintf(line, sizeof(line), "fleeced: %s", prefix);
-	int more = vsnprintf(line + used, sizeof(line) - used - 1, format, arguments);
+	va_list arguments;
+	int more;
 
+	va_start(arguments, format);
+	more = vsnprintf(line + used, sizeof(line) - used - 1, format, arguments);
+	va_end(arguments);
 	if (more < 0)
 		return;
 	used += more;
@@ -112,42 +107,6 @@ static void write_line(const char *prefix, enum cause cause, const char *format,
 	else
 		lost_lines++;
 	pthread_mutex_unlock(&log_lock);
-}
-
-void log_error(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	write_line("error: ", SERVER, format, arguments);
-	va_end(arguments);
-}
-
-void log_info(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	write_line("", SERVER, format, arguments);
-	va_end(arguments);
-}
-
-void log_client(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	write_line("", CLIENT, format, arguments);
-	va_end(arguments);
-}
-
-void log_stranger(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	write_line("", STRANGER, format, arguments);
-	va_end(arguments);
 }
 
 const char *log_quote(char *target, size_t size, const void *text, size_t length)

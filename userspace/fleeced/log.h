@@ -9,40 +9,38 @@
 #include <stddef.h>
 
 /**
- * log_error() - something failed
+ * enum log_cause - who causes a line
+ * @LOG_SERVER: the server itself. All are written.
+ * @LOG_CLIENT: a client that has chosen an export, or shown who it is. Of more than a
+ *	thousand lines at once, and one for each second, the others are lost.
+ * @LOG_STRANGER: one that may be anybody. Likewise limited, for itself.
+ * @LOG_CAUSES: how many there are.
+ */
+enum log_cause {
+	LOG_SERVER,
+	LOG_CLIENT,
+	LOG_STRANGER,
+	LOG_CAUSES,
+};
+
+/**
+ * log_line() - write a line
+ * @cause: whose doing it is.
+ * @prefix: what it begins with.
  * @format: as for printf, without prefix and newline.
  *
  * Context: any thread; the line is written in one piece, or lost if nobody reads it.
  */
-void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void log_line(enum log_cause cause, const char *prefix, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
 
-/**
- * log_info() - something happened
- * @format: as for printf, without prefix and newline.
- *
- * Context: any thread; the line is written in one piece, or lost if nobody reads it.
- */
-void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Something failed. */
+#define log_error(...)		log_line(LOG_SERVER, "error: ", __VA_ARGS__)
 
-/**
- * log_client() - a client did something that has chosen an export, or shown who it is
- * @format: as for printf, without prefix and newline.
- *
- * Of more than a thousand lines at once, and one for each second, the others are lost.
- *
- * Context: any thread, as for log_info().
- */
-void log_client(const char *format, ...) __attribute__((format(printf, 1, 2)));
-
-/**
- * log_stranger() - a client did something that may be anybody
- * @format: as for printf, without prefix and newline.
- *
- * Likewise limited, for itself.
- *
- * Context: any thread, as for log_info().
- */
-void log_stranger(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Something happened, or somebody did something. */
+#define log_info(...)		log_line(LOG_SERVER, "", __VA_ARGS__)
+#define log_client(...)		log_line(LOG_CLIENT, "", __VA_ARGS__)
+#define log_stranger(...)	log_line(LOG_STRANGER, "", __VA_ARGS__)
 
 /**
  * log_quote() - make bytes of unknown origin fit for a line

@@ -38,16 +38,26 @@ static bool is_held(const char *path)
 	return false;
 }
 
+/* Is it a block device, but none of device-mapper? */
+static bool is_plain(const char *path, dev_t *devno)
+{
+	struct fleece_dm_info info;
+	struct stat st;
+
+	if (stat(path, &st) || !S_ISBLK(st.st_mode))
+		return false;
+	*devno = st.st_rdev;
+	return fleece_dm_info_devno(st.st_rdev, &info);
+}
+
 /* One of device-mapper can be attached in use; what is mounted is so for long. */
 static bool is_plain_and_held(const char *path)
 {
-	struct fleece_dm_info info;
 	char mountpoint[PATH_MAX];
-	struct stat st;
+	dev_t devno;
 
-	return !stat(path, &st) && S_ISBLK(st.st_mode) &&
-	       fleece_dm_info_devno(st.st_rdev, &info) &&
-	       !device_mountpoint(st.st_rdev, mountpoint, sizeof(mountpoint)) && is_held(path);
+	return is_plain(path, &devno) &&
+	       !device_mountpoint(devno, mountpoint, sizeof(mountpoint)) && is_held(path);
 }
 
 /* Are its devices held by somebody else, perhaps just for a look at them? */
@@ -131,13 +141,11 @@ static enum status compare_entry(const struct fleecetab_entry *entry, const stru
 
 static bool is_root(const struct fleecetab_entry *entry, const struct boot *boot)
 {
-	struct fleece_dm_info info;
-	struct stat root, st;
 	char path[PATH_MAX];
+	dev_t root, devno;
 
-	return boot->root && fleecetab_resolve(path, boot->root) && !stat(path, &root) &&
-	       S_ISBLK(root.st_mode) && !stat(entry->device, &st) && st.st_rdev == root.st_rdev &&
-	       fleece_dm_info_devno(st.st_rdev, &info);
+	return boot->root && fleecetab_resolve(path, boot->root) && is_plain(path, &root) &&
+	       is_plain(entry->device, &devno) && devno == root;
 }
 
 static enum status attach_entry(const struct fleecetab_entry *entry, const struct boot *boot)

@@ -266,9 +266,8 @@ static unsigned long fuzz(unsigned long runs, void (*change)(void), bool is_judg
 
 static int write_file(const char *path, const char *how)
 {
-	FILE *file = fopen(path, "wb");
-
 	struct fleece_md_superblock *newest = (struct fleece_md_superblock *)good[0];
+	FILE *file = fopen(path, "wb");
 
 	make_good(!strcmp(how, "invalid") ? FLEECE_MD_INVALID : FLEECE_MD_DIRTY);
 	if (!strcmp(how, "newer"))

@@ -478,7 +478,8 @@ def stop():
     transmitting = Secure(server).open(b"disk")
     try:
         server.process.send_signal(nbdclient.signal.SIGTERM)
-        wait_for(lambda: not os.path.exists(server.path), "the socket is gone")
+        wait_log(server, 0, "ending")
+        wait_for(lambda: not os.path.exists(server.path), "the socket is left behind")
         equal(transmitting.error(READ, 0, 512), ESHUTDOWN, "READ")
         equal(negotiating.option_error(LIST), SHUTDOWN, "LIST")
     finally:

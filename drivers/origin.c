@@ -42,7 +42,6 @@
  *	clock starts with each: the time limit of a snapshot is for its own copies.
  * @first: first sector.
  * @last: last sector; a bio that was cut ends earlier.
- * @moment: origin->nr_moments when it began.
  */
 struct live_write {
 	struct fleece_waiter waiter;
@@ -51,7 +50,6 @@ struct live_write {
 	u64 waits_on;
 	sector_t first;
 	sector_t last;
-	unsigned int moment;
 };
 
 /**
@@ -462,11 +460,13 @@ static int origin_map(struct dm_target *ti, struct bio *bio)
 	write->waiter.error = 0;
 	write->first = bio->bi_iter.bi_sector;
 	write->last = bio_end_sector(bio) - 1;
-	write->moment = READ_ONCE(table->origin->nr_moments);
 	return start_write(table->origin, bio, true) ? DM_MAPIO_REMAPPED : DM_MAPIO_SUBMITTED;
 }
 
-/* A write has completed. If a checkpoint waits for it, it counts as after that one. */
+/*
+ * A write has completed. If a checkpoint is being made, it counts as after that one, whether
+ * the checkpoint waits for this write or lets it go on while it waits for another.
+ */
 static void note_late(struct fleece_origin *origin, const struct live_write *write)
 {
 	unsigned int shift = origin->tracker.granule_shift;
@@ -477,7 +477,7 @@ static void note_late(struct fleece_origin *origin, const struct live_write *wri
 		return;
 	rcu_read_lock();
 	late = rcu_dereference(origin->late);
-	if (late && write->moment != READ_ONCE(origin->nr_moments)) {
+	if (late) {
 		for (g = write->first >> shift; g <= write->last >> shift; g++)
 			fleece_bits_set(late, g);
 	}
@@ -1655,11 +1655,10 @@ static bool mark_late(struct fleece_origin *origin, unsigned long *late)
 	return is_marked;
 }
 
-/* Begin to note the writes that are under way. */
+/* Begin to note the writes that complete. */
 static void begin_late(struct fleece_origin *origin, unsigned long *late)
 {
 	lockdep_assert_held(&origin->change_lock);
-	WRITE_ONCE(origin->nr_moments, origin->nr_moments + 1);
 	rcu_assign_pointer(origin->late, late);
 }
 

@@ -27,8 +27,8 @@
  * moment for a snapshot or a checkpoint.
  *
  * A checkpoint of its own takes what was under way for written after it, as nobody can
- * tell: the writes that complete while quiescing waits for them are noted in a bitmap, and
- * marked once more after the moment.
+ * tell: all writes that complete from its begin to the moment are noted in a bitmap, and
+ * marked once more after it.
  *
  * A durable checkpoint takes four steps under origin->change_lock:
  *
@@ -116,10 +116,8 @@ struct fleece_claim {
  *
  * Protected by @held_lock: @is_quiescing, @held (writes held back).
  *
- * @nr_moments: checkpoints that were begun; a write begins with one of these numbers. Changed
- *	by who has @change_lock.
- * @late: granules of the writes that have completed since a checkpoint was begun, and were
- *	under way then; NULL while none is being made. Read under RCU.
+ * @late: granules of the writes that have completed since a checkpoint was begun; NULL while
+ *	none is being made. Read under RCU.
  *
  * @wq: runs @resubmit.
  * @compact: joins segments, see fleece_origin_compact_later().
@@ -159,7 +157,6 @@ struct fleece_origin {
 	spinlock_t held_lock;		/* is_quiescing, held */
 	bool is_quiescing;
 	struct list_head held;
-	unsigned int nr_moments;
 	unsigned long __rcu *late;
 	struct workqueue_struct *wq;
 	struct work_struct resubmit;

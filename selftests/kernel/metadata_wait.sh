@@ -5,7 +5,8 @@
 # device: neither for the writes that a snapshot waits for, nor for a deletion that waits
 # for the same; nor does other I/O wait when the origin is to be suspended meanwhile. And
 # there is no limit of time that cannot be meant. A write under way at the moment of a
-# checkpoint counts as after it.
+# checkpoint counts as after it. A snapshot that breaks before its checkpoint is durable
+# has an event nevertheless.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -98,6 +99,13 @@ is_running()
 	kill -0 "$1" 2> /dev/null && echo yes || echo no
 }
 
+# delay_writes NAME: until it gets another table.
+delay_writes()
+{
+	has_module dm-delay || bail "needs the module dm-delay"
+	or_bail replace_table "$1" "$(slice_table "$1" | sed 's/linear \(.*\)/delay \1 0 \1 600000/')"
+}
+
 # begin_long_deletion: $deletion is the process of a message that goes on until the metadata
 # device gets another table.
 begin_long_deletion()
@@ -109,8 +117,7 @@ begin_long_deletion()
 	make_durable_origin origin disk meta
 	or_bail message origin checkpoint_create one
 	or_bail message origin checkpoint_create two
-	or_bail replace_table meta \
-		"$(slice_table meta | sed 's/linear \(.*\)/delay \1 0 \1 600000/')"
+	delay_writes meta
 	dmsetup message "$PREFIX-origin" 0 checkpoint_delete two > "$SCRATCH/delete" 2>&1 &
 	deletion=$!
 	wait_until "$WAIT_SECONDS" has_called $deletion fleece_metadata_delete ||
@@ -133,7 +140,6 @@ test_suspend()
 {
 	local deletion suspend reader status
 
-	has_module dm-delay || bail "needs the module dm-delay"
 	begin_long_deletion
 	dmsetup suspend --nolockfs "$PREFIX-origin" &
 	suspend=$!
@@ -169,12 +175,13 @@ test_suspend()
 	or_bail dm_remove origin
 }
 
-# A write that was under way when a checkpoint was made counts as after it, also later.
-test_write_under_way()
+# create_under_way: the checkpoint two, while two writes are; one has begun before, the other one
+# while the first was waited for.
+create_under_way()
 {
-	local creator
+	local creator before result
 
-	format_metadata meta $SECTORS
+	format_metadata meta $SECTORS --region 64K
 	make_durable_origin origin disk meta
 	or_bail message origin checkpoint_create one
 	# Before, so that it needs no intent, and has none, when it is written again.
@@ -183,20 +190,76 @@ test_write_under_way()
 	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"
 	write_later 3
 	wait_until "$WAIT_SECONDS" has_flying origin 1 || bail "preparation: a write"
-	dmsetup message "$PREFIX-origin" 0 checkpoint_create two > "$SCRATCH/message" 2>&1 &
-	creator=$!
-	wait_until "$WAIT_SECONDS" has_called $creator fleece_origin_quiesce ||
+	in_background message dmsetup message "$PREFIX-origin" 0 checkpoint_create two
+	creator=$background
+	wait_until "$WAIT_SECONDS" has_called "$creator" fleece_origin_quiesce ||
 		bail "preparation: a checkpoint waits for the write"
+	before=$(grants)
+	write_later 5
+	wait_until "$WAIT_SECONDS" has_granted_more "$before" ||
+		bail "preparation: another write goes on"
 	or_bail dmsetup resume "$PREFIX-disk"
-	wait $creator
-	is "the checkpoint is made when the write has ended" "$? $(cat "$SCRATCH/message")" "0 "
+	wait "$creator"
+	result=$?
 	wait
-	is "it counts as after the checkpoint" "$(map origin changed two)" "$(map origin changed one)"
-	like "as do no others" "$(map origin changed two)" "^0 196608 0,196608 65536 1,262144 "
+	return $result
+}
+
+# They count as after the checkpoint, also later. A machine that stands still for ten seconds
+# lets it be given up.
+test_write_under_way()
+{
+	local attempt
+
+	for ((attempt = 1; attempt < ATTEMPTS; attempt++)); do
+		! create_under_way || break
+		like "a checkpoint is given up in time" "$(cat "$SCRATCH/message")" "timed out"
+		or_bail dm_remove origin
+	done
+	[ $attempt -lt $ATTEMPTS ] || create_under_way
+	is "the checkpoint is made when the writes have ended" "$? $(cat "$SCRATCH/message")" "0 "
+	is "they count as after the checkpoint" "$(map origin changed two)" "$(map origin changed one)"
+	like "as do no others" "$(map origin changed two)" \
+		"^0 196608 0,196608 65536 1,262144 65536 0,327680 65536 1,393216 "
 	wait_until "$WAIT_SECONDS" settled origin || bail "preparation: no intents"
 	or_bail dm_remove origin
 	or_bail dm_create origin "$(durable_table disk meta)"
 	is "also when the origin is attached again" "$(map origin changed two)" "$(map origin changed one)"
+	or_bail dm_remove origin
+}
+
+# It is taken, but not yet resumed, for as long as the metadata device takes. Writes that have
+# their intent go on.
+test_event()
+{
+	local creator
+
+	format_metadata meta $SECTORS
+	make_durable_origin origin disk meta
+	make_disk tiny "$(cow_sectors 128 1)"
+	set_parameter metadata_settle_ms 600000
+	set_parameter metadata_timeout_ms 600000
+	or_bail message origin checkpoint_create zero
+	or_bail pattern origin write 1 0 128k
+	delay_writes meta
+	in_background creator dmsetup create "$PREFIX-snap" \
+		--table "$(snapshot_table disk tiny 128 "2 checkpoint one")"
+	creator=$background
+	wait_until "$WAIT_SECONDS" has_called "$creator" fleece_origin_end_checkpoint ||
+		bail "preparation: the checkpoint takes no time"
+	log_mark
+	gets "writes go on while a checkpoint becomes durable" ok origin write 2 0 128k
+	expect_log "one finds no room in the snapshot" "snap.* is broken"
+	is "which is not there yet" "$(is_running "$creator")" yes
+	or_bail replace_table meta "$(slice_table meta)"
+	wait "$creator"
+	is "the snapshot is there when its checkpoint is" \
+		"$? $(message origin checkpoint_list | awk '{ printf "%s ", $1 }')" "0 zero one "
+	make_nodes
+	like "it has broken" "$(status_of snap)" "^broken "
+	at_least "there is an event for whoever hears it from now on" \
+		"$(dmsetup info -c --noheadings -o events "$PREFIX-snap" | tr -d ' ')" 1
+	or_bail dm_remove snap
 	or_bail dm_remove origin
 }
 
@@ -240,5 +303,6 @@ test_status
 test_quiesce
 test_write_under_way
 test_suspend
+test_event
 test_parameters
 finish

@@ -273,8 +273,6 @@ bool fleece_cbw_needs(struct fleece_cbw *cbw, cluster_t first, cluster_t last, u
 	bool value = needs_copy(cbw, first);
 	cluster_t end;
 
-	if (!length)
-		return value;
 	if (first == last) {
 		*length = 1;
 		return value;
@@ -1582,11 +1580,13 @@ static void init_copy(struct fleece_copy *copy, struct fleece_cbw *cbw)
 	INIT_LIST_HEAD(&copy->followers);
 }
 
-/* No memory for a copy that was just entered: who waits for it must be served. */
-static void unclaim_run(struct fleece_copy *copy, struct bio_list *reads)
+/*
+ * No memory for a copy that was just entered: who waits for it must be served. Without
+ * memory it leads no other, see can_lead().
+ */
+static void unclaim_run(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
-	LIST_HEAD(followers);
 	u32 slot = copy->slot;
 	cluster_t c;
 
@@ -1596,9 +1596,7 @@ static void unclaim_run(struct fleece_copy *copy, struct bio_list *reads)
 	fleece_inflight_remove(&copy->run);
 	/* They are still waiting, so they are still counted. */
 	list_splice_tail_init(&copy->waiters, &cbw->unserved);
-	list_splice_init(&copy->followers, &followers);
 	spin_unlock(&cbw->lock);
-	abandon_followers(&followers, reads);
 	put_copy(copy);
 }
 
@@ -1646,7 +1644,7 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t *first, cluster_t last,
 		return ret;
 	}
 	if (!alloc_bios(copy, may_sleep)) {
-		unclaim_run(copy, reads);
+		unclaim_run(copy);
 		return -ENOMEM;
 	}
 	WRITE_ONCE(copy->has_memory, true);

@@ -111,8 +111,8 @@ struct fleece_waiter {
 /**
  * struct fleece_cbw_methods - what the engine asks of its surroundings
  * @resume: fail the waiting writes that have an error, and look at the others
- *	again. Called in process context, without a lock but release_lock; the list is
- *	the callee's.
+ *	again. Called in process context, without a lock that the way of a live write
+ *	takes; the list is the callee's.
  * @event: the status has news. Called in process context, without a lock of the engine.
  */
 struct fleece_cbw_methods {
@@ -401,7 +401,7 @@ static inline cluster_t fleece_cbw_cluster(const struct fleece_cbw *cbw, sector_
  * @cbw: the engine.
  * @first: first cluster of the run.
  * @last: look no further than this one.
- * @length: if not NULL, set to the number of clusters with the same answer.
+ * @length: set to the number of clusters with the same answer.
  *
  * Context: Any.
  * Return: true if these must be copied before they are overwritten.

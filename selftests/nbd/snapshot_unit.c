@@ -134,6 +134,11 @@ int main(void)
 	       "a module that can release: opening releases nothing");
 	tap_ok(!backend->ops->release(backend, 512, 1024) && released_bytes == 1024,
 	       "what is released goes to the module");
+	release_answer = -ENOSPC;
+	tap_ok(!backend->ops->release(backend, 512, 1024) && strstr(said, "parts of too many"),
+	       "a part that the module cannot remember is no error, and the log says so");
+	release_answer = -EIO;
+	tap_ok(backend->ops->release(backend, 512, 1024) == -EIO, "but others are");
 	backend->ops->close(backend);
 	backend = open_backend(-ENOTTY);
 	tap_ok(!backend->ops->release && strstr(said, "too old"),

@@ -43,6 +43,7 @@ struct snapshot_backend {
 	uint64_t number;
 	atomic_bool is_break_logged;
 	atomic_bool is_error_logged;
+	atomic_bool is_part_logged;
 };
 
 static struct snapshot_backend *to_snapshot(struct backend *backend)
@@ -136,6 +137,13 @@ static int snapshot_release(struct backend *backend, uint64_t offset, uint64_t l
 	if (end <= first)
 		return 0;
 	ret = fleece_control_release(snapshot->control, snapshot->device, first, end - first);
+	/* What is whole was released, and the snapshot is as good as before. */
+	if (ret == -ENOSPC || ret == -ENOMEM) {
+		if (!atomic_exchange(&snapshot->is_part_logged, true))
+			log_error("%s: parts of too many clusters are released to remember more of them (%s); clusters of which a part is forgotten keep their COW space",
+				  snapshot->path, strerror(-ret));
+		return 0;
+	}
 	if (ret && !snapshot_state(backend, text, sizeof(text)) &&
 	    !atomic_exchange(&snapshot->is_error_logged, true))
 		log_error("%s: cannot release %llu bytes at %llu: %s; further errors are only told to clients",

@@ -16,6 +16,10 @@
 
 static int become(const struct account *account)
 {
+	/* No privilege is needed, nor there, to stay who one is. */
+	if (geteuid() && account->user == getuid() && account->user == geteuid() &&
+	    account->group == getgid() && account->group == getegid())
+		return 0;
 	if (setgroups(0, NULL) || setresgid(account->group, account->group, account->group) ||
 	    setresuid(account->user, account->user, account->user)) {
 		int ret = -errno;

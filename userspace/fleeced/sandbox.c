@@ -104,6 +104,13 @@ static int allow_ioctl(scmp_filter_ctx filter, unsigned long request)
 	return allow_if(filter, "ioctl", 1, UINT32_MAX, (uint32_t)request);
 }
 
+/* Of the system call. */
+#ifdef __s390__
+#define CLONE_FLAGS_ARGUMENT	1
+#else
+#define CLONE_FLAGS_ARGUMENT	0
+#endif
+
 static int allow_serving(scmp_filter_ctx filter, bool can_release)
 {
 	static const unsigned int file_commands[] = { F_GETFL, F_SETFL, F_DUPFD_CLOEXEC };
@@ -116,7 +123,7 @@ static int allow_serving(scmp_filter_ctx filter, bool can_release)
 			ret = allow_if(filter, "fcntl64", 1, UINT32_MAX, file_commands[i]);
 	}
 	if (!ret)
-		ret = allow_if(filter, "clone", 0, CLONE_THREAD, CLONE_THREAD);
+		ret = allow_if(filter, "clone", CLONE_FLAGS_ARGUMENT, CLONE_THREAD, CLONE_THREAD);
 	/* abort() */
 	if (!ret)
 		ret = allow_if(filter, "tgkill", 0, UINT32_MAX, getpid());

@@ -203,9 +203,8 @@ static int shake_hands(struct tls_transport *tls)
 		if (ret) {
 			/* The log tells about those that are too slow elsewhere. */
 			if (ret != -ETIMEDOUT)
-				log_client("%s: TLS handshake failed, the client left: %s",
-					   tls->base.peer,
-					   strerror(-ret));
+				log_stranger("%s: TLS handshake failed, the client left: %s",
+					     tls->base.peer, strerror(-ret));
 			return ret;
 		}
 	} while (is_passing(code));

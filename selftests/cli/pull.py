@@ -240,12 +240,17 @@ def wrong_sources(world):
     equal(world.left(), [], "files")
 
 
+def lock(file):
+    """As a pull that writes to it."""
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 << 62)
+
+
 def locked(world):
     for name, more in (("target.partial", ()), ("target", ("--since", "monday")),
                        ("target", ("--replace",))):
         path = world.file(name, old_image())
-        with open(path, "rb") as holder:
-            fcntl.flock(holder, fcntl.LOCK_EX)
+        with open(path, "r+b") as holder:
+            lock(holder)
             pull(world.uri(), world.file(), *more, status=BUSY, says="somebody else")
         expect(content(path) == old_image(), "%s was touched" % name)
     equal(world.left(), ["target", "target.partial"], "files")
@@ -725,11 +730,11 @@ def wrong_qcow2(world):
     pull(*since_monday, "--backing", world.file("none"), status=NO_DEVICE)
     pull(*since_monday, "--backing", world.file("short", b"s" * 512), status=FAILED,
          says="a disk of 512 bytes")
-    with open(old, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open(old, "r+b") as file:
+        lock(file)
         pull(*since_monday, "--backing", old, status=BUSY, says="being written")
     empty = {**os.environ, "PATH": world.directory}
-    pull(world.uri(), new, env=empty, status=NO_DEVICE, says="qemu-utils")
+    pull(world.uri(), new, env=empty, status=FAILED, says="qemu-utils")
     equal(world.left(), ["old", "short"], "files")
 
 

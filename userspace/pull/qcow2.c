@@ -57,7 +57,7 @@ enum status qcow2_create(int fd, const char *path, uint64_t size, const char *ba
 	snprintf(bytes, sizeof(bytes), "%llu", (unsigned long long)size);
 	ret = process_run(argv, errors, sizeof(errors));
 	if (ret < 0)
-		return report_errno(ret, path, "cannot run qemu-img " PACKAGE);
+		return report_other(report_errno(ret, path, "cannot run qemu-img " PACKAGE));
 	return ret ? report(FAILED, path, "cannot make it a qcow2 image: %s", errors) : DONE;
 }
 

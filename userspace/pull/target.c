@@ -2,7 +2,9 @@
 /*
  * fleece-pull, target: see target.h. The lock on the file that is written keeps
  * a second pull away; on a block device the kernel does, which also refuses one
- * that is mounted or part of another device.
+ * that is mounted or part of another device. It is on a byte that no file has: on
+ * a network a lock of all bytes would keep QEMU away as well, which makes and opens
+ * images for us and has locks of its own.
  */
 #include "target.h"
 
@@ -11,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,16 +20,26 @@
 #define COMPLETE_SUFFIX	".complete"
 /* Zeroes are looked for, and left out, in units of this. */
 #define BLOCK_BYTES	4096U
+/* Far behind the data. */
+#define LOCKED_BYTE	(INT64_C(1) << 62)
 #define ZEROES_BYTES	(64U << 10)
 
-static int lock(int fd)
+/* @type: F_WRLCK for who writes, F_RDLCK. The descriptor must be open for the same. */
+static int lock(int fd, short type)
 {
-	return flock(fd, LOCK_EX | LOCK_NB) ? -errno : 0;
+	struct flock where = {
+		.l_type = type,
+		.l_whence = SEEK_SET,
+		.l_start = LOCKED_BYTE,
+		.l_len = 1,
+	};
+
+	return fcntl(fd, F_OFD_SETLK, &where) ? -errno : 0;
 }
 
 static enum status report_lock(int error, const char *path)
 {
-	if (error == -EWOULDBLOCK)
+	if (error == -EAGAIN || error == -EACCES)
 		return report(BUSY, path, "is being written by somebody else");
 	return report_errno(error, path, "cannot lock it");
 }
@@ -42,9 +53,9 @@ static bool is_still_there(int fd, int directory_fd, const char *name)
 	       mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
 }
 
-static enum status lock_target(const struct target *target, int fd)
+static enum status lock_target(const struct target *target, int fd, short type)
 {
-	int ret = lock(fd);
+	int ret = lock(fd, type);
 
 	if (ret)
 		return report_lock(ret, target->path);
@@ -80,14 +91,17 @@ static enum status open_directory(struct target *target)
 static enum status lock_replaced(struct target *target)
 {
 	int flags = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+	short type = F_WRLCK;
 
 	/* Who may replace a file need not be allowed to write to it. */
 	target->replaced_fd = open(target->path, flags | O_WRONLY);
-	if (target->replaced_fd < 0 && errno == EACCES)
+	if (target->replaced_fd < 0 && errno == EACCES) {
 		target->replaced_fd = open(target->path, flags | O_RDONLY);
+		type = F_RDLCK;
+	}
 	if (target->replaced_fd < 0)
 		return report_errno(errno, target->path, "cannot lock it");
-	return lock_target(target, target->replaced_fd);
+	return lock_target(target, target->replaced_fd, type);
 }
 
 static enum status create_partial(struct target *target)
@@ -107,7 +121,7 @@ static enum status create_partial(struct target *target)
 	target->fd = openat(target->directory_fd, name, flags);
 	if (target->fd < 0 || !may_adopt(target->fd))
 		return report(BUSY, target->partial,
-			      "exists already, and is not what a pull of this user left");
+			      "exists already, and is not what a pull of this user left; remove it if nobody is writing it");
 	return DONE;
 }
 
@@ -140,14 +154,16 @@ static enum status open_backing(struct target *target, const struct target_how *
 {
 	struct nbd_handle *image;
 	enum status status;
+	int ret;
 
 	if (!realpath(how->backing, path))
 		return report_errno(errno, how->backing, "cannot find it");
 	target->backing_fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (target->backing_fd < 0)
 		return report_errno(errno, path, "cannot open it");
-	if (flock(target->backing_fd, LOCK_SH | LOCK_NB))
-		return report_lock(-errno, path);
+	ret = lock(target->backing_fd, F_RDLCK);
+	if (ret)
+		return report_lock(ret, path);
 	status = qcow2_open(&image, target->backing_fd, path, how->size,
 			    qcow2_format_of(path), false);
 	if (status == DONE)
@@ -185,7 +201,7 @@ static enum status open_partial(struct target *target, const struct target_how *
 		status = create_partial(target);
 	if (status != DONE)
 		return status;
-	ret = lock(target->fd);
+	ret = lock(target->fd, F_WRLCK);
 	if (ret)
 		return report_lock(ret, target->partial);
 	if (!is_still_there(target->fd, target->directory_fd, target->partial + target->name_at))
@@ -198,7 +214,7 @@ static enum status open_partial(struct target *target, const struct target_how *
 
 static enum status open_qcow2(struct target *target, const struct target_how *how)
 {
-	enum status status = lock_target(target, target->fd);
+	enum status status = lock_target(target, target->fd, F_WRLCK);
 
 	if (status != DONE)
 		return status;
@@ -220,7 +236,7 @@ static enum status open_file(struct target *target, const struct target_how *how
 		return report(FAILED, target->path,
 			      "has %llu bytes, the export %llu: it is no raw image of it; if the device has grown since the backup, give the file its size with truncate(1)",
 			      (unsigned long long)st.st_size, (unsigned long long)how->size);
-	return lock_target(target, target->fd);
+	return lock_target(target, target->fd, F_WRLCK);
 }
 
 static enum status open_device(struct target *target, const struct target_how *how)

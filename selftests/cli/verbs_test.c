@@ -56,7 +56,7 @@ static const char attach_order[] =
 	"create:vg-lv-lower load:vg-lv-lower resume:vg-lv-lower load:vg-lv hold:vg-lv go:vg-lv";
 static const char *const snapshot_order[] = {
 	"cow:a-snap", "cow:b-snap", "create:a-snap", "load:a-snap", "create:b-snap",
-	"load:b-snap", "freeze:a", "freeze:b", "go:a-snap", "go:b-snap", "go:a", "go:b",
+	"load:b-snap", "freeze:a", "freeze:b", "go:a-snap", "go:b-snap", "go:b", "go:a",
 };
 
 /* Whether the model's log has exactly these words. */

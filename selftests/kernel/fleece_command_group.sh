@@ -142,8 +142,8 @@ exits "a checkpoint of which one exists" 5 \
 	"$FLEECE" snapshot "$two" "$one" --cow-size 60M --checkpoint first
 
 #
-# The third origin's filesystem lies in a file on one: frozen after one it would
-# wait for ever.
+# The third origin's filesystem lies in a file on one: that must be suspended after it, and
+# resumed before.
 #
 # shellcheck disable=SC2317 # it is called by succeeds
 take_down_inner()
@@ -167,28 +167,54 @@ dirty_inner()
 		dd if=/dev/zero of="$SCRATCH/inner/file" bs=64k count=40 conv=notrunc status=none
 	done
 }
+
+# take_stack ORIGIN...
+take_stack()
+{
+	says "a group of which one lies on another: $*" "^frozen for" \
+		"$FLEECE" snapshot "$@" --cow-size 20M --cow-kind file --freeze-timeout 60
+	succeeds "the upper one was frozen" fsck.ext4 -fn "$MAPPER/$PREFIX-inner-snap"
+	succeeds "remove both" "$FLEECE" remove "$one-snap" "$PREFIX-inner-snap"
+	succeeds "the writer goes on" writer_goes_on
+}
+
 dirty_inner &
 dirty=$!
-fails "a freeze that waits for itself is given up" "could not be suspended in time" \
-	"$FLEECE" snapshot "$one" "$PREFIX-inner" --cow-size 20M --cow-kind file --freeze-timeout 3
-nothing_is_left "given up"
-is "given up: the inner one is not suspended" \
-	"$(dmsetup info "$PREFIX-inner" | grep -c SUSPENDED)" 0
+take_stack "$one" "$PREFIX-inner"
+take_stack "$PREFIX-inner" "$one"
 touch "$SCRATCH/inner-stop"
 wait "$dirty"
 succeeds "the inner one can be taken down" take_down_inner
 
 #
-# Killed in the window with its process group, as by timeout(1): the guardian resumes. The
-# window is held open by an origin that cannot be suspended, as its lower device holds a
-# read back.
+# An origin that cannot be suspended, as its lower device holds a read back.
 #
+hold_two()
+{
+	or_bail dmsetup suspend "$two-lower"
+	dd if="$MAPPER/$two" of=/dev/null bs=4k count=1 iflag=direct status=none &
+	late=$!
+	wait_until 20 is_stuck $late || bail "preparation: a read is held back"
+}
+
+let_two_go()
+{
+	or_bail dmsetup resume "$two-lower"
+	wait "$late"
+}
+
 stop_writer
 unmount_volume two
-or_bail dmsetup suspend "$two-lower"
-dd if="$MAPPER/$two" of=/dev/null bs=4k count=1 iflag=direct status=none &
-late=$!
-wait_until 20 is_stuck $late || bail "preparation: a read is held back"
+hold_two
+fails "a freeze that waits for it is given up" "could not be suspended in time" \
+	"$FLEECE" snapshot "$one" "$two" --cow-size 20M --cow-kind file --freeze-timeout 3
+let_two_go
+nothing_is_left "given up"
+
+#
+# Killed in the window with its process group, as by timeout(1): the guardian resumes.
+#
+hold_two
 setsid "$FLEECE" snapshot "$one" "$two" --cow-size 20M --cow-kind file --freeze-timeout 600 \
 	> "$SCRATCH/killed" 2>&1 &
 killed=$!
@@ -213,8 +239,7 @@ else
 	kill "$killed"
 	not_ok "killed in the window" "one was not suspended" "$(cat "$SCRATCH/killed")"
 fi
-or_bail dmsetup resume "$two-lower"
-wait "$late"
+let_two_go
 or_bail mount "/dev/$GROUP/two" "$SCRATCH/two"
 for name in "$one-snap" "$two-snap"; do
 	dmsetup info "$name" > /dev/null 2>&1 || continue

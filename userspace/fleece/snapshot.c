@@ -75,6 +75,27 @@ static enum status check_origin(const struct snapshot_request *request, struct m
 	return DONE;
 }
 
+/*
+ * Its commit, and the flush of the lower device before, come while all are suspended: they
+ * would wait for that to end.
+ */
+static enum status check_durable(const struct member *members, size_t count)
+{
+	size_t i, j;
+
+	for (i = 0; i < count; i++) {
+		const struct origin *origin = &members[i].origin;
+
+		for (j = 0; origin->metadata && j < count; j++)
+			if (j != i && (device_depends(origin->metadata, members[j].origin.dm.devno) ||
+				       device_depends(origin->lower, members[j].origin.dm.devno)))
+				return report(FAILED, origin->dm.name,
+					      "it or its metadata lies on %s, which is suspended for the same snapshot, so the checkpoint cannot become durable; take one after the other",
+					      members[j].origin.dm.name);
+	}
+	return DONE;
+}
+
 static enum status find_origins(const struct snapshot_request *request, struct member *members)
 {
 	enum status status;
@@ -97,7 +118,7 @@ static enum status find_origins(const struct snapshot_request *request, struct m
 				return verb_usage("two snapshots would be named %s",
 						  members[i].name);
 	}
-	return DONE;
+	return request->checkpoint ? check_durable(members, request->count) : DONE;
 }
 
 static enum status make_cow(const struct snapshot_request *request, size_t index,
@@ -286,9 +307,43 @@ static void free_plan(struct plan *plan)
 	free(plan->snapshots);
 }
 
+/*
+ * The one to be suspended next: freezing the filesystem of one that lies on another writes
+ * to that. Returns an index.
+ */
+static size_t find_uppermost(const struct member *members, const bool *is_planned, size_t count)
+{
+	size_t first = count, i, j;
+
+	for (i = 0; i < count; i++) {
+		if (is_planned[i])
+			continue;
+		if (first == count)
+			first = i;
+		for (j = 0; j < count; j++)
+			if (j != i && !is_planned[j] &&
+			    device_depends(members[j].origin.dm.devno, members[i].origin.dm.devno))
+				break;
+		if (j == count)
+			return i;
+	}
+	return first;
+}
+
+static void plan_member(struct plan *plan, size_t index, const struct member *member)
+{
+	plan->origins[index] = member->origin.dm.name;
+	plan->snapshots[index] = member->name;
+	fleece_dm_suspend_prepare(&plan->suspends[index], plan->origins[index], true);
+	fleece_dm_resume_prepare(&plan->resumes[index], plan->origins[index], FLEECE_DM_UDEV_ALL);
+	fleece_dm_resume_prepare(&plan->starts[index], plan->snapshots[index],
+				 FLEECE_DM_UDEV_NODE_ONLY);
+}
+
 static int make_plan(struct plan *plan, const struct member *members, size_t count)
 {
-	size_t i;
+	bool *is_planned = calloc(count, sizeof(*is_planned));
+	size_t i, next;
 
 	plan->suspends = calloc(count, sizeof(*plan->suspends));
 	plan->resumes = calloc(count, sizeof(*plan->resumes));
@@ -296,16 +351,16 @@ static int make_plan(struct plan *plan, const struct member *members, size_t cou
 	plan->origins = calloc(count, sizeof(*plan->origins));
 	plan->snapshots = calloc(count, sizeof(*plan->snapshots));
 	if (!plan->suspends || !plan->resumes || !plan->starts || !plan->origins ||
-	    !plan->snapshots)
+	    !plan->snapshots || !is_planned) {
+		free(is_planned);
 		return -ENOMEM;
-	for (i = 0; i < count; i++) {
-		plan->origins[i] = members[i].origin.dm.name;
-		plan->snapshots[i] = members[i].name;
-		fleece_dm_suspend_prepare(&plan->suspends[i], plan->origins[i], true);
-		fleece_dm_resume_prepare(&plan->resumes[i], plan->origins[i], FLEECE_DM_UDEV_ALL);
-		fleece_dm_resume_prepare(&plan->starts[i], plan->snapshots[i],
-					 FLEECE_DM_UDEV_NODE_ONLY);
 	}
+	for (i = 0; i < count; i++) {
+		next = find_uppermost(members, is_planned, count);
+		is_planned[next] = true;
+		plan_member(plan, i, &members[next]);
+	}
+	free(is_planned);
 	return 0;
 }
 

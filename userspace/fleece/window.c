@@ -107,12 +107,13 @@ static int resume_one(const struct window *window, size_t index, bool is_given_u
 	return ret;
 }
 
+/* Backwards: thawing a filesystem writes to what its origin lies on. */
 static void resume_all(const struct window *window, bool is_given_up)
 {
 	size_t i;
 
-	for (i = 0; i < window->origins; i++)
-		resume_one(window, i, is_given_up);
+	for (i = window->origins; i > 0; i--)
+		resume_one(window, i - 1, is_given_up);
 }
 
 /* In the guardian. */
@@ -323,10 +324,10 @@ int window_run(const struct window *window, struct window_result *result)
 	if (!ret)
 		ret = start_all(&guard, window, result);
 	is_given_up = ret;
-	for (i = 0; i < window->origins; i++) {
-		error = resume_one(window, i, is_given_up);
+	for (i = window->origins; i > 0; i--) {
+		error = resume_one(window, i - 1, is_given_up);
 		if (error && !ret)
-			ret = fail(result, WINDOW_RESUME, i, error);
+			ret = fail(result, WINDOW_RESUME, i - 1, error);
 	}
 	result->frozen_us = now_us() - start;
 

@@ -102,8 +102,11 @@ static int change(const char *what, const char *name)
 
 	snprintf(model->log + used, sizeof(model->log) - used, "%s%s:%s", used ? " " : "", what,
 		 name);
-	if (getpid() != model->main_pid)
+	if (getpid() != model->main_pid) {
+		if (model->has_mortal_guardian)
+			kill(getpid(), SIGKILL);
 		return 0;
+	}
 	model->changes++;
 	if (model->changes == model->meddle_at)
 		meddle();

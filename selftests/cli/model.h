@@ -62,6 +62,7 @@ struct model_device {
  * @meddle_with: a device.
  * @is_meddler_slow: the table is only loaded then.
  * @kill_at: the process dies of SIGKILL before this change; 0: never.
+ * @has_mortal_guardian: another process dies of SIGKILL at its first change.
  * @stick_on: suspending this device waits until no other one is suspended.
  * @cows: COW devices in existence.
  * @checkpoints: answer to checkpoint_list.
@@ -81,6 +82,7 @@ struct model {
 	char meddle_with[128];
 	bool is_meddler_slow;
 	unsigned int kill_at;
+	bool has_mortal_guardian;
 	char stick_on[128];
 	unsigned int cows;
 	char checkpoints[1024];

@@ -435,13 +435,13 @@ static void test_kill(void)
 
 static bool is_attached(void)
 {
-	return is_table("vg-lv", "fleece") && is_table("vg-lv-lower", "linear") &&
+	return !model_find("vg-lv")->is_suspended && is_table("vg-lv", "fleece") && is_table("vg-lv-lower", "linear") &&
 	       has_params("vg-lv-lower", "8:0 2048");
 }
 
 static bool is_detached(void)
 {
-	return is_table("vg-lv", "linear") && !model_find("vg-lv-lower") &&
+	return !model_find("vg-lv")->is_suspended && is_table("vg-lv", "linear") && !model_find("vg-lv-lower") &&
 	       has_params("vg-lv", "8:0 2048");
 }
 
@@ -453,6 +453,7 @@ static bool recovers(const char *dying, unsigned int at, bool is_attach)
 	die_at(dying, model->changes + at);
 	model->main_pid = getpid();
 	model->kill_at = 0;
+	model->has_mortal_guardian = false;
 	/* The first one may have come to its end, or not have begun. */
 	if (is_attach) {
 		status = run("fleece attach vg-lv");
@@ -481,7 +482,7 @@ static void test_newer_module(void)
 }
 
 /* What a killed command has left is no obstacle to the next one. */
-static void test_leftovers(void)
+static void test_leftovers(bool dies_as_well)
 {
 	unsigned int at, nr_wrong = 0;
 	int next;
@@ -489,13 +490,16 @@ static void test_leftovers(void)
 	for (at = 1; at <= 6; at++) {
 		for (next = 0; next < 2; next++) {
 			set_up_live();
+			model->has_mortal_guardian = dies_as_well;
 			nr_wrong += !recovers("fleece attach vg-lv", at, next);
 			set_up_live();
 			run("fleece attach vg-lv");
+			model->has_mortal_guardian = dies_as_well;
 			nr_wrong += !recovers("fleece detach vg-lv", at, next);
 		}
 	}
-	tap_ok(!nr_wrong, "after a kill at any change, the next attach and detach are whole");
+	tap_ok(!nr_wrong, "after a kill at any change%s, the next attach and detach are whole",
+	       dies_as_well ? ", of the guardian as well" : "");
 }
 
 int main(void)
@@ -513,6 +517,7 @@ int main(void)
 	test_stuck_freeze();
 	test_kill();
 	test_newer_module();
-	test_leftovers();
+	test_leftovers(false);
+	test_leftovers(true);
 	return tap_end();
 }

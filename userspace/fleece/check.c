@@ -97,19 +97,19 @@ static bool check_device(const struct fleece_dm_info *info)
 	int length = (int)strlen(info->name) - (int)strlen(LOWER_SUFFIX);
 	struct snapshot snapshot;
 	struct origin origin;
-	bool is_origin;
+	bool is_origin = info->is_live && !origin_read(info, &origin);
+	bool is_changed = is_origin || (info->is_live && convert_has_lower(info->name));
 
-	if (info->is_live && info->is_suspended && !origin_read(info, &origin))
+	if (is_changed && info->is_suspended)
 		return tell(info->name,
-			    "is suspended, so its users wait; if nobody is at work on it, try 'dmsetup resume %s'",
-			    info->name);
-	if (info->is_live && info->has_inactive) {
-		is_origin = !origin_read(info, &origin);
-		if (is_origin || convert_has_lower(info->name))
-			return tell(info->name,
-				    "has another table loaded, which is not live; if nobody is at work on it, try '%s %s'",
-				    is_origin ? "dmsetup clear" : "fleece detach", info->name);
-	}
+			    "is suspended, so its users wait; if nobody is at work on it, try '%s %s'",
+			    is_origin ? "dmsetup resume" : "fleece detach", info->name);
+	if (is_changed && info->has_inactive)
+		return tell(info->name,
+			    "has another table loaded, which is not live; if nobody is at work on it, try '%s %s'",
+			    is_origin ? "dmsetup clear" : "fleece detach", info->name);
+	if (is_origin)
+		return check_origin(info, &origin);
 	if (device_has_prefix(info->uuid, LOWER_UUID) && !info->open_count)
 		return tell(info->name, "no origin uses it; try 'fleece detach %.*s'",
 			    length > 0 ? length : 0, info->name);

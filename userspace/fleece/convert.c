@@ -192,6 +192,18 @@ bool convert_forget(const char *name)
 	       find_lower(name, &lower) && !lower.open_count && !fleece_dm_remove(lower.name);
 }
 
+/* Whoever would have resumed it was killed, too. */
+static bool undo_suspend(const struct fleece_dm_info *info)
+{
+	int ret = info->is_suspended ? fleece_dm_resume(info->name, FLEECE_DM_UDEV_ALL) : 0;
+
+	if (ret)
+		report_dm(ret, info->name, "is suspended, and cannot be resumed");
+	else if (info->is_suspended)
+		report_note(info->name, "note: was suspended still, and has been resumed");
+	return !ret;
+}
+
 bool convert_undo(const struct fleece_dm_info *info)
 {
 	struct fleece_dm_info lower;
@@ -201,15 +213,16 @@ bool convert_undo(const struct fleece_dm_info *info)
 		return false;
 	if (!origin_read(info, &origin) && origin.lower == lower.devno) {
 		/* In use; only a table may have been left. */
-		if (info->has_inactive)
-			report_note(info->name, "note: an interrupted detach has been undone");
-		return info->has_inactive;
+		if (!info->has_inactive)
+			return false;
+		report_note(info->name, "note: an interrupted detach has been undone");
+		return undo_suspend(info);
 	}
 	if (fleece_dm_remove(lower.name))
 		return false;
 	report_note(info->name, "note: %s, left over from an interrupted attach or detach, was removed",
 		    lower.name);
-	return true;
+	return undo_suspend(info);
 }
 
 /* ------------------------- To an origin ------------------------- */

@@ -52,8 +52,8 @@ enum status convert_detach(const struct origin *origin, const struct fleece_dm_i
  * convert_undo() - undo what an interrupted conversion has left of itself
  * @info: the device that was to be converted, to an origin or back.
  *
- * That is a lower device that nobody uses, and a table that was loaded but not made live. It
- * is told on standard error.
+ * That is a lower device that nobody uses, a table that was loaded but not made live, and
+ * with either of them that the device is suspended. It is told on standard error.
  *
  * Return: true if there was something, and it is gone.
  */

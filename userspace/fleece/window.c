@@ -35,6 +35,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -148,8 +149,12 @@ static void run_guardian(const struct guard *guard, const struct window *window,
 {
 	char byte = 0;
 
-	/* Who kills the process group, as timeout(1) does, must not kill the guardian, too. */
+	/*
+	 * Who kills the process group, as timeout(1) does, or all that is called fleece, must
+	 * not kill the guardian, too.
+	 */
 	setsid();
+	prctl(PR_SET_NAME, "origin-guardian", 0, 0, 0);
 	close(guard->life[1]);
 	close(guard->ready[0]);
 	if (lock_memory() || write(guard->ready[1], &byte, 1) != 1)

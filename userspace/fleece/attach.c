@@ -161,6 +161,20 @@ static enum status check_plain(const struct attach *attach, const char *name, de
 		      "there is a device /dev/mapper/%s already; choose another --name", name);
 }
 
+/* Another device-mapper device may have come to use it since check_unused(). */
+static enum status check_alone(const char *device, const char *name)
+{
+	struct fleece_dm_info info;
+	struct origin origin;
+	char path[PATH_MAX];
+
+	if (fleece_dm_info(name, &info) || origin_read(&info, &origin) ||
+	    !device_bypass(&origin, path))
+		return DONE;
+	return report(BUSY, device, "is used by %s now; stop that first, or attach the volume above it",
+		      path);
+}
+
 static enum status start_plain(struct attach *attach, const char *name, dev_t devno, uint64_t size)
 {
 	struct fleece_dm_table table;
@@ -176,8 +190,8 @@ static enum status start_plain(struct attach *attach, const char *name, dev_t de
 	fleece_dm_table_free(&table);
 	if (status == DONE) {
 		ret = fleece_dm_resume(name, FLEECE_DM_UDEV_ALL);
-		if (ret)
-			status = report_dm(ret, name, "cannot set it up");
+		status = ret ? report_dm(ret, name, "cannot set it up") :
+			       check_alone(attach->device, name);
 	}
 	if (status != DONE) {
 		fleece_dm_remove(name);

@@ -88,6 +88,20 @@ static bool tell(const char *name, const char *format, ...)
 	return false;
 }
 
+static bool check_origin(const struct fleece_dm_info *info, const struct origin *origin)
+{
+	char path[PATH_MAX];
+
+	if (device_bypass(origin, path))
+		return tell(info->name,
+			    "%.128s uses its lower device past it, so changes are missed: detach it, and let that device use the origin",
+			    path);
+	/* Its checkpoints are invalid when it is attached again. */
+	return strcmp(origin->status.metadata, "failed") ||
+	       tell(info->name,
+		    "its metadata device has failed; changes are tracked in memory, up to a reboot");
+}
+
 /*
  * An origin that holds I/O, a conversion that was not ended, a lower one whose origin is
  * gone, a snapshot that is of no use.

@@ -244,7 +244,7 @@ static enum status check_live(const struct fleece_dm_info *info,
 	for (i = 0; i < table->count; i++) {
 		if (!is_movable(table->targets[i].type))
 			return report(FAILED, info->name,
-				      "its target '%s' cannot be moved while it is live; attach a volume above it, or what lies below it at boot",
+				      "its target '%s' cannot be moved while it is live; attach a volume above it, or what lies below it at boot (fleece(8), LVM)",
 				      table->targets[i].type);
 	}
 	return DONE;

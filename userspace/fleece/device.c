@@ -495,6 +495,53 @@ bool device_on_origin(dev_t devno, char *name)
 	return found;
 }
 
+/* Is it the origin, or one of its snapshots, started or not? */
+static bool is_rightful_holder(dev_t holder, const struct origin *origin)
+{
+	struct fleece_dm_table table;
+	struct fleece_dm_info info;
+	char text[32];
+	bool is_snapshot;
+
+	if (holder == origin->dm.devno)
+		return true;
+	/* If it has gone meanwhile, it was none that stays. */
+	if (fleece_dm_info_devno(holder, &info))
+		return read_sysfs(holder, "dev", text, sizeof(text));
+	if (info.is_live ? fleece_dm_table(info.name, &table) :
+			   fleece_dm_inactive_table(info.name, &table))
+		return true;
+	is_snapshot = table.count && !strcmp(table.targets[0].type, SNAPSHOT_TARGET);
+	fleece_dm_table_free(&table);
+	return is_snapshot;
+}
+
+bool device_bypass(const struct origin *origin, char *path)
+{
+	char directory[64], attribute[300], text[32];
+	struct dirent *entry;
+	bool is_found = false;
+	dev_t holder;
+	DIR *holders;
+
+	snprintf(directory, sizeof(directory), "/sys/dev/block/%u:%u/holders",
+		 major(origin->lower), minor(origin->lower));
+	holders = opendir(directory);
+	if (!holders)
+		return false;
+	while (!is_found && (entry = readdir(holders))) {
+		snprintf(attribute, sizeof(attribute), "holders/%s/dev", entry->d_name);
+		if (entry->d_name[0] == '.' ||
+		    read_sysfs(origin->lower, attribute, text, sizeof(text)) ||
+		    parse_devno(text, &holder) || is_rightful_holder(holder, origin))
+			continue;
+		device_path(path, PATH_MAX, holder);
+		is_found = true;
+	}
+	closedir(holders);
+	return is_found;
+}
+
 bool device_unit_is_valid(uint64_t bytes)
 {
 	return bytes >= CLUSTER_MIN && bytes <= CLUSTER_MAX && !(bytes & (bytes - 1));

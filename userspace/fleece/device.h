@@ -250,6 +250,18 @@ bool device_depends(dev_t devno, dev_t base);
 bool device_on_origin(dev_t devno, char *name);
 
 /**
+ * device_bypass() - find a device that uses what lies below an origin past it
+ * @origin: the origin.
+ * @path: set to who does; room for PATH_MAX characters.
+ *
+ * Device-mapper keeps mounts and the like away from the lower device, but none of its own
+ * devices. What such a one writes is neither copied nor tracked.
+ *
+ * Return: true if there is one.
+ */
+bool device_bypass(const struct origin *origin, char *path);
+
+/**
  * device_unit_is_valid() - whether bytes can be a cluster or a granule
  * @bytes: the size.
  *

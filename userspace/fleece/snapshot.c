@@ -68,6 +68,10 @@ static enum status check_origin(const struct snapshot_request *request, struct m
 
 	if (member->origin.dm.is_suspended || member->origin.dm.has_inactive)
 		return report(BUSY, name, "is being changed by somebody else; try again later, or 'fleece check'");
+	if (device_bypass(&member->origin, path))
+		return report(BUSY, name,
+			      "%s uses its lower device past it: what that writes is neither copied nor tracked; see 'LVM' in fleece(8)",
+			      path);
 	if (request->checkpoint && checkpoint_exists(&member->origin, request->checkpoint))
 		return checkpoint_report(-EEXIST, name, request->checkpoint);
 	if (request->since)

@@ -104,6 +104,25 @@ fails "check tells of an origin that is suspended" "BAD +$name: is suspended" \
 or_bail dmsetup resume "$name"
 succeeds "and not any more once it is resumed" "$FLEECE" check
 
+mkdir "$SCRATCH/bin"
+cp "$FLEECE" "$SCRATCH/bin/fleece"
+printf '#!/bin/sh\necho fleeced 9.9\n' > "$SCRATCH/bin/fleeced"
+chmod +x "$SCRATCH/bin/fleeced"
+exits "check with a server of another version" 8 "$SCRATCH/bin/fleece" check
+is "which it names" "$("$SCRATCH/bin/fleece" check --json |
+	jq -r '.checks[] | select(.ok | not) | .name')" "server fleeced"
+printf '#!/bin/sh\nfalse\n' > "$SCRATCH/bin/fleeced"
+exits "check with one that does not run" 8 "$SCRATCH/bin/fleece" check
+
+# Device-mapper lets another device of its own use the lower device.
+or_bail dmsetup create "$PREFIX-past" --table "0 $SECTORS linear $disk 0"
+fails "check tells of a device that goes past the origin" "BAD +$name: .*$PREFIX-past uses" \
+	sh -c "$FLEECE check 2>&1"
+fails "no snapshot is taken of it" "$PREFIX-past uses its lower device past it" \
+	"$FLEECE" snapshot "$name" --cow "$(path_of cow)"
+or_bail dm_remove past
+succeeds "check finds nothing when that is gone" "$FLEECE" check
+
 #
 # Checkpoints.
 #
@@ -360,10 +379,14 @@ test_serve()
 	fi
 	or_bail snapshot --cow "$(path_of cow)"
 	uri="nbd+unix:///$name-snap?socket=$socket"
+	exec 8> "$SCRATCH/lock"
 	says "serve in the background prints the URI" "^nbd\+unix:///$name-snap\?socket=$socket$" \
 		"$FLEECE" serve "$name-snap" --background --socket "$socket" --pid-file "$pid" \
 		--log-file "$SCRATCH/log"
+	exec 8>&-
 	defer stop_server
+	is "what its caller has open is not held by the server" \
+		"$(find "/proc/$(cat "$pid")/fd" -lname "$SCRATCH/lock")" ""
 	is "nbdinfo sees the size" "$(nbdinfo --size "$uri")" $((SECTORS * 512))
 	exits "serve on the same socket" 5 "$FLEECE" serve "$name-snap" --socket "$socket"
 	exits "remove of a served snapshot" 5 "$FLEECE" remove "$name-snap"
@@ -382,6 +405,14 @@ test_serve()
 	else
 		skip "serve on a terminal" "python3 is not installed"
 	fi
+	or_bail dmsetup rename "$name-snap" "$name:snap"
+	says "the export of a name that none may have has another one" \
+		"^nbd\+unix:///${name}_snap\?" "$FLEECE" serve "$name:snap" --background \
+		--socket "$socket" --pid-file "$pid" --log-file "$SCRATCH/log"
+	is "which can be read" "$(nbdinfo --size "nbd+unix:///${name}_snap?socket=$socket")" \
+		$((SECTORS * 512))
+	stop_server
+	or_bail dmsetup rename "$name:snap" "$name-snap"
 	fails "one that cannot listen says why" "0.0.0.0 is not a loopback address" \
 		"$FLEECE" serve "$name-snap" --background --socket "$SCRATCH/other" \
 		--pid-file "$SCRATCH/other.pid" --log-file "$SCRATCH/log" --listen 0.0.0.0

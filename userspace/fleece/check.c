@@ -17,6 +17,9 @@
 #include "process.h"
 #include "verbs.h"
 
+/* Room for a version. */
+#define VERSION_TEXT	64
+
 /* For programs; NULL: lines for people. */
 static struct fleece_json *document;
 
@@ -50,29 +53,47 @@ static bool check_targets(void)
 	return is_good;
 }
 
-static void check_module(int control)
+/* All three come of one tree. */
+static bool is_ours(const char *version)
+{
+	return !strcmp(version, FLEECE_VERSION);
+}
+
+static bool check_module(int control)
 {
 	struct fleece_version version;
-	char detail[96];
+	char detail[128];
+	bool is_good;
 
-	if (fleece_control_version(control, &version))
-		return;
-	snprintf(detail, sizeof(detail), "version %.23s, interface %u", version.module,
-		 version.interface);
-	print_line(true, "module dm-fleece", detail);
+	if (fleece_control_version(control, &version)) {
+		print_line(false, "module dm-fleece", "does not tell its version");
+		return false;
+	}
+	is_good = is_ours(version.module);
+	snprintf(detail, sizeof(detail), "version %.23s, interface %u%s", version.module,
+		 version.interface, is_good ? "" : "; the command is of another version");
+	print_line(is_good, "module dm-fleece", detail);
 	print_line(true, "command fleece", "version " FLEECE_VERSION);
+	return is_good;
 }
 
 static bool check_server(void)
 {
-	char path[PATH_MAX], output[128];
+	char path[PATH_MAX], output[128], version[VERSION_TEXT] = "", detail[2 * VERSION_TEXT];
 	const char *const argv[] = { path, "--version", NULL };
-	int ret;
+	bool is_good;
 
 	process_find(path, sizeof(path), "fleeced", "fleeced");
-	ret = process_run(argv, output, sizeof(output));
-	print_line(!ret, "server fleeced", ret ? "not found, or it does not run" : output);
-	return !ret;
+	if (process_run(argv, output, sizeof(output)) ||
+	    sscanf(output, "fleeced %63s", version) != 1) {
+		print_line(false, "server fleeced", "not found, or it does not run");
+		return false;
+	}
+	is_good = is_ours(version);
+	snprintf(detail, sizeof(detail), "version %s%s", version,
+		 is_good ? "" : "; the command is of another version");
+	print_line(is_good, "server fleeced", detail);
+	return is_good;
 }
 
 __attribute__((format(printf, 2, 3)))
@@ -180,17 +201,19 @@ static bool check_devices(void)
 /* @started: what became of the attempt to open the control device. */
 static enum status check_all(int control, enum status started)
 {
-	bool is_good;
+	bool is_complete, is_good;
 
 	if (started != DONE) {
 		print_line(false, "module dm-fleece", "cannot be used");
 		return started;
 	}
-	check_module(control);
+	is_complete = check_module(control);
 	if (!check_targets())
 		return NO_MODULE;
-	is_good = check_server();
-	is_good &= check_devices();
+	is_complete &= check_server();
+	is_good = check_devices();
+	if (!is_complete)
+		return NO_MODULE;
 	return is_good ? DONE : FAILED;
 }
 

@@ -37,15 +37,19 @@
 
 /*
  * struct served - a snapshot
- * @name: of its device, and of its export.
+ * @name: of its export: its device's, but for characters that no export's name may have.
  * @since: the checkpoint that it is limited to the changes after, or "".
- * @device: path.
+ * @device: path, as an argument of the server.
  */
 struct served {
 	char name[DM_NAME_LEN];
 	char since[FLEECE_NAME_SIZE];
 	char device[PATH_MAX];
 };
+
+/* Of the name of an export. */
+#define NAME_CHARACTERS \
+	"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._@+-"
 
 struct serve {
 	struct served *snapshots;
@@ -274,7 +278,8 @@ static void print_commands(const struct serve *serve, const char *uri,
 		printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n", serve->checkpoint, uri);
 	printf("  fleece pull '%s' %s.raw\n", uri, name);
 	printf("  nbdcopy -p '%s' %s.raw\n", uri, name);
-	printf("  qemu-img convert -p -O qcow2 '%s' %s.qcow2\n", uri, name);
+	/* Without -f, what the device begins with would say how to read it. */
+	printf("  qemu-img convert -p -f raw -O qcow2 '%s' %s.qcow2\n", uri, name);
 	printf("  nbd-client -unix ");
 	print_quoted(serve->socket);
 	printf(" /dev/nbd0 -N %s -readonly\n", name);
@@ -452,6 +457,21 @@ static void find_checkpoint(struct serve *serve, const struct snapshot *snapshot
 	close(device);
 }
 
+/* Two that get the same name are refused by the server. */
+static void name_export(struct served *served, const char *device)
+{
+	size_t good;
+
+	snprintf(served->name, sizeof(served->name), "%s", device);
+	while (served->name[good = strspn(served->name, NAME_CHARACTERS)])
+		served->name[good] = '_';
+	if (strcmp(served->name, device))
+		snprintf(served->device, sizeof(served->device), "%s=/dev/mapper/%s", served->name,
+			 device);
+	else
+		snprintf(served->device, sizeof(served->device), "/dev/mapper/%s", device);
+}
+
 static enum status find_snapshot(struct serve *serve, const char *text, struct served *served,
 				 int control)
 {
@@ -463,9 +483,8 @@ static enum status find_snapshot(struct serve *serve, const char *text, struct s
 	if (snapshot.status.is_broken)
 		return report(BROKEN, snapshot.dm.name, "is broken (%s)",
 			      snapshot_error(&snapshot));
-	snprintf(served->name, sizeof(served->name), "%s", snapshot.dm.name);
+	name_export(served, snapshot.dm.name);
 	snprintf(served->since, sizeof(served->since), "%s", snapshot.since);
-	snprintf(served->device, sizeof(served->device), "/dev/mapper/%s", snapshot.dm.name);
 	if (served == serve->snapshots)
 		find_checkpoint(serve, &snapshot, control);
 	return DONE;

@@ -86,8 +86,11 @@ expect 2 'force for COW space that is made' snapshot a --force --cow-size 1G
 expect 2 'fewer COW devices than origins' snapshot a b --cow /dev/x
 expect 2 'directory for zram' snapshot a --cow-kind zram --cow-dir /tmp
 expect 2 'timeout no number' snapshot a --cbw-timeout -1
+expect 2 'timeout too large' snapshot a --cbw-timeout 4294967296
 expect 2 'low water no number' snapshot a --low-water few
+expect 2 'low water too large' snapshot a --low-water 4294967296
 expect 2 'staging not in sectors' snapshot a --staging 100
+expect 2 'staging too large' snapshot a --staging 2T
 expect 2 'since a malformed name' snapshot a --since -x
 expect 2 'unknown policy' snapshot a --on-cbw-error ignore
 expect 2 'unknown policy of a full device' snapshot a --on-cow-full ignore

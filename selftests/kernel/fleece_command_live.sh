@@ -70,6 +70,9 @@ says "grow the second one" "^second  [0-9]+ of 368 clusters used, each 64.0K" \
 is "its volume is larger" \
 	"$(blockdev --getsize64 "/dev/$GROUP/data-second-cow")" $((24 * 1024 * 1024))
 exits "make it smaller again" 1 "$FLEECE" grow second 20M
+or_bail lvextend -q -q --yes -L 28M "$GROUP/data-second-cow"
+says "take up what somebody else has given to its COW volume, even if that is more" \
+	"^second  [0-9]+ of 432 clusters used" "$FLEECE" grow second 25M
 exits "more than the group has" 1 "$FLEECE" grow second 1T
 says "remove the second one" "^$" "$FLEECE" remove second
 fails "its COW space is gone" "Failed to find" lvs "$GROUP/data-second-cow"

@@ -19,6 +19,9 @@
 #include "metadata_device.h"
 #include "process.h"
 
+/* zram has blocks of a page. */
+#define ZRAM_BLOCK		4096
+
 /* Exit status of blkid(8): no signature, or several that contradict each other. */
 #define BLKID_NOTHING		2
 #define BLKID_AMBIVALENT	8
@@ -105,10 +108,19 @@ static enum status check_content(const char *path, const char *snapshot)
 		      path, what);
 }
 
+static enum status check_place(const char *snapshot, const struct cow *cow)
+{
+	char name[DM_NAME_LEN];
+
+	if (!device_on_origin(cow->devno, name))
+		return DONE;
+	return report(BUSY, snapshot, "the COW device %s lies on the origin %s", cow->path, name);
+}
+
 static enum status use_device(const struct cow_request *request, const struct origin *origin,
 			      const char *snapshot, struct cow *cow)
 {
-	char mountpoint[PATH_MAX], name[DM_NAME_LEN];
+	char mountpoint[PATH_MAX];
 	enum status status;
 	int fd;
 
@@ -121,9 +133,9 @@ static enum status use_device(const struct cow_request *request, const struct or
 	    device_depends(cow->devno, origin->lower))
 		return report(BUSY, snapshot, "the COW device %s is the origin or lies on it",
 			      cow->path);
-	if (device_on_origin(cow->devno, name))
-		return report(BUSY, snapshot, "the COW device %s lies on the origin %s", cow->path,
-			      name);
+	status = check_place(snapshot, cow);
+	if (status != DONE)
+		return status;
 	if (device_mountpoint(cow->devno, mountpoint, sizeof(mountpoint)))
 		return report(BUSY, snapshot, "the COW device %s is mounted on %s", cow->path,
 			      mountpoint);
@@ -138,6 +150,12 @@ static enum status use_device(const struct cow_request *request, const struct or
 	return request->is_forced ? DONE : check_content(cow->path, snapshot);
 }
 
+/* A snapshot's blocks are the larger ones of its two devices. */
+static bool zram_fits(const struct origin *origin)
+{
+	return !(origin->size % ZRAM_BLOCK);
+}
+
 /*
  * zram comes last: its blocks of 4096 bytes become those of the snapshot, from
  * which a filesystem with smaller blocks cannot be mounted then. COW_AUTO: there is no
@@ -145,13 +163,15 @@ static enum status use_device(const struct cow_request *request, const struct or
  */
 static enum cow_kind choose_kind(const struct cow_request *request, const struct origin *origin)
 {
+	char base[DM_NAME_LEN];
+
 	if (request->dir)
 		return COW_FILE;
-	if (cow_lvm_has_room(origin, request->bytes))
+	if (!device_on_origin(origin->lower, base) && cow_lvm_has_room(origin, request->bytes))
 		return COW_LVM;
 	if (cow_file_has_room(request->bytes))
 		return COW_FILE;
-	return cow_zram_has_room(request->bytes) ? COW_ZRAM : COW_AUTO;
+	return zram_fits(origin) && cow_zram_has_room(request->bytes) ? COW_ZRAM : COW_AUTO;
 }
 
 enum status cow_make(const struct cow_request *request, const struct origin *origin,
@@ -173,6 +193,9 @@ enum status cow_make(const struct cow_request *request, const struct origin *ori
 		status = cow_lvm_make(request, origin, snapshot, cow);
 		break;
 	case COW_ZRAM:
+		if (!zram_fits(origin))
+			return report(FAILED, snapshot,
+				      "zram has blocks of 4096 bytes, of which the size of the origin is no multiple; choose another --cow-kind");
 		status = cow_zram_make(request, snapshot, cow);
 		break;
 	case COW_FILE:
@@ -186,6 +209,8 @@ enum status cow_make(const struct cow_request *request, const struct origin *ori
 	}
 	if (status == DONE && kind != COW_USER)
 		status = stat_device(snapshot, cow);
+	if (status == DONE && kind == COW_LVM)
+		status = check_place(snapshot, cow);
 	if (status == DONE && !device_size(cow->devno, &bytes) && bytes <= COW_HEADER_BYTES)
 		status = report(FAILED, snapshot,
 				"the COW device %s is too small: %llu bytes, of which its header takes %llu",

@@ -358,6 +358,20 @@ const char *device_path(char *path, size_t size, dev_t devno)
 	return path;
 }
 
+/* The device number of a mounted btrfs is of no device. */
+static bool is_mount_of(const char *line, dev_t mounted, const char *mountpoint, dev_t devno)
+{
+	dev_t devices[PLACE_DEVICES];
+	size_t count;
+
+	if (major(mounted) || !strstr(line, " - btrfs "))
+		return mounted == devno;
+	count = place_devices(mountpoint, devices);
+	while (count && devices[count - 1] != devno)
+		count--;
+	return count;
+}
+
 bool device_mountpoint(dev_t devno, char *path, size_t size)
 {
 	FILE *file = fopen("/proc/self/mountinfo", "re");
@@ -372,10 +386,11 @@ bool device_mountpoint(dev_t devno, char *path, size_t size)
 		char *word = NULL;
 
 		if (sscanf(line, "%*d %*d %u:%u %*s %ms", &number_major, &number_minor,
-			   &word) == 3 && makedev(number_major, number_minor) == devno) {
+			   &word) == 3) {
 			place_unescape(word);
-			snprintf(path, size, "%s", word);
-			found = true;
+			found = is_mount_of(line, makedev(number_major, number_minor), word, devno);
+			if (found)
+				snprintf(path, size, "%s", word);
 		}
 		free(word);
 	}

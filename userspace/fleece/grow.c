@@ -11,6 +11,15 @@
 #include "size.h"
 #include "verbs.h"
 
+/* Is there so much, of which it does not use all? */
+static bool has_gained(const struct snapshot *snapshot, uint64_t bytes)
+{
+	uint64_t used = COW_HEADER_BYTES + snapshot->status.total_slots * snapshot->cluster;
+	uint64_t now;
+
+	return !device_size(snapshot->cow, &now) && bytes <= now && now - used >= snapshot->cluster;
+}
+
 static enum status grow(const char *text, uint64_t bytes)
 {
 	char size[FLEECE_SIZE_TEXT];
@@ -23,7 +32,9 @@ static enum status grow(const char *text, uint64_t bytes)
 	if (snapshot.status.is_broken)
 		return report(BROKEN, snapshot.dm.name, "is broken (%s), more space does not help",
 			      snapshot_error(&snapshot));
-	status = cow_grow(cow_kind_of(snapshot.dm.uuid), snapshot.cow, snapshot.dm.name, bytes);
+	if (!has_gained(&snapshot, bytes))
+		status = cow_grow(cow_kind_of(snapshot.dm.uuid), snapshot.cow, snapshot.dm.name,
+				  bytes);
 	if (status != DONE)
 		return status;
 	ret = fleece_dm_message(snapshot.dm.name, "cow_resize", NULL);

@@ -65,6 +65,7 @@ static enum status check_origin(const struct snapshot_request *request, struct m
 {
 	struct fleece_checkpoint_line found;
 	const char *name = member->origin.dm.name;
+	char path[PATH_MAX];
 
 	if (member->origin.dm.is_suspended || member->origin.dm.has_inactive)
 		return report(BUSY, name, "is being changed by somebody else; try again later, or 'fleece check'");

@@ -3,6 +3,7 @@
 #include "snapshot_request.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,11 +67,12 @@ static enum status parse_policy(const char *option, const char *const *values, c
 	return verb_usage("'%s' is no value of %s", optarg, option);
 }
 
+/* The module has 32 bits for it. */
 static bool is_number(const char *text)
 {
 	size_t digits = strspn(text, "0123456789");
 
-	return digits && !text[digits] && digits < 19;
+	return digits && !text[digits] && digits < 19 && strtoull(text, NULL, 10) <= UINT_MAX;
 }
 
 static enum status parse_names(const char *text, const char **name)
@@ -89,12 +91,13 @@ static enum status parse_numbers(int option, struct snapshot_request *request)
 			return verb_usage("the cluster must be a power of two from 4K to 16M");
 	} else if (option == STAGING) {
 		if (fleece_size_parse(optarg, &request->staging) ||
-		    request->staging % SECTOR_SIZE)
-			return verb_usage("'%s' is not a size in whole sectors", optarg);
+		    request->staging % SECTOR_SIZE || request->staging / SECTOR_SIZE > UINT_MAX)
+			return verb_usage("'%s' is not a size in whole sectors, or too large",
+					  optarg);
 		request->has_staging = true;
 	} else if (option == TIMEOUT || option == LOW_WATER) {
 		if (!is_number(optarg))
-			return verb_usage("'%s' is not a number", optarg);
+			return verb_usage("'%s' is not a number from 0 to %u", optarg, UINT_MAX);
 		*(option == TIMEOUT ? &request->timeout_ms : &request->low_water) = optarg;
 	} else if (window_limit_parse(optarg, &request->limit_ms)) {
 		return verb_usage("'%s' is not a number of seconds from 1 to 3600", optarg);

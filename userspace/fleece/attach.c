@@ -226,7 +226,8 @@ static enum status attach_dm(struct attach *attach, const struct fleece_dm_info 
 
 	if (origin_read(info, &origin))
 		return convert_attach(attach, info);
-	convert_undo(info);
+	if (info->is_suspended)
+		convert_undo(info);
 	if (attach_compare(attach, &origin) == DONE)
 		report(BUSY, info->name, "is attached already");
 	return BUSY;

@@ -138,7 +138,8 @@ static bool check_device(const struct fleece_dm_info *info)
 	if (is_changed && info->is_suspended)
 		return tell(info->name,
 			    "is suspended, so its users wait; if nobody is at work on it, try '%s %s'",
-			    is_origin ? "dmsetup resume" : "fleece detach", info->name);
+			    is_origin || !info->has_inactive ? "dmsetup resume" : "fleece detach",
+			    info->name);
 	if (is_changed && info->has_inactive)
 		return tell(info->name,
 			    "has another table loaded, which is not live; if nobody is at work on it, try '%s %s'",

@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "checkpoint.h"
@@ -29,6 +30,9 @@
 
 /* "LVM-", and the ids of group and volume; internal devices have more. */
 #define LVM_UUID_LENGTH		(4 + 32 + 32)
+
+/* How long others suspend a device at most. */
+#define UNDO_S			2
 
 /* Room for NAME-lower, which may turn out to be too long. */
 #define LOWER_NAME		(DM_NAME_LEN + sizeof(LOWER_SUFFIX))
@@ -169,6 +173,28 @@ static bool is_ours(const struct fleece_dm_table *loaded, const struct fleece_dm
 	return has_table(lower->name, loaded);
 }
 
+/* Or is it LVM, which does not take our lock, that works on it, with the same table? */
+static bool stays_suspended(const char *name)
+{
+	const struct timespec while_others_work = { .tv_sec = UNDO_S };
+	struct fleece_dm_info now;
+
+	nanosleep(&while_others_work, NULL);
+	return !fleece_dm_info(name, &now) && now.is_suspended && now.has_inactive;
+}
+
+/* Whoever would have resumed it was killed, too. */
+static bool undo_suspend(const char *name)
+{
+	int ret = fleece_dm_resume(name, FLEECE_DM_UDEV_ALL);
+
+	if (ret)
+		report_dm(ret, name, "is suspended, and cannot be resumed");
+	else
+		report_note(name, "note: was suspended still, and has been resumed");
+	return !ret;
+}
+
 /* Returns whether no table is loaded then. */
 static bool undo_load(const struct fleece_dm_info *info, const struct fleece_dm_info *lower)
 {
@@ -179,8 +205,12 @@ static bool undo_load(const struct fleece_dm_info *info, const struct fleece_dm_
 		return true;
 	if (fleece_dm_inactive_table(info->name, &loaded))
 		return false;
-	is_undone = is_ours(&loaded, lower) && !fleece_dm_clear(info->name);
+	is_undone = is_ours(&loaded, lower) &&
+		    (!info->is_suspended || stays_suspended(info->name)) &&
+		    !fleece_dm_clear(info->name);
 	fleece_dm_table_free(&loaded);
+	if (is_undone && info->is_suspended)
+		is_undone = undo_suspend(info->name);
 	return is_undone;
 }
 
@@ -190,18 +220,6 @@ bool convert_forget(const char *name)
 
 	return strlen(name) < DM_NAME_LEN && fleece_dm_info(name, &info) == -ENXIO &&
 	       find_lower(name, &lower) && !lower.open_count && !fleece_dm_remove(lower.name);
-}
-
-/* Whoever would have resumed it was killed, too. */
-static bool undo_suspend(const struct fleece_dm_info *info)
-{
-	int ret = info->is_suspended ? fleece_dm_resume(info->name, FLEECE_DM_UDEV_ALL) : 0;
-
-	if (ret)
-		report_dm(ret, info->name, "is suspended, and cannot be resumed");
-	else if (info->is_suspended)
-		report_note(info->name, "note: was suspended still, and has been resumed");
-	return !ret;
 }
 
 bool convert_undo(const struct fleece_dm_info *info)
@@ -216,13 +234,13 @@ bool convert_undo(const struct fleece_dm_info *info)
 		if (!info->has_inactive)
 			return false;
 		report_note(info->name, "note: an interrupted detach has been undone");
-		return undo_suspend(info);
+		return true;
 	}
 	if (fleece_dm_remove(lower.name))
 		return false;
 	report_note(info->name, "note: %s, left over from an interrupted attach or detach, was removed",
 		    lower.name);
-	return undo_suspend(info);
+	return true;
 }
 
 /* ------------------------- To an origin ------------------------- */

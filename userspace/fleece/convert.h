@@ -53,7 +53,7 @@ enum status convert_detach(const struct origin *origin, const struct fleece_dm_i
  * @info: the device that was to be converted, to an origin or back.
  *
  * That is a lower device that nobody uses, a table that was loaded but not made live, and
- * with either of them that the device is suspended. It is told on standard error.
+ * that the device is suspended with that. It is told on standard error.
  *
  * Return: true if there was something, and it is gone.
  */

@@ -48,6 +48,19 @@ static enum status detach_origin(const struct origin *origin, unsigned int limit
 	return detach_plain(origin);
 }
 
+/* All but the end of it had been done. */
+static enum status end_detach(const char *name)
+{
+	struct fleece_dm_info info;
+
+	if (!fleece_dm_info(name, &info) && info.is_suspended)
+		return report(BUSY, name,
+			      "is detached, but suspended; if nobody is at work on it, try 'dmsetup resume %s'",
+			      name);
+	printf("%s detached\n", name);
+	return DONE;
+}
+
 enum status detach(const char *name, unsigned int limit_ms)
 {
 	struct fleece_dm_info info;
@@ -63,11 +76,8 @@ enum status detach(const char *name, unsigned int limit_ms)
 	if (status != DONE)
 		return status;
 	is_undone = convert_undo(&info);
-	if (is_undone && origin_read(&info, &origin)) {
-		/* All but the end of it had been done. */
-		printf("%s detached\n", info.name);
-		return DONE;
-	}
+	if (is_undone && origin_read(&info, &origin))
+		return end_detach(info.name);
 	status = device_origin(name, &origin);
 	return status == DONE ? detach_origin(&origin, limit_ms) : status;
 }

@@ -161,15 +161,19 @@ static enum status check_plain(const struct attach *attach, const char *name, de
 		      "there is a device /dev/mapper/%s already; choose another --name", name);
 }
 
-/* Another device-mapper device may have come to use it since check_unused(). */
-static enum status check_alone(const char *device, const char *name)
+/*
+ * The loaded table has the device from now on, but another device-mapper device may have come
+ * to use it since check_unused(), or still come.
+ */
+static enum status check_alone(const char *device, const char *name, dev_t devno)
 {
-	struct fleece_dm_info info;
-	struct origin origin;
+	struct origin origin = { .lower = devno };
 	char path[PATH_MAX];
+	int ret = fleece_dm_info(name, &origin.dm);
 
-	if (fleece_dm_info(name, &info) || origin_read(&info, &origin) ||
-	    !device_bypass(&origin, path))
+	if (ret)
+		return report_dm(ret, name, "cannot set it up");
+	if (!device_bypass(&origin, path))
 		return DONE;
 	return report(BUSY, device, "is used by %s now; stop that first, or attach the volume above it",
 		      path);
@@ -188,10 +192,12 @@ static enum status start_plain(struct attach *attach, const char *name, dev_t de
 		return report_dm(ret, name, "cannot create it");
 	status = attach_load(attach, name, devno, size / SECTOR_SIZE, false, &table);
 	fleece_dm_table_free(&table);
+	if (status == DONE)
+		status = check_alone(attach->device, name, devno);
 	if (status == DONE) {
 		ret = fleece_dm_resume(name, FLEECE_DM_UDEV_ALL);
-		status = ret ? report_dm(ret, name, "cannot set it up") :
-			       check_alone(attach->device, name);
+		if (ret)
+			status = report_dm(ret, name, "cannot set it up");
 	}
 	if (status != DONE) {
 		fleece_dm_remove(name);

@@ -515,18 +515,16 @@ static bool is_rightful_holder(dev_t holder, const struct origin *origin)
 {
 	struct fleece_dm_table table;
 	struct fleece_dm_info info;
-	char text[32];
 	bool is_snapshot;
 
-	if (holder == origin->dm.devno)
+	/* Others than device-mapper's do not share; those that it does not find are going away. */
+	if (holder == origin->dm.devno || fleece_dm_info_devno(holder, &info))
 		return true;
-	/* If it has gone meanwhile, it was none that stays. */
-	if (fleece_dm_info_devno(holder, &info))
-		return read_sysfs(holder, "dev", text, sizeof(text));
 	if (info.is_live ? fleece_dm_table(info.name, &table) :
 			   fleece_dm_inactive_table(info.name, &table))
 		return true;
-	is_snapshot = table.count && !strcmp(table.targets[0].type, SNAPSHOT_TARGET);
+	/* Without a table it is just being started. */
+	is_snapshot = !table.count || !strcmp(table.targets[0].type, SNAPSHOT_TARGET);
 	fleece_dm_table_free(&table);
 	return is_snapshot;
 }

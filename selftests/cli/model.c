@@ -23,7 +23,9 @@
 #include "dm.h"
 #include "lock.h"
 
-#define MODEL_MAJOR	253
+/* Of no device: the command looks for their like in /sys. */
+#define MODEL_MAJOR	4003
+#define COW_MAJOR	4002
 #define MODEL_SECTORS	2097152
 
 struct model *model;
@@ -85,7 +87,7 @@ struct model_device *model_add(const char *name, const char *uuid, const char *t
 static void meddle(void)
 {
 	struct model_device *device = model_find(model->meddle_with);
-	struct model_table table = { .type = "linear", .params = "8:0 4096" };
+	struct model_table table = { .type = "linear", .params = "4001:0 4096" };
 
 	table.sectors = 2 * MODEL_SECTORS;
 	memset(&device->inactive, 0, sizeof(device->inactive));
@@ -434,7 +436,7 @@ enum status cow_make(const struct cow_request *request, const struct origin *ori
 	cow->kind = request->kind == COW_AUTO ? COW_FILE : request->kind;
 	if (ret)
 		return report_errno(ret, snapshot, "cannot make COW space");
-	cow->devno = makedev(7, model->cows++);
+	cow->devno = makedev(COW_MAJOR, model->cows++);
 	return DONE;
 }
 

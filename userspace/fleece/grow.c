@@ -17,7 +17,8 @@ static bool has_gained(const struct snapshot *snapshot, uint64_t bytes)
 	uint64_t used = COW_HEADER_BYTES + snapshot->status.total_slots * snapshot->cluster;
 	uint64_t now;
 
-	return !device_size(snapshot->cow, &now) && bytes <= now && now - used >= snapshot->cluster;
+	return !device_size(snapshot->cow, &now) && bytes <= now &&
+	       now >= used + snapshot->cluster;
 }
 
 static enum status grow(const char *text, uint64_t bytes)

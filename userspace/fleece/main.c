@@ -110,8 +110,8 @@ static void print_help(FILE *out)
 		fprintf(out, "  %-10s %s\n", verbs[i].name, verbs[i].synopsis);
 	fputs("\n'fleece VERB --help' explains a verb, fleece(8) everything.\n"
 	      "Exit status: 0 done, 1 failed, 2 usage, 4 no such device, 5 exists or busy,\n"
-	      "6 snapshot broken, 7 no such or invalid checkpoint, 8 module missing or of\n"
-	      "another version, 9 permission.\n", out);
+	      "6 snapshot broken, 7 no such or invalid checkpoint, 8 module or fleeced\n"
+	      "missing or of another version, 9 permission.\n", out);
 }
 
 int main(int argc, char **argv)

@@ -39,12 +39,14 @@
  * struct served - a snapshot
  * @name: of its export: its device's, but for characters that no export's name may have.
  * @since: the checkpoint that it is limited to the changes after, or "".
- * @device: path, as an argument of the server.
+ * @device: path.
+ * @argument: of the server, the path with or without the name of the export.
  */
 struct served {
 	char name[DM_NAME_LEN];
 	char since[FLEECE_NAME_SIZE];
 	char device[PATH_MAX];
+	char argument[PATH_MAX + DM_NAME_LEN];
 };
 
 /* Of the name of an export. */
@@ -148,7 +150,7 @@ static char **make_arguments(const struct serve *serve, const char *server)
 	for (i = 0; i < more; i++)
 		add_word(argv, &count, serve->more[i]);
 	for (i = 0; i < serve->count; i++)
-		add_word(argv, &count, serve->snapshots[i].device);
+		add_word(argv, &count, serve->snapshots[i].argument);
 	return argv;
 }
 
@@ -465,11 +467,12 @@ static void name_export(struct served *served, const char *device)
 	snprintf(served->name, sizeof(served->name), "%s", device);
 	while (served->name[good = strspn(served->name, NAME_CHARACTERS)])
 		served->name[good] = '_';
+	snprintf(served->device, sizeof(served->device), "/dev/mapper/%s", device);
 	if (strcmp(served->name, device))
-		snprintf(served->device, sizeof(served->device), "%s=/dev/mapper/%s", served->name,
-			 device);
+		snprintf(served->argument, sizeof(served->argument), "%s=%s", served->name,
+			 served->device);
 	else
-		snprintf(served->device, sizeof(served->device), "/dev/mapper/%s", device);
+		snprintf(served->argument, sizeof(served->argument), "%s", served->device);
 }
 
 static enum status find_snapshot(struct serve *serve, const char *text, struct served *served,

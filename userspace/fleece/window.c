@@ -11,8 +11,8 @@
  *
  * What could still go wrong is left to a second process, the guardian, with
  * memory locked as well. It resumes the origins when this process dies (even
- * of SIGKILL) and when the limit passes, for instance because one origin's
- * filesystem lies in a file on another one that is frozen already.
+ * of SIGKILL) and when the limit passes, for instance because the lower device of one
+ * does not answer.
  *
  * Both agree through one word of shared memory. It leaves RUNNING once:
  *

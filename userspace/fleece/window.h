@@ -15,7 +15,7 @@
  * struct window - what happens between suspending and resuming
  * @suspends: one for each origin.
  * @clears: one for each origin whose loaded table its resume makes live, or NULL.
- * @resumes: one for each origin, in the same order.
+ * @resumes: one for each origin, in the same order; they are run backwards.
  * @origins: number of origins.
  * @starts: resumes of the new snapshots' devices.
  * @snapshots: number of @starts.

@@ -312,7 +312,8 @@ static void test_checkpoints(void)
 	set_up_origins();
 	set_text(model->checkpoints, "old u1 1 0 valid\nlost u2 2 0 invalid\n");
 	tap_ok(run("fleece snapshot a --since old --checkpoint new") == DONE &&
-	       !strcmp(model_find("a-snap")->live.params, "4001:1 4002:0 128 4 since old checkpoint new"),
+	       !strcmp(model_find("a-snap")->live.params,
+		       "4001:1 4002:0 128 4 since old checkpoint new"),
 	       "since and checkpoint are passed on");
 	set_up_origins();
 	set_text(model->checkpoints, "old u1 1 0 valid\nlost u2 2 0 invalid\n");

@@ -84,6 +84,12 @@ static enum status check_origin(const struct snapshot_request *request, struct m
  * Its commit, and the flush of the lower device before, come while all are suspended: they
  * would wait for that to end.
  */
+static bool is_held_by(const struct origin *origin, const struct origin *base)
+{
+	return device_depends(origin->metadata, base->dm.devno) ||
+	       device_depends(origin->lower, base->dm.devno);
+}
+
 static enum status check_durable(const struct member *members, size_t count)
 {
 	size_t i, j;
@@ -92,8 +98,7 @@ static enum status check_durable(const struct member *members, size_t count)
 		const struct origin *origin = &members[i].origin;
 
 		for (j = 0; origin->metadata && j < count; j++)
-			if (j != i && (device_depends(origin->metadata, members[j].origin.dm.devno) ||
-				       device_depends(origin->lower, members[j].origin.dm.devno)))
+			if (j != i && is_held_by(origin, &members[j].origin))
 				return report(FAILED, origin->dm.name,
 					      "it or its metadata lies on %s, which is suspended for the same snapshot, so the checkpoint cannot become durable; take one after the other",
 					      members[j].origin.dm.name);

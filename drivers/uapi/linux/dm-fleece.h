@@ -10,8 +10,8 @@
  *
  * Errors common to all calls: -ENODEV when the descriptor is not of an origin
  * or a snapshot, -EBADF when it is not open for reading, -EINVAL for a nonzero
- * reserved field or flag, -EFAULT for a bad pointer, -ENOTTY for an unknown
- * call.
+ * reserved field or flag, -EFAULT for a bad pointer, -ENOMEM, -ENOTTY for an
+ * unknown call.
  */
 #ifndef _UAPI_LINUX_DM_FLEECE_H
 #define _UAPI_LINUX_DM_FLEECE_H

@@ -22,13 +22,17 @@ depends()
 }
 
 # Called by dracut. In host-only mode it takes modules that are in use alone; nothing may be
-# attached yet.
+# attached yet. A kernel without it boots without the origins, which should be known before.
 installkernel()
 {
+	# shellcheck disable=SC2154
+	modinfo -k "$kernel" dm-fleece > /dev/null 2>&1 ||
+		dwarn "fleece: there is no module dm-fleece for the kernel $kernel: it will attach nothing"
 	hostonly='' instmods dm-fleece
 }
 
-# Called by dracut; $moddir and $initdir are its variables.
+# Called by dracut; $moddir and $initdir are its variables. Without need-initqueue systemd skips
+# the loop in which devices are waited for, if nothing else needs it.
 install()
 {
 	# shellcheck disable=SC2154
@@ -39,4 +43,5 @@ install()
 	# shellcheck disable=SC2154
 	inst_hook initqueue/settled 50 "$moddir/attach-early.sh"
 	inst_hook pre-mount 10 "$moddir/attach.sh"
+	dracut_need_initqueue
 }

@@ -431,25 +431,41 @@ int device_size(dev_t devno, uint64_t *bytes)
 
 static bool depends(dev_t devno, dev_t base, int depth);
 
-static bool slaves_depend(dev_t devno, dev_t base, int depth)
+/* @side: "slaves", which are below a device, or "holders", above it. NULL if there are none. */
+static DIR *open_neighbours(dev_t devno, const char *side)
 {
-	char path[64], attribute[300], text[32];
-	struct dirent *entry;
-	bool found = false;
-	dev_t slave;
-	DIR *dir;
+	char path[64];
 
-	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/slaves", major(devno), minor(devno));
-	dir = opendir(path);
-	if (!dir)
-		return false;
-	while (!found && (entry = readdir(dir))) {
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s", major(devno), minor(devno), side);
+	return opendir(path);
+}
+
+static bool next_neighbour(DIR *dir, dev_t devno, const char *side, dev_t *neighbour)
+{
+	char attribute[300], text[32];
+	struct dirent *entry;
+
+	while ((entry = readdir(dir))) {
 		if (entry->d_name[0] == '.')
 			continue;
-		snprintf(attribute, sizeof(attribute), "slaves/%s/dev", entry->d_name);
-		if (!read_sysfs(devno, attribute, text, sizeof(text)) && !parse_devno(text, &slave))
-			found = depends(slave, base, depth);
+		snprintf(attribute, sizeof(attribute), "%s/%s/dev", side, entry->d_name);
+		if (!read_sysfs(devno, attribute, text, sizeof(text)) &&
+		    !parse_devno(text, neighbour))
+			return true;
 	}
+	return false;
+}
+
+static bool slaves_depend(dev_t devno, dev_t base, int depth)
+{
+	DIR *dir = open_neighbours(devno, "slaves");
+	bool found = false;
+	dev_t slave;
+
+	if (!dir)
+		return false;
+	while (!found && next_neighbour(dir, devno, "slaves", &slave))
+		found = depends(slave, base, depth);
 	closedir(dir);
 	return found;
 }
@@ -531,28 +547,18 @@ static bool is_rightful_holder(dev_t holder, const struct origin *origin)
 
 bool device_bypass(const struct origin *origin, char *path)
 {
-	char directory[64], attribute[300], text[32];
-	struct dirent *entry;
-	bool is_found = false;
+	DIR *dir = open_neighbours(origin->lower, "holders");
+	bool found = false;
 	dev_t holder;
-	DIR *holders;
 
-	snprintf(directory, sizeof(directory), "/sys/dev/block/%u:%u/holders",
-		 major(origin->lower), minor(origin->lower));
-	holders = opendir(directory);
-	if (!holders)
+	if (!dir)
 		return false;
-	while (!is_found && (entry = readdir(holders))) {
-		snprintf(attribute, sizeof(attribute), "holders/%s/dev", entry->d_name);
-		if (entry->d_name[0] == '.' ||
-		    read_sysfs(origin->lower, attribute, text, sizeof(text)) ||
-		    parse_devno(text, &holder) || is_rightful_holder(holder, origin))
-			continue;
+	while (!found && next_neighbour(dir, origin->lower, "holders", &holder))
+		found = !is_rightful_holder(holder, origin);
+	closedir(dir);
+	if (found)
 		device_path(path, PATH_MAX, holder);
-		is_found = true;
-	}
-	closedir(holders);
-	return is_found;
+	return found;
 }
 
 bool device_unit_is_valid(uint64_t bytes)

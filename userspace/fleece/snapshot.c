@@ -301,6 +301,7 @@ static void flush_filesystem(const struct member *member)
 
 /* What window_run() needs, in arrays of @count. */
 struct plan {
+	bool *is_planned;
 	struct fleece_dm_switch *suspends;
 	struct fleece_dm_switch *resumes;
 	struct fleece_dm_switch *starts;
@@ -310,6 +311,7 @@ struct plan {
 
 static void free_plan(struct plan *plan)
 {
+	free(plan->is_planned);
 	free(plan->suspends);
 	free(plan->resumes);
 	free(plan->starts);
@@ -352,25 +354,22 @@ static void plan_member(struct plan *plan, size_t index, const struct member *me
 
 static int make_plan(struct plan *plan, const struct member *members, size_t count)
 {
-	bool *is_planned = calloc(count, sizeof(*is_planned));
 	size_t i, next;
 
+	plan->is_planned = calloc(count, sizeof(*plan->is_planned));
 	plan->suspends = calloc(count, sizeof(*plan->suspends));
 	plan->resumes = calloc(count, sizeof(*plan->resumes));
 	plan->starts = calloc(count, sizeof(*plan->starts));
 	plan->origins = calloc(count, sizeof(*plan->origins));
 	plan->snapshots = calloc(count, sizeof(*plan->snapshots));
-	if (!plan->suspends || !plan->resumes || !plan->starts || !plan->origins ||
-	    !plan->snapshots || !is_planned) {
-		free(is_planned);
+	if (!plan->is_planned || !plan->suspends || !plan->resumes || !plan->starts ||
+	    !plan->origins || !plan->snapshots)
 		return -ENOMEM;
-	}
 	for (i = 0; i < count; i++) {
-		next = find_uppermost(members, is_planned, count);
-		is_planned[next] = true;
+		next = find_uppermost(members, plan->is_planned, count);
+		plan->is_planned[next] = true;
 		plan_member(plan, i, &members[next]);
 	}
-	free(is_planned);
 	return 0;
 }
 

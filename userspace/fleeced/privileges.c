@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <grp.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -16,11 +17,11 @@
 
 static int become(const struct account *account)
 {
-	/* No privilege is needed, nor there, to stay who one is. */
-	if (geteuid() && account->user == getuid() && account->user == geteuid() &&
-	    account->group == getgid() && account->group == getegid())
-		return 0;
-	if (setgroups(0, NULL) || setresgid(account->group, account->group, account->group) ||
+	bool stays = account->user == getuid() && account->group == getgid();
+
+	/* Who has no privilege cannot give up groups, nor become anybody else. */
+	if ((setgroups(0, NULL) && !(stays && errno == EPERM)) ||
+	    setresgid(account->group, account->group, account->group) ||
 	    setresuid(account->user, account->user, account->user)) {
 		int ret = -errno;
 

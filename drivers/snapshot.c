@@ -28,6 +28,7 @@
  * @done_bytes: how much of it has been served.
  * @piece_bytes: what is being read now.
  * @flags: of the bio as it came.
+ * @opf: the same of its operation and flags.
  * @is_remapped: the bio is at a device, and its end is ours.
  * @kind: where it is reading.
  */
@@ -38,6 +39,7 @@ struct snapshot_read {
 	unsigned int done_bytes;
 	unsigned int piece_bytes;
 	unsigned short flags;
+	unsigned int opf;
 	bool is_remapped;
 	enum fleece_place_kind kind;
 };
@@ -122,6 +124,7 @@ static int map_read(struct bio *bio)
 		dm_accept_partial_bio(bio, place.nr_sectors);
 	/* It may have to go on at the other device, whose queues are not those polled. */
 	bio->bi_opf &= ~REQ_POLLED;
+	read->opf = (__force unsigned int)bio->bi_opf;
 	read->iter = bio->bi_iter;
 	read->flags = bio->bi_flags;
 	read->done_bytes = 0;
@@ -139,11 +142,13 @@ static void aim_at_rest(struct bio *bio, sector_t nr_sectors)
 	bio->bi_iter = read->iter;
 	bio_advance_iter(bio, &bio->bi_iter, read->done_bytes);
 	bio->bi_iter.bi_size = nr_sectors << SECTOR_SHIFT;
-	/* As it came: it has been through a device. */
+	/* As it came: it has been through a device, which may have put its own marks on it. */
 	bio->bi_status = BLK_STS_OK;
 	bio->bi_flags = read->flags;
+	bio->bi_opf = (__force typeof(bio->bi_opf))read->opf & ~REQ_NOWAIT;
 	atomic_set(&bio->__bi_remaining, 1);
-	bio->bi_opf &= ~REQ_NOWAIT;
+	/* If it was merged into a request, it is still linked to the next one of that. */
+	bio->bi_next = NULL;
 }
 
 /*

@@ -418,6 +418,9 @@ expect_log()
 	fi
 }
 
+# Devices that are none of device-mapper, by their names here.
+declare -A PLAIN=()
+
 #
 # Devices. Names are given without the prefix, sizes in sectors. What is called all the time
 # starts no process that it can do without: on an emulated machine each costs more than
@@ -425,7 +428,7 @@ expect_log()
 #
 path_of()
 {
-	echo "$MAPPER/$PREFIX-$1"
+	echo "${PLAIN[$1]:-$MAPPER/$PREFIX-$1}"
 }
 
 dm_create()
@@ -482,9 +485,10 @@ dm_remove_deferred()
 	dm_remove "$1"
 }
 
-# make_null_blk NAME SECTORS ATTRIBUTE=VALUE...: a disk of null_blk's with memory and
-# these attributes. Fails if there is no such thing here.
-make_null_blk()
+# make_plain NAME SECTORS ATTRIBUTE=VALUE...: a disk of null_blk's with memory and
+# these attributes, and nothing of device-mapper above it, whose clones of bios hide what
+# a queue does with those of the target. Fails if there is no such thing here.
+make_plain()
 {
 	local dir=/sys/kernel/config/nullb/fleece-$1 device value
 
@@ -505,6 +509,17 @@ make_null_blk()
 	device=/dev/fleece-$1
 	[ -d "/sys/block/fleece-$1" ] || device=/dev/nullb$(cat "$dir/index")
 	wait_until 10 test -b "$device" || return
+	PLAIN[$1]=$device
+}
+
+# make_null_blk NAME SECTORS ATTRIBUTE=VALUE...: the same as a slice of it.
+make_null_blk()
+{
+	local device
+
+	make_plain "$@" || return
+	device=$(path_of "$1")
+	unset "PLAIN[$1]"
 	dm_create "$1" "0 $2 linear $device 0" || return
 	defer dm_remove_deferred "$1"
 }

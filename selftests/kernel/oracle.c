@@ -167,12 +167,15 @@ static struct {
 	unsigned int sinces;
 } oracle;
 
+static atomic_bool is_held[MAX_DEVICES];
+
 static void violation(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
 /* There is no going on after a violation: the model does not know what is true. */
 static void violation(const char *format, ...)
 {
 	const struct choices *choices = &oracle.choices;
+	unsigned int device;
 	va_list args;
 
 	flockfile(stderr);
@@ -186,6 +189,10 @@ static void violation(const char *format, ...)
 		oracle.seed, oracle.round, choices->cluster, choices->staging, choices->slots,
 		choices->is_group, choices->has_since, choices->release, choices->has_pauses,
 		features_of(choices));
+	/* Writers that wait would keep this process from ending. */
+	for (device = 0; device < MAX_DEVICES; device++)
+		if (is_held[device])
+			oracle.backend->let_go(device);
 	_exit(1);
 }
 
@@ -193,6 +200,18 @@ static void require(int ret, const char *what, unsigned int device)
 {
 	if (ret)
 		violation("cannot %s of device %u: %s", what, device, strerror(-ret));
+}
+
+static void hold(unsigned int device)
+{
+	require(oracle.backend->hold(device), "suspend the origin", device);
+	is_held[device] = true;
+}
+
+static void let_go(unsigned int device)
+{
+	is_held[device] = false;
+	require(oracle.backend->let_go(device), "resume the origin", device);
 }
 
 static uint64_t now_ms(void)
@@ -569,9 +588,9 @@ static void disturb(uint64_t *random)
 
 	switch (random_below(random, 4)) {
 	case 0:
-		require(oracle.backend->hold(device), "suspend the origin", device);
+		hold(device);
 		pass_ms((unsigned int)random_below(random, 20));
-		require(oracle.backend->let_go(device), "resume the origin", device);
+		let_go(device);
 		break;
 	case 1:
 		require(oracle.backend->snapshot_pause(device), "pause the snapshot", device);
@@ -839,13 +858,13 @@ static void make_group(const char *checkpoint)
 	unsigned int device;
 
 	for (device = 0; device < oracle.history.devices; device++)
-		require(oracle.backend->hold(device), "suspend the origin", device);
+		hold(device);
 	bounds_issued(&clock, &oracle.history);
 	for (device = 0; device < oracle.history.devices; device++)
 		make_snapshot(device, checkpoint);
 	bounds_completed(&clock, &oracle.history);
 	for (device = 0; device < oracle.history.devices; device++)
-		require(oracle.backend->let_go(device), "resume the origin", device);
+		let_go(device);
 	require(cut_init(&first->own_cut, &oracle.history, &clock), "judge the snapshot", 0);
 	for (device = 0; device < oracle.history.devices; device++)
 		oracle.snapshots[device].cut = &first->own_cut;

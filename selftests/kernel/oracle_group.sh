@@ -3,10 +3,11 @@
 #
 # This test will write stamped sectors and zeroes to two origins and discard others,
 # take group snapshots under load, and judge every sector read from them by the
-# histories of the writers, for FLEECE_ORACLE_SECONDS (default 60): a third of it on
-# RAM disks, which cannot discard; a third on devices where discards are advice; a
-# third on devices where they are copied, as zeroes are, and every other read is
-# overtaken by what is later. All the while another snapshot of a comes and goes, in
+# histories of the writers, for FLEECE_ORACLE_SECONDS (default 60): a quarter of it on
+# RAM disks, which cannot discard; a quarter on disks with queues, which end I/O in
+# interrupts; a quarter on devices where discards are advice; a quarter on devices where
+# they are copied, as zeroes are, and every other read is overtaken by what is later. All
+# the while another snapshot of a comes and goes, in
 # clusters of its own. FLEECE_ORACLE_SEED repeats a run as far as threads can be
 # repeated.
 #
@@ -32,6 +33,21 @@ make_disks()
 	make_disk "$1cow-a" $((SECTORS + 8192))
 	make_disk "$1cow-b" $((SECTORS + 8192))
 	make_disk "$1cow-other" $((SECTORS + 8192))
+}
+
+# make_queues: origins that are none of device-mapper; COW devices, which are to grow, are.
+make_queues()
+{
+	local options="submit_queues=2 irqmode=2 completion_nsec=50000" name
+
+	for name in a b; do
+		# shellcheck disable=SC2086 # several words
+		make_plain "queue-disk-$name" $SECTORS $options || return
+	done
+	for name in a b other; do
+		# shellcheck disable=SC2086 # several words
+		make_null_blk "queue-cow-$name" $((SECTORS + 8192)) $options || return
+	done
 }
 
 # What the program leaves behind when it finds a violation.
@@ -73,7 +89,7 @@ run_oracle()
 	come_and_go "$3-a" "$5" > "$SCRATCH/other" 2>&1 &
 	other=$!
 	runs=$((runs + 1))
-	if "$FLEECE_TEST_BIN/oracle" --seconds $((seconds / 3)) --seed $((seed + runs)) \
+	if "$FLEECE_TEST_BIN/oracle" --seconds $((seconds / 4)) --seed $((seed + runs)) \
 		--granularity "$2" "${@:7}" \
 		"$PREFIX-a:$(path_of "$3-a"):$(path_of "$4-a")" \
 		"$PREFIX-b:$(path_of "$3-b"):$(path_of "$4-b")" > "$SCRATCH/oracle" 2>&1; then
@@ -94,6 +110,12 @@ runs=0
 make_arena 96
 make_disks ""
 run_oracle "fast devices" 128 disk cow cow-other ""
+what="disks with queues"
+if make_queues; then
+	run_oracle "$what" 64 queue-disk queue-cow queue-cow-other ""
+else
+	skip "$what" "there is no null_blk with memory"
+fi
 make_discard_arena 96
 make_disks thin-
 run_oracle "discards as advice" 128 thin-disk thin-cow thin-cow-other "" --discards advisory

@@ -121,9 +121,45 @@ test_lost_origin()
 	or_bail dm_remove snap
 }
 
+# fio_on NAME OPTION...
+fio_on()
+{
+	fio --name=job --filename="$(path_of "$1")" --size=$((SECTORS * 512)) --bs=4k --direct=1 \
+		--ioengine=libaio --iodepth=32 --output="$SCRATCH/fio-$1" "${@:2}"
+}
+
+# The disk's queue merges what a reader asks for at once, if nothing of device-mapper lies
+# between it and the snapshot's target; and of such a request some reads must be repeated.
+test_merged()
+{
+	local round queue
+
+	if ! command -v fio > /dev/null || ! make_plain queue $SECTORS irqmode=2 completion_nsec=4000000; then
+		skip "reads that were merged" "there is no fio, or no null_blk with memory"
+		return
+	fi
+	make_origin origin queue 8
+	or_bail fio_on origin --rw=write --verify=pattern --verify_pattern=%o --do_verify=0
+	queue=$(path_of queue)
+	make_disk wide "$(cow_sectors 8 $((SECTORS / 8)))"
+	for round in 1 2 3; do
+		make_snapshot snap queue wide 8
+		fio_on origin --rw=randwrite --zero_buffers &
+		fio_on snap --rw=read --loops=3 --verify=pattern --verify_pattern=%o --verify_fatal=1 \
+			--iodepth_batch_submit=16 --iodepth_batch_complete_min=16
+		is "$round: reads that were merged, while what they read was copied" $? 0
+		wait
+		or_bail dm_remove snap
+		or_bail fio_on origin --rw=write --verify=pattern --verify_pattern=%o --do_verify=0
+	done
+	at_least "they were merged" "$(awk '{ print $2 }' "/sys/block/${queue##*/}/stat")" 1000
+	or_bail dm_remove origin
+}
+
 make_slow slow-cow cow
 make_slow slow-disk disk
 test_reused_slot
 test_broken
 test_lost_origin
+test_merged
 finish

@@ -3,6 +3,7 @@
  * bits: reading one or several bitmaps at once, see bits.h. Knows nothing of
  * what the bits mean and takes no lock.
  */
+#include <linux/atomic.h>
 #include <linux/bitops.h>
 #include <linux/gfp.h>
 #include <linux/kernel.h>
@@ -23,6 +24,9 @@ static unsigned long view_word(const struct fleece_view *view, u64 index)
 
 unsigned long *fleece_bits_alloc(u64 nr_bits)
 {
+	/* Where the kernel has 32 bits, it might be given less than it asks for. */
+	if (BITS_TO_LONGS(nr_bits) > SIZE_MAX / sizeof(unsigned long))
+		return NULL;
 	/* The caller has an error for it; no need to alarm an administrator with a trace. */
 	return __vmalloc(BITS_TO_LONGS(nr_bits) * sizeof(unsigned long),
 			 GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN);
@@ -51,6 +55,19 @@ void fleece_bits_fill(unsigned long *bits, u64 first, u64 end)
 	}
 	if (end % BITS_PER_LONG)
 		bits[index] |= mask & ((1UL << end % BITS_PER_LONG) - 1);
+}
+
+void fleece_bits_set_range(unsigned long *bits, u64 first, u64 last)
+{
+	u64 index = first / BITS_PER_LONG;
+	unsigned long mask = ~0UL << (first % BITS_PER_LONG);
+
+	for (; index <= last / BITS_PER_LONG; index++, mask = ~0UL) {
+		if (index == last / BITS_PER_LONG)
+			mask &= ~0UL >> (BITS_PER_LONG - 1 - last % BITS_PER_LONG);
+		if (~READ_ONCE(bits[index]) & mask)
+			atomic_long_or(mask, (atomic_long_t *)(bits + index));
+	}
 }
 
 bool fleece_bits_count(const struct fleece_view *view, const bool *stop, u64 *count)

@@ -117,6 +117,18 @@ static inline void fleece_bits_set(unsigned long *bits, u64 nr)
 }
 
 /**
+ * fleece_bits_set_range() - set bits atomically, each by itself
+ * @bits: the bitmap.
+ * @first: number of the first bit.
+ * @last: number of the last one, not before @first.
+ *
+ * Words that need no change are not written to.
+ *
+ * Context: Any. The time is proportional to the length of the range / 64.
+ */
+void fleece_bits_set_range(unsigned long *bits, u64 first, u64 last);
+
+/**
  * fleece_bits_assign() - set or clear a bit, not atomically
  * @bits: the bitmap; nobody else changes it meanwhile.
  * @nr: number of the bit, see fleece_bits_set().

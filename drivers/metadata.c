@@ -235,13 +235,11 @@ static bool mark_region(struct fleece_metadata *md, unsigned long *live, u64 reg
 			u64 last)
 {
 	bool may_go;
-	u64 g;
 
 	spin_lock(&md->lock);
 	may_go = md->error || fleece_bits_test(md->granted, region);
 	if (may_go) {
-		for (g = first; g <= last; g++)
-			fleece_bits_set(live, g);
+		fleece_bits_set_range(live, first, last);
 		fleece_bits_assign(md->dirty, region, true);
 		fleece_bits_assign(md->recent, region, true);
 	} else {

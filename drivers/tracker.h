@@ -172,17 +172,11 @@ static inline void fleece_tracker_mark(struct fleece_tracker *tracker, sector_t 
 				       sector_t nr_sectors)
 {
 	struct fleece_segment *live = fleece_tracker_live(tracker);
-	u64 last;
-	u64 g;
 
-	if (!live)
-		return;
-	last = (sector + nr_sectors - 1) >> tracker->granule_shift;
-	for (g = sector >> tracker->granule_shift; g <= last; g++) {
-		/* Most writes hit a granule that is marked: do not dirty its line. */
-		if (!fleece_bits_test(live->bits, g))
-			fleece_bits_set(live->bits, g);
-	}
+	/* Most writes hit granules that are marked: their lines are not dirtied. */
+	if (live)
+		fleece_bits_set_range(live->bits, sector >> tracker->granule_shift,
+				      (sector + nr_sectors - 1) >> tracker->granule_shift);
 }
 
 /**

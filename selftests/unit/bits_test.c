@@ -242,6 +242,27 @@ static void test_fill(void)
 	free_view();
 }
 
+static void test_set_range(void)
+{
+	u64 first;
+	u64 last;
+	u64 bit;
+
+	for (first = 0; first < 150; first++) {
+		for (last = first; last < 150; last++) {
+			make_view(1, 150);
+			mark(0, 70);
+			fleece_bits_set_range(maps[0], first, last);
+			for (bit = first; bit <= last; bit++)
+				model[bit] = true;
+			for (bit = 0; bit < 150; bit++)
+				require(test_bit(bit, maps[0]) == model[bit],
+					"%llu to %llu: bit %llu", first, last, bit);
+			free_view();
+		}
+	}
+}
+
 static void test_alloc(void)
 {
 	unsigned long *bits;
@@ -260,6 +281,7 @@ static const struct unit_case cases[] = {
 	{ "bits: a union of no maps is clear", test_no_maps },
 	{ "bits: a map longer than a turn of the CPU", test_long_map },
 	{ "bits: a range is set", test_fill },
+	{ "bits: a range is set, bit by bit as far as others see", test_set_range },
 	{ "bits: allocation", test_alloc },
 	{ }
 };

@@ -20,9 +20,7 @@
  * ever get on.
  */
 #include <linux/bitmap.h>
-#include <linux/blk-cgroup.h>
 #include <linux/err.h>
-#include <linux/ioprio.h>
 #include <linux/log2.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
@@ -31,6 +29,7 @@
 #include <linux/vmalloc.h>
 
 #include "compat.h"
+#include "bios.h"
 #include "cbw.h"
 
 #define DM_MSG_PREFIX		"fleece cbw"
@@ -111,6 +110,7 @@ struct fleece_part {
  * @cbw: the engine.
  * @work: next step.
  * @phase: what the next step is about; changed by the step itself.
+ * @reader: the thread that submits the reads; only to be compared with.
  * @slot: first of the contiguous slots taken.
  * @waiters: live writes; protected by cbw->lock.
  * @followers: copies of other engines that get their data from this one, until it
@@ -136,6 +136,7 @@ struct fleece_copy {
 	struct fleece_cbw *cbw;
 	struct work_struct work;
 	enum copy_phase phase;
+	const struct task_struct *reader;
 	u32 slot;
 	struct list_head waiters;
 	struct list_head followers;
@@ -378,10 +379,21 @@ static void take_waiters(struct fleece_cbw *cbw, struct list_head *from, struct 
 	list_splice_tail_init(from, to);
 }
 
-static void resume_waiters(struct fleece_cbw *cbw, struct list_head *waiters)
+/*
+ * Those that go on may be throttled, each by what its writer is allowed, and hold up this
+ * thread: call it last. Where the engine may be gone by then, its configuration is enough:
+ * what waited keeps the origin.
+ */
+static void resume_with(const struct fleece_cbw_methods *methods, void *context,
+			struct list_head *waiters)
 {
 	if (!list_empty(waiters))
-		cbw->config.methods->resume(cbw->config.resume_context, waiters);
+		methods->resume(context, waiters);
+}
+
+static void resume_waiters(struct fleece_cbw *cbw, struct list_head *waiters)
+{
+	resume_with(cbw->config.methods, cbw->config.resume_context, waiters);
 }
 
 /* The watchdog looks at the waiting writes at @deadline, in jiffies, or at once. */
@@ -521,16 +533,6 @@ static void put_copy(struct fleece_copy *copy)
 	spin_unlock(&cbw->lock);
 }
 
-/*
- * A writer with a limit on its I/O, or a low priority, must not slow down what others wait
- * for: this may be its thread.
- */
-static void disown_bio(struct bio *bio)
-{
-	bio_associate_blkg_from_css(bio, blkcg_root_css);
-	bio->bi_ioprio = IOPRIO_PRIO_VALUE(IOPRIO_CLASS_BE, IOPRIO_NORM);
-}
-
 static bool alloc_bio(struct fleece_copy *copy, unsigned int bytes, bool may_sleep)
 {
 	gfp_t gfp = may_sleep ? GFP_NOIO : GFP_NOWAIT | __GFP_NOWARN;
@@ -541,7 +543,7 @@ static bool alloc_bio(struct fleece_copy *copy, unsigned int bytes, bool may_sle
 			       &cbw->bios);
 	if (!bio)
 		return false;
-	disown_bio(bio);
+	fleece_bio_disown(bio);
 	copy->parts[copy->nr_parts++] = (struct fleece_part){ bio, bio->bi_io_vec };
 	return fleece_pages_add(&cbw->pages, bio, bytes, may_sleep);
 }
@@ -614,6 +616,7 @@ static void prepare_reads(struct fleece_copy *copy, struct bio_list *reads)
 	unsigned int i;
 
 	copy->phase = COPY_READ;
+	copy->reader = current;
 	atomic_set(&copy->pending, copy->nr_parts);
 	for (i = 0; i < copy->nr_parts; i++, sector += BIO_SECTORS) {
 		prepare_bio(copy, copy->parts[i].bio, sector);
@@ -642,7 +645,7 @@ static void prepare_writes(struct fleece_copy *copy)
 		bio = copy->parts[i].bio;
 		nr_vecs = bio->bi_vcnt;
 		fleece_bio_reset(bio, copy->cbw->config.cow, REQ_OP_WRITE);
-		disown_bio(bio);
+		fleece_bio_disown(bio);
 		bio->bi_vcnt = nr_vecs;
 		bio->bi_iter.bi_size = min_t(u64, left, BIO_BYTES);
 		left -= bio->bi_iter.bi_size;
@@ -1148,6 +1151,8 @@ static bool note_free_slots(struct fleece_cbw *cbw)
 static void finish_copy(struct fleece_copy *copy, bool is_stored)
 {
 	struct fleece_cbw *cbw = copy->cbw;
+	const struct fleece_cbw_methods *methods = cbw->config.methods;
+	void *context = cbw->config.resume_context;
 	LIST_HEAD(waiters);
 	cluster_t c;
 	u32 slot = copy->slot;
@@ -1174,10 +1179,10 @@ static void finish_copy(struct fleece_copy *copy, bool is_stored)
 	spin_unlock(&cbw->lock);
 
 	fail_waiters(copy, &waiters);
-	resume_waiters(cbw, &waiters);
 	if (is_news)
-		cbw->config.methods->event(cbw->config.event_context);
+		methods->event(cbw->config.event_context);
 	put_copy(copy);
+	resume_with(methods, context, &waiters);
 }
 
 static bool is_low_water_news(const struct fleece_cbw *cbw)
@@ -1333,7 +1338,7 @@ static struct fleece_batch *make_batch(const struct fleece_copy *copy)
 			       GFP_NOWAIT | __GFP_NOWARN, &cbw->batches);
 	if (!bio)
 		return NULL;
-	disown_bio(bio);
+	fleece_bio_disown(bio);
 	bio->bi_iter.bi_sector = slot_to_sector(cbw, copy->slot);
 	bio->bi_end_io = batch_endio;
 	batch = container_of(bio, struct fleece_batch, bio);
@@ -1422,12 +1427,14 @@ static bool stage_copy(struct fleece_copy *copy, struct list_head *waiters)
 
 /*
  * May steps be made right here? The bios that they submit must not be executed before
- * those above us are through, and nothing here may be atomic: to submit may sleep.
+ * those above us are through, and nothing here may be atomic: to submit may sleep. And it
+ * must be the writer's thread, not one of a device below us, which has submitted the read
+ * once more: the write that would end up on its list might wait for just this thread.
  */
-static bool may_go_on_here(void)
+static bool may_go_on_here(const struct fleece_copy *copy)
 {
-	return FLEECE_BIO_LIST_IS_COMMON && in_task() && preemptible() && !rcu_preempt_depth() &&
-	       current->bio_list;
+	return FLEECE_BIO_LIST_IS_COMMON && copy->reader == current && in_task() &&
+	       preemptible() && !rcu_preempt_depth() && current->bio_list;
 }
 
 /*
@@ -1443,7 +1450,7 @@ static bool end_read_here(struct fleece_copy *copy)
 	LIST_HEAD(waiters);
 	bool is_simple;
 
-	if (copy->status || !can_gather(copy) || !may_go_on_here())
+	if (copy->status || !can_gather(copy) || !may_go_on_here(copy))
 		return false;
 	spin_lock(&cbw->lock);
 	is_simple = list_empty(&copy->followers) && !is_low_water_news(cbw) &&
@@ -1479,14 +1486,13 @@ static void end_reading(struct fleece_copy *copy)
 static void read_done(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
+	const struct fleece_cbw_methods *methods = cbw->config.methods;
+	void *context = cbw->config.resume_context;
 	bool is_gathered = false;
 	LIST_HEAD(waiters);
 	bool is_low;
 
-	/*
-	 * Others come first: a bad sector takes its time, and writes that go on may be
-	 * throttled, and hold up this thread.
-	 */
+	/* Others come first: a bad sector takes its time. */
 	end_reading(copy);
 	if (copy->status)
 		rescue_clusters(copy);
@@ -1499,7 +1505,6 @@ static void read_done(struct fleece_copy *copy)
 		is_gathered = stage_copy(copy, &waiters);
 	spin_unlock(&cbw->lock);
 
-	resume_waiters(cbw, &waiters);
 	if (is_low)
 		tell_low_water(cbw);
 	/* If it is gathered, all but its memory is others'. */
@@ -1508,6 +1513,7 @@ static void read_done(struct fleece_copy *copy)
 	else if (!is_gathered)
 		store_soon(copy);
 	put_copy(copy);
+	resume_with(methods, context, &waiters);
 }
 
 static void copy_step(struct work_struct *work)

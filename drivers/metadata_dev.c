@@ -12,6 +12,7 @@
 #include <linux/string.h>
 
 #include "compat.h"
+#include "bios.h"
 #include "metadata_dev.h"
 
 /* Blocks of a copy, the longest write. */
@@ -196,6 +197,7 @@ static struct fleece_metadata_buffer *take_buffer(struct fleece_metadata_dev *de
 
 static void send_buffer(struct fleece_metadata_buffer *buffer)
 {
+	fleece_bio_disown(buffer->bio);
 	buffer->bio->bi_private = buffer;
 	buffer->bio->bi_end_io = end_buffer;
 	queue_work(buffer->dev->io_wq, &buffer->work);
@@ -444,8 +446,10 @@ int fleece_metadata_dev_flush_lower(struct block_device *lower)
 {
 	struct bio *bio = fleece_bio_alloc(lower, 0, REQ_OP_WRITE | REQ_SYNC | REQ_PREFLUSH,
 					   GFP_NOIO, &fs_bio_set);
-	int ret = submit_bio_wait(bio);
+	int ret;
 
+	fleece_bio_disown(bio);
+	ret = submit_bio_wait(bio);
 	bio_put(bio);
 	return ret;
 }

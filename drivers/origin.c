@@ -111,6 +111,8 @@ static void writes_drained(struct percpu_ref *ref)
 /* Only while a bio is being mapped; the rest of it is mapped again. */
 static void cut_waiting(struct bio *bio)
 {
+	/* Its writer, who would poll for it, is not the one who will submit it. */
+	bio->bi_opf &= ~REQ_POLLED;
 	if (bio_sectors(bio) > WAIT_SECTORS_MAX)
 		dm_accept_partial_bio(bio, WAIT_SECTORS_MAX);
 }
@@ -471,16 +473,13 @@ static void note_late(struct fleece_origin *origin, const struct live_write *wri
 {
 	unsigned int shift = origin->tracker.granule_shift;
 	unsigned long *late;
-	u64 g;
 
 	if (likely(!rcu_access_pointer(origin->late)))
 		return;
 	rcu_read_lock();
 	late = rcu_dereference(origin->late);
-	if (late) {
-		for (g = write->first >> shift; g <= write->last >> shift; g++)
-			fleece_bits_set(late, g);
-	}
+	if (late)
+		fleece_bits_set_range(late, write->first >> shift, write->last >> shift);
 	rcu_read_unlock();
 }
 

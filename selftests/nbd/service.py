@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 
@@ -171,10 +172,48 @@ def notify():
                     client.open(b"disk")
                     equal(manager.recv(999), b"STATUS=1 clients", "after a client has come")
                 equal(manager.recv(999), b"STATUS=0 clients", "after it has left")
+                start = time.monotonic()
+                for _ in range(100):
+                    Client(server).socket.close()
+                time.sleep(2)
+                manager.setblocking(False)
+                told = []
+                while select.select([manager], [], [], 0)[0]:
+                    told.append(manager.recv(999))
+                expect(len(told) <= time.monotonic() - start + 2, told)
+                expect(told[-1:] in ([], [b"STATUS=0 clients"]), told)
+                manager.settimeout(PATIENCE)
                 server.process.send_signal(signal.SIGTERM)
                 equal(manager.recv(999), b"STOPPING=1", "after SIGTERM")
             finally:
                 server.stop()
+
+
+@test("a service manager that is busy: READY=1 is not lost")
+def notify_busy():
+    with Scratch() as scratch:
+        bound, passed = notify_address(scratch, False)
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        manager.bind(bound)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.connect(bound)
+            other.setblocking(False)
+            sent = 0
+            try:
+                while True:
+                    other.send(b"busy")
+                    sent += 1
+            except BlockingIOError:
+                pass
+        late = threading.Timer(1, lambda: [manager.recv(999) for _ in range(sent)])
+        late.start()
+        server = Server(DISK, environment={"NOTIFY_SOCKET": passed})
+        try:
+            late.join()
+            manager.settimeout(PATIENCE)
+            equal(manager.recv(999), b"READY=1", "what was to be told")
+        finally:
+            server.stop()
 
 
 @test("a service manager that cannot be reached: refused with a reason")
@@ -541,6 +580,7 @@ def stalled_pipes():
             else:
                 process.send_signal(signal.SIGTERM)
                 wait_for(lambda: not int(statuses(process.pid)[0]["ShdPnd"], 16), "signal")
+                time.sleep(1.2)
                 process.send_signal(signal.SIGTERM)
             equal(process.wait(timeout=PATIENCE), 0, "exit status")
 

@@ -26,6 +26,9 @@
 /* Who serves when root starts the server and does not say who. */
 #define DEFAULT_USER	"nobody"
 
+/* With less than what one client may open, those that do would wait for each other. */
+#define MULTI_CONN_MIN	4
+
 /* More than a process id takes. */
 #define PID_FILE_BYTES	32
 
@@ -286,7 +289,9 @@ static void fill_rules(struct daemon *daemon)
 	rules->stop = &daemon->stop;
 	rules->budget = &daemon->budget;
 	rules->slots = &daemon->slots;
-	rules->multi_conn = !options->stdio && options->max_connections != 1;
+	rules->multi_conn = !options->stdio &&
+			    (!options->max_connections ||
+			     options->max_connections >= MULTI_CONN_MIN);
 	rules->read_once = options->read_once;
 	rules->holes = !options->no_holes;
 	rules->handshake_ms = (int64_t)options->handshake_seconds * 1000;

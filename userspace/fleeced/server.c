@@ -31,6 +31,12 @@
 #define HANDSHAKES_MAX	128
 #define HANDSHAKES_LIMIT (2 * HANDSHAKES_MAX)
 
+/* A signal that follows another one so soon is the same: sent to a group, and forwarded. */
+#define SAME_SIGNAL_MS	1000
+
+/* Least time between two messages to the service manager of how many there are. */
+#define STATUS_MS	1000
+
 /* Least time between two log lines that say the same of different clients. */
 #define CROWD_LOG_MS	60000
 
@@ -49,6 +55,7 @@ struct client {
  * @clients: served by a thread each; @count of them.
  * @wake: eventfd, written by a thread that ends.
  * @told_count: the @count that the service manager knows.
+ * @tell_ms: not to tell it another one before this time.
  * @crowd_log_ms: when the log said last that clients had to go, or 0.
  * @accept_log_ms: when it said last that one could not be served, or 0.
  * @retry_ms: do not accept before this time; 0: no such need.
@@ -59,6 +66,7 @@ struct loop {
 	struct client *clients;
 	unsigned int count;
 	unsigned int told_count;
+	int64_t tell_ms;
 	int64_t crowd_log_ms;
 	int64_t accept_log_ms;
 	int signals;
@@ -153,10 +161,20 @@ static int add_client(struct loop *loop, int in, int out, const char *peer)
 	return 0;
 }
 
+/* Is there a number of clients that the service manager does not know? */
+static bool has_news(const struct loop *loop)
+{
+	return loop->server->manager->fd >= 0 && loop->told_count != loop->count &&
+	       !stop_is_requested(loop->server->rules.stop);
+}
+
 static void tell_count(struct loop *loop)
 {
-	if (loop->told_count == loop->count || stop_is_requested(loop->server->rules.stop))
+	int64_t now = clock_ms();
+
+	if (!has_news(loop) || now < loop->tell_ms)
 		return;
+	loop->tell_ms = now + STATUS_MS;
 	loop->told_count = loop->count;
 	service_manager_tell(loop->server->manager, "STATUS=%u clients", loop->count);
 }
@@ -185,7 +203,7 @@ static void drop_oldest(struct loop *loop)
 	struct client *client, *oldest = NULL;
 
 	for (client = loop->clients; client; client = client->next)
-		if (!client->is_dropped && !slots_has(slots, &client->connection->slot))
+		if (!client->is_dropped && !slots_concern(slots, &client->connection->slot))
 			oldest = client;
 	if (!oldest)
 		return;
@@ -250,6 +268,8 @@ static void handle_signal(struct loop *loop)
 		loop->give_up_ms = clock_ms() + DRAIN_MS;
 		return;
 	}
+	if (clock_ms() < loop->give_up_ms - DRAIN_MS + SAME_SIGNAL_MS)
+		return;
 	log_info("signal %u: disconnecting %u clients", info.ssi_signo, loop->count);
 	for (client = loop->clients; client; client = client->next)
 		connection_abort(client->connection);
@@ -260,15 +280,18 @@ static bool can_accept(struct loop *loop)
 	if (loop->retry_ms && clock_ms() < loop->retry_ms)
 		return false;
 	loop->retry_ms = 0;
-	return !slots_are_full(loop->server->rules.slots) &&
-	       count_handshakes(loop) < HANDSHAKES_LIMIT;
+	/* Also when all slots are in use, so that the time of who waits for one has begun. */
+	return count_handshakes(loop) < HANDSHAKES_LIMIT;
 }
 
 static int wait_limit(struct loop *loop)
 {
 	int64_t until = loop->give_up_ms ? loop->give_up_ms : loop->retry_ms;
-	int64_t left = until - clock_ms();
+	int64_t left;
 
+	if (has_news(loop) && (!until || loop->tell_ms < until))
+		until = loop->tell_ms;
+	left = until - clock_ms();
 	if (!until)
 		return -1;
 	return left > 0 ? (int)left : 0;
@@ -334,7 +357,7 @@ int server_run(struct server *server, int signals)
 	if (ret)
 		return ret;
 	log_info("ready, %zu exports", server->rules.exports->count);
-	service_manager_tell(server->manager, "READY=1");
+	service_manager_insist(server->manager, "READY=1");
 	ret = run(&loop, false);
 	listen_close(&server->listeners);
 	/* Threads that did not end may still write to it. */

@@ -48,7 +48,8 @@ int server_block_signals(void);
  *
  * Says so, in the log and to the service manager, when it is ready. At the end:
  * the sockets are closed and their files removed, requests in work are
- * finished and answered, new ones refused. A second signal cuts that short.
+ * finished and answered, new ones refused. Another signal, a second or more after the first
+ * one, cuts that short.
  *
  * Return: 0, or -ETIMEDOUT when some connections did not end; their threads
  * still run then.

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,12 +17,16 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "stop.h"
 #include "text.h"
 
 /* The first of the descriptors handed over. */
 #define FIRST_FD	3
 
 #define MESSAGE_SIZE	256
+
+/* How long to wait for a manager that is busy. */
+#define INSIST_MS	5000
 
 int service_manager_sockets(void)
 {
@@ -132,4 +137,17 @@ void service_manager_tell(const struct service_manager *manager, const char *for
 	/* A manager that does not listen can do without. */
 	if (length > 0 && write(manager->fd, message, length) < 0)
 		return;
+}
+
+void service_manager_insist(const struct service_manager *manager, const char *message)
+{
+	struct pollfd file = { .fd = manager->fd, .events = POLLOUT };
+	int64_t end = clock_ms() + INSIST_MS, left = INSIST_MS;
+
+	/* What comes in between may have filled its queue once more. */
+	while (manager->fd >= 0 && left > 0 && write(manager->fd, message, strlen(message)) < 0) {
+		if (errno != EINTR && (errno != EAGAIN || poll(&file, 1, (int)left) <= 0))
+			return;
+		left = end - clock_ms();
+	}
 }

@@ -59,4 +59,13 @@ void service_manager_close(struct service_manager *manager);
 void service_manager_tell(const struct service_manager *manager, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 
+/**
+ * service_manager_insist() - send a message that is not sent again
+ * @manager: may be nobody.
+ * @message: a line of the form NAME=value.
+ *
+ * One that is busy is waited for, some seconds.
+ */
+void service_manager_insist(const struct service_manager *manager, const char *message);
+
 #endif

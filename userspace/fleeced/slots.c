@@ -69,6 +69,7 @@ bool slots_take(struct slots *slots, struct slot *slot, int64_t deadline_ms)
 	bool is_taken;
 
 	pthread_mutex_lock(&slots->lock);
+	slot->is_wanted = true;
 	while (!slot->is_used && is_full(slots) && in_time && !slots->is_closed &&
 	       !slot->is_closed)
 		in_time = wait_until(slots, deadline_ms);
@@ -79,6 +80,7 @@ bool slots_take(struct slots *slots, struct slot *slot, int64_t deadline_ms)
 		log_if_full(slots);
 	}
 	is_taken = slot->is_used;
+	slot->is_wanted = false;
 	pthread_mutex_unlock(&slots->lock);
 	return is_taken;
 }
@@ -109,24 +111,14 @@ void slots_close_one(struct slots *slots, struct slot *slot)
 	pthread_mutex_unlock(&slots->lock);
 }
 
-bool slots_are_full(struct slots *slots)
+bool slots_concern(struct slots *slots, const struct slot *slot)
 {
-	bool are_full;
+	bool are_concerned;
 
 	pthread_mutex_lock(&slots->lock);
-	are_full = is_full(slots);
+	are_concerned = slot->is_used || slot->is_wanted;
 	pthread_mutex_unlock(&slots->lock);
-	return are_full;
-}
-
-bool slots_has(struct slots *slots, const struct slot *slot)
-{
-	bool is_used;
-
-	pthread_mutex_lock(&slots->lock);
-	is_used = slot->is_used;
-	pthread_mutex_unlock(&slots->lock);
-	return is_used;
+	return are_concerned;
 }
 
 unsigned int slots_used(struct slots *slots)

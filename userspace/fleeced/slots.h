@@ -31,10 +31,12 @@ struct slots {
 /**
  * struct slot - of one client
  * @is_used: it has one.
+ * @is_wanted: it waits for one.
  * @is_closed: the client is lost.
  */
 struct slot {
 	bool is_used;
+	bool is_wanted;
 	bool is_closed;
 };
 
@@ -70,11 +72,8 @@ void slots_close(struct slots *slots);
 /** slots_close_one() - end the wait of a client, for good: it is lost */
 void slots_close_one(struct slots *slots, struct slot *slot);
 
-/** slots_are_full() - does nobody else get one now? */
-bool slots_are_full(struct slots *slots);
-
-/** slots_has() - does a client have one? */
-bool slots_has(struct slots *slots, const struct slot *slot);
+/** slots_concern() - does a client have one, or wait for one? */
+bool slots_concern(struct slots *slots, const struct slot *slot);
 
 /** slots_used() - how many clients have one */
 unsigned int slots_used(struct slots *slots);

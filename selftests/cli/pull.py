@@ -321,7 +321,8 @@ def changed_meanwhile(world):
         os.rename(world.file("theirs"), world.file())
         return [(0, length)]
 
-    for name, status, more in (("new", "made", ()), ("old", "replaced", ("--since", "monday"))):
+    for name, status, more in (("new", "made", ()), ("old", "replaced", ("--since", "monday")),
+                               ("any", "replaced", ("--replace",))):
         world.file("theirs", b"theirs")
         if more:
             world.file(data=bytes(M))
@@ -331,7 +332,21 @@ def changed_meanwhile(world):
         server.close()
         equal(content(world.file()), b"theirs", "their file, in the place of a %s one" % name)
         os.unlink(world.file())
-    expect(content(world.file("target.complete")) == pattern(0, M),
+        if "--since" not in more:
+            os.rename(world.file("target.complete"), world.file("complete"))
+            expect(content(world.file("complete")) == pattern(0, M), "the backup is not kept")
+
+
+def removed_meanwhile(world):
+    def meanwhile(length):
+        os.unlink(world.file())
+        return [(0, length)]
+
+    world.file("target", b"old")
+    server = Sloppy(world.file("socket"), meanwhile)
+    pull("nbd+unix:///?socket=" + world.file("socket"), world.file(), "--replace")
+    server.close()
+    expect(content(world.file("target")) == pattern(0, M),
            "the backup is not kept")
 
 
@@ -901,6 +916,7 @@ TESTS = [
     ("what a killed pull has left is no obstacle", leftover, ()),
     ("what others have left is not written to", leftover_of_others, ()),
     ("a target that changed meanwhile is not touched", changed_meanwhile, ()),
+    ("a target to be replaced that is removed meanwhile", removed_meanwhile, ()),
     ("a filesystem that cannot rename without replacing", no_links, ()),
     ("a target that cannot hold the data", too_large, ()),
     ("an interrupt leaves nothing", interrupted, ()),

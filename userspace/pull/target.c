@@ -45,11 +45,11 @@ static enum status report_lock(int error, const char *path)
 }
 
 /* Is the locked file still the one of that name, and not renamed by who had it before? */
-static bool is_still_there(int fd, int directory_fd, const char *name)
+static bool is_still_there(int fd, int directory_fd, const char *name, int flags)
 {
 	struct stat mine, there;
 
-	return !fstat(fd, &mine) && !fstatat(directory_fd, name, &there, 0) &&
+	return !fstat(fd, &mine) && !fstatat(directory_fd, name, &there, flags) &&
 	       mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
 }
 
@@ -59,7 +59,7 @@ static enum status lock_target(const struct target *target, int fd, short type)
 
 	if (ret)
 		return report_lock(ret, target->path);
-	if (!is_still_there(fd, AT_FDCWD, target->path))
+	if (!is_still_there(fd, AT_FDCWD, target->path, 0))
 		return report(BUSY, target->path, "somebody else has just replaced it");
 	return DONE;
 }
@@ -131,7 +131,7 @@ static bool is_replaced(const struct target *target)
 	struct stat st;
 
 	return !fstat(target->fd, &st) && S_ISREG(st.st_mode) &&
-	       !is_still_there(target->fd, AT_FDCWD, target->path);
+	       !is_still_there(target->fd, AT_FDCWD, target->path, 0);
 }
 
 static void remove_partial(const struct target *target)
@@ -204,7 +204,8 @@ static enum status open_partial(struct target *target, const struct target_how *
 	ret = lock(target->fd, F_WRLCK);
 	if (ret)
 		return report_lock(ret, target->partial);
-	if (!is_still_there(target->fd, target->directory_fd, target->partial + target->name_at))
+	if (!is_still_there(target->fd, target->directory_fd, target->partial + target->name_at,
+			    AT_SYMLINK_NOFOLLOW))
 		return report(BUSY, target->path, "somebody else has just written it");
 	status = how->is_qcow2 ? begin_qcow2(target, how) : begin_raw(target, how->size);
 	if (status != DONE)
@@ -441,12 +442,15 @@ static enum status give_name(const struct target *target)
 	const char *from = target->partial + target->name_at, *to = target->path + target->name_at;
 	int ret;
 
-	if (target->replaced_fd < 0)
-		ret = rename_new(target->directory_fd, from, to);
-	else
+	/* Only what was there is replaced, and not what has taken its place since. */
+	if (target->replaced_fd >= 0 &&
+	    is_still_there(target->replaced_fd, target->directory_fd, to, AT_SYMLINK_NOFOLLOW))
 		ret = renameat(target->directory_fd, from, target->directory_fd, to) ? -errno : 0;
+	else
+		ret = rename_new(target->directory_fd, from, to);
 	if (ret == -EEXIST)
-		return report(BUSY, target->path, "was made by somebody else meanwhile");
+		return report(BUSY, target->path, "was %s by somebody else meanwhile",
+			      target->replaced_fd < 0 ? "made" : "replaced");
 	return ret ? report_errno(ret, target->partial, "cannot rename it to %s", target->path) :
 		     DONE;
 }

@@ -82,19 +82,26 @@ in_namespace()
 		--propagation $propagation -- "$@"
 }
 
-# mount_root ro|rw: the beginning of a shell script for in_namespace, with the arguments
-# ROOT MOUNTPOINT: ROOT, read-only if others use it as well, with a /proc and its own few
-# devices: unmounting a copy of /dev could reach the original. The mounts are seen by that
+# mount_root ro|rw|over: the beginning of a shell script for in_namespace, with the arguments
+# ROOT MOUNTPOINT: ROOT, read-only if others use it as well, or below what keeps all changes
+# in memory, with a /proc and its own few devices: unmounting a copy of /dev could reach the original. The mounts are seen by that
 # shell alone.
 mount_root()
 {
 	cat <<'END'
 set -eu
 root=$1 mnt=$2
-mount --bind "$root" "$mnt"
 END
 	# shellcheck disable=SC2016 # for that shell
-	[ "$1" = rw ] || echo 'mount -o remount,bind,ro "$mnt"'
+	case $1 in
+	rw) echo 'mount --bind "$root" "$mnt"' ;;
+	ro) echo 'mount --bind "$root" "$mnt" && mount -o remount,bind,ro "$mnt"' ;;
+	over)
+		echo 'mount -t tmpfs tmpfs "$mnt"'
+		echo 'mkdir "$mnt/upper" "$mnt/work"'
+		echo 'mount -t overlay -o "lowerdir=$root,upperdir=$mnt/upper,workdir=$mnt/work" overlay "$mnt"'
+		;;
+	esac
 	cat <<'END'
 mount -t proc proc "$mnt/proc"
 mount -t tmpfs -o mode=755 tmpfs "$mnt/dev"
@@ -106,7 +113,7 @@ ln -s /proc/self/fd "$mnt/dev/fd"
 END
 }
 
-# enter_root ro|rw: a shell script for in_namespace, with the arguments ROOT MOUNTPOINT
+# enter_root ro|rw|over: a shell script for in_namespace, with the arguments ROOT MOUNTPOINT
 # WORK WORD. It runs WORK/steps in ROOT as `sh /fleece/steps WORD`; /fleece is WORK.
 enter_root()
 {
@@ -118,7 +125,9 @@ mount --bind "$work" "$mnt/fleece"
 status=0
 chroot "$mnt" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8 \
 	sh -c 'cd /fleece && exec sh ./steps "$1"' sh "$word" || status=$?
-umount --recursive "$mnt"
+# What was left running for a moment, as the pause between two dots of DKMS.
+[ $$ -ne 1 ] || kill -KILL -1 2> /dev/null || :
+umount --recursive "$mnt" || { sleep 1 && umount --recursive "$mnt"; }
 exit $status
 END
 }

@@ -95,7 +95,8 @@ expect 2 'since a malformed name' snapshot a --since -x
 expect 2 'unknown policy' snapshot a --on-cbw-error ignore
 expect 2 'unknown policy of a full device' snapshot a --on-cow-full ignore
 expect 2 'remove without a snapshot' remove
-expect 2 'grow without a size' grow a
+expect 2 'grow of nothing' grow
+expect 2 'grow to two sizes' grow a 1M 2M
 expect 2 'grow to no size' grow a much
 expect 2 'grow to a size of no sectors' grow a 1000
 expect 2 'release without a range' release a

@@ -51,6 +51,13 @@ exits "attach of a character device" 4 "$FLEECE" attach /dev/null
 exits "attach with a slash in the name" 2 "$FLEECE" attach "$disk" --name a/b
 fails "attach with a blank in the name tells what is allowed" "letters, digits, .* at most 63 of them" \
 	"$FLEECE" attach "$disk" --name "a b"
+truncate -s 8M "$SCRATCH/parts"
+or_bail sfdisk -q "$SCRATCH/parts" <<< "2048,4096"
+parts=$(losetup -f -P --show "$SCRATCH/parts") || bail "preparation: a disk with a partition"
+defer losetup -d "$parts"
+says "attach of a disk with partitions warns" "has partitions.*kpartx -a $MAPPER/$name" \
+	"$FLEECE" attach "$parts" --name "$name"
+or_bail "$FLEECE" detach "$name"
 or_bail mkfs.ext4 -q "$disk"
 mkdir "$SCRATCH/mnt"
 or_bail mount "$disk" "$SCRATCH/mnt"

@@ -212,6 +212,44 @@ test_btrfs()
 	or_bail wait_until 20 umount "$mount"
 }
 
+# The only disk of the group that has room is an origin itself.
+test_lvm_on_origin()
+{
+	local disk name=$PREFIX-other snapshot
+
+	if ! has_module loop; then
+		skip "COW space on LVM that lies on an origin" "there is no loop device"
+		return
+	fi
+	truncate -s 32M "$SCRATCH/other"
+	disk=$(losetup --find --show "$SCRATCH/other" 2>&1) || bail "preparation: a loop device" "$disk"
+	defer losetup -d "$disk"
+	make_volume last 8
+	or_bail lvcreate --quiet --yes -Wn -Zn -n filler -l 100%FREE "$GROUP"
+	or_bail "$FLEECE" attach "$disk" --name "$name"
+	# As fleece(8), LVM, says: or there would be two of the same physical volume.
+	mkdir "$SCRATCH/lvm"
+	echo "devices { global_filter = [ \"r|^$disk\$|\" ] }" > "$SCRATCH/lvm/lvm.conf"
+	export LVM_SYSTEM_DIR=$SCRATCH/lvm
+	or_bail vgextend --quiet --yes "$GROUP" "/dev/mapper/$name"
+	or_bail "$FLEECE" attach "/dev/$GROUP/last"
+	snapshot=$(dm_name last)-snap
+	exits "a volume that was asked for, which only an origin has room for" 5 \
+		"$FLEECE" snapshot "$(dm_name last)" --cow-size 4M --cow-kind lvm
+	says "otherwise the space is made elsewhere" "puts its COW space on the origin $name" \
+		"$FLEECE" snapshot "$(dm_name last)" --cow-size 4M
+	like "not as a volume" \
+		"$("$FLEECE" status "$snapshot" --json | jq -r '.snapshots[0].cow_kind')" "^(file|zram)$"
+	fails "of which none is left" "Failed to find" lvs "$GROUP/last-snap-cow"
+	or_bail "$FLEECE" remove "$snapshot"
+	or_bail "$FLEECE" detach "$(dm_name last)"
+	or_bail vgreduce --quiet --yes "$GROUP" "/dev/mapper/$name"
+	or_bail pvremove --quiet --yes "/dev/mapper/$name"
+	unset LVM_SYSTEM_DIR
+	or_bail "$FLEECE" detach "$name"
+}
+
 test_btrfs
+test_lvm_on_origin
 remove_group
 finish

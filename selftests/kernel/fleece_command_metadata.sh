@@ -212,6 +212,42 @@ test_absent()
 	is "its checkpoint waits no longer" "$(dump_checkpoints)" ""
 }
 
+# ends_in_order ATTACHER WHAT COMMAND...: the attach that waits for it is told to end, when the
+# command says that it waits.
+ends_in_order()
+{
+	local attacher=$1 status=0
+
+	defer kill_waiter "$attacher"
+	wait_until "$WAIT_SECONDS" "${@:3}" || bail "preparation: it waits for $2"
+	kill -s TERM "$attacher"
+	wait "$attacher" || status=$?
+	is "it ends by SIGTERM, waiting for $2" "$status $(grep -c "$PREFIX-plain: is not attached" \
+		"$SCRATCH/said")" "1 1"
+	fails "what had no turn is not attached" "No such device" dmsetup table "$PREFIX-plain"
+	is "its checkpoint is not believed" "$(dump_checkpoints)" ""
+}
+
+# The service that attaches them has no more time.
+test_time_up()
+{
+	local holder
+
+	or_bail ln -s "$spare" "$SCRATCH/late"
+	make_checkpoint "$SCRATCH/late" two
+	or_bail rm "$SCRATCH/late"
+	"$FLEECE" attach --all="$tab" --wait 600 --final > "$SCRATCH/said" 2>&1 &
+	ends_in_order $! "a device" grep -q nanosleep "/proc/$!/stack"
+	make_checkpoint "$spare" two
+	sh -c "exec 9> /run/fleece/lock; flock 9; exec sleep 1000" &
+	holder=$!
+	defer kill_waiter $holder
+	wait_until 30 eval "! flock -n /run/fleece/lock true" || bail "preparation: the lock is held"
+	"$FLEECE" attach --all="$tab" --wait 600 --final > "$SCRATCH/said" 2>&1 &
+	ends_in_order $! "another command" grep -q "waiting for another command" "$SCRATCH/said"
+	kill_waiter $holder
+}
+
 # The initial RAM disk has done without a metadata device that is there now.
 test_done_without()
 {
@@ -477,6 +513,41 @@ test_leftovers()
 	exits "and there is nothing to detach" 4 "$FLEECE" detach "$data"
 }
 
+# The device below an origin has grown.
+test_grow()
+{
+	local name=$PREFIX-plain
+
+	make_checkpoint "$spare" five
+	or_bail "$FLEECE" attach --all="$tab"
+	or_bail mkfs.ext4 -q "$MAPPER/$name" 6M
+	mkdir -p "$SCRATCH/grown"
+	or_bail mount "$MAPPER/$name" "$SCRATCH/grown"
+	defer eval "! mountpoint -q $SCRATCH/grown || umount $SCRATCH/grown"
+	exits "an origin whose device has not grown" 1 "$FLEECE" grow "$name"
+	or_bail "$FLEECE" checkpoint create "$name" six
+	or_bail truncate -s 12M "$SCRATCH/spare"
+	or_bail losetup -c "$spare"
+	exits "a size for an origin" 4 "$FLEECE" grow "$name" 12M
+	says "grow takes up what it has gained" "^$name +12582912 bytes$" "$FLEECE" grow "$name"
+	is "it has it" "$(blockdev --getsize64 "$MAPPER/$name")" 12582912
+	is "with its checkpoints" "$(metadata_state "$name") $(checkpoints "$name")" "dirty five six"
+	is "what was gained has changed since then" \
+		"$("$FLEECE" map "$name" --since six | tail -n 1 | awk '{ print $1 + $2, $NF }')" \
+		"12582912 dirty"
+	succeeds "its filesystem grows with it" resize2fs "$MAPPER/$name"
+	or_bail umount "$SCRATCH/grown"
+	succeeds "and is whole" e2fsck -fn "$MAPPER/$name"
+	or_bail "$FLEECE" detach "$name"
+	succeeds "the next attach has all of it" "$FLEECE" attach --all="$tab"
+	is "and its checkpoints" "$(blockdev --getsize64 "$MAPPER/$name") $(checkpoints "$name")" \
+		"12582912 five six"
+	or_bail "$FLEECE" detach "$name"
+	or_bail "$FLEECE" attach "$data"
+	fails "a volume that was attached live" "detach it, make it larger" "$FLEECE" grow "$data"
+	or_bail "$FLEECE" detach "$data"
+}
+
 for volume in meta meta-other small; do
 	empty "/dev/$GROUP/$volume"
 done
@@ -489,6 +560,7 @@ test_live
 test_unseen
 test_missed
 test_absent
+test_time_up
 test_done_without
 test_held
 test_identity
@@ -498,4 +570,5 @@ test_without_metadata
 test_too_small
 test_claim
 test_leftovers
+test_grow
 finish

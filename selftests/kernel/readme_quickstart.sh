@@ -91,8 +91,17 @@ echo wednesday > /mnt/file
 or_bail reboot
 succeeds "what the service does at boot" fleece attach --all
 mount /dev/vg0/data /mnt || bail "a mount"
+succeeds "check has nothing to complain of" fleece check
 like "the metadata is in use" "$(fleece status vg0-data)" "metadata +(clean|dirty)"
 like "the next backup is an incremental one" "$(fleece map vg0-data --since wednesday)" " dirty"
+tab=$(cat /etc/fleece/fleecetab)
+echo "other /dev/vg0/data -" > /etc/fleece/fleecetab
+fails "check tells of one that is not attached" "other: is not attached" fleece check
+echo "vg0-data /dev/vg0/data-meta -" > /etc/fleece/fleecetab
+fails "of one on another device" "vg0-data: is attached to another device" fleece check
+echo "vg0-data /dev/vg0/data /dev/vg0/data" > /etc/fleece/fleecetab
+fails "of one with other metadata" "vg0-data: .*another metadata device" fleece check
+echo "$tab" > /etc/fleece/fleecetab
 run_block 2 "the commands to end that" "Across reboots"
 is "the volume is as it was" "$(dmsetup table vg0-data | cut -d' ' -f3)" linear
 

@@ -205,6 +205,10 @@ static enum status start_plain(struct attach *attach, const char *name, dev_t de
 	}
 	fleece_dm_settle(name);
 	printf("%s attached, use /dev/mapper/%s from now on\n", attach->device, name);
+	if (device_has_partitions(devno))
+		report_note(attach->device,
+			    "note: has partitions, which cannot be used while it is attached; 'kpartx -a /dev/mapper/%s' makes them anew",
+			    name);
 	return DONE;
 }
 

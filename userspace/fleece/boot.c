@@ -20,6 +20,7 @@
 #include "detach.h"
 #include "fleecetab.h"
 #include "metadata_device.h"
+#include "process.h"
 
 static bool find_origin(const char *name, struct origin *origin)
 {
@@ -195,6 +196,33 @@ static bool has_turn(const struct run *run, size_t index, bool is_last)
 	return !run->is_done[index] && !entry->is_manual && (is_last || is_ready(entry));
 }
 
+/*
+ * A service manager whose patience ends before ours: whoever comes last still has to tell
+ * what will be used without being attached.
+ */
+static bool is_asked_to_end(const struct boot *boot)
+{
+	return boot->is_final && process_is_asked_to_end();
+}
+
+static void miss_rest(struct run *run)
+{
+	const struct fleecetab_entry *entry;
+	struct origin origin;
+	size_t i;
+
+	for (i = 0; i < run->tab.count; i++) {
+		entry = &run->tab.entries[i];
+		if (!has_turn(run, i, true))
+			continue;
+		if (!find_origin(entry->name, &origin))
+			run->status = report(FAILED, entry->name,
+					     "is not attached, as this was asked to end");
+		miss_entry(entry, run->boot);
+		run->is_done[i] = true;
+	}
+}
+
 /* Attach those that are ready, or with @is_last all that are left. Are any left then? */
 static bool attach_some(struct run *run, bool is_last)
 {
@@ -210,6 +238,10 @@ static bool attach_some(struct run *run, bool is_last)
 		if (!is_begun)
 			ready = change_begin();
 		is_begun = true;
+		if (is_asked_to_end(run->boot)) {
+			is_any_left = true;
+			break;
+		}
 		if (ready != DONE) {
 			run->status = ready;
 			if (ready != NO_PERMISSION)
@@ -234,20 +266,34 @@ static time_t now_s(void)
 	return now.tv_sec;
 }
 
-enum status boot_attach(const struct boot *boot)
+static void attach_all(struct run *run)
 {
 	const struct timespec pause = { .tv_nsec = 100000000 };
+	const struct boot *boot = run->boot;
 	time_t end = now_s() + boot->wait_ms / 1000;
+
+	while (!is_asked_to_end(boot)) {
+		if (!attach_some(run, !boot->is_early && now_s() >= end) || boot->is_early)
+			return;
+		nanosleep(&pause, NULL);
+	}
+	miss_rest(run);
+}
+
+enum status boot_attach(const struct boot *boot)
+{
 	struct run run = { .boot = boot };
 
 	run.status = fleecetab_read(boot->tab, &run.tab);
+	/* Up to the end of the process, whose exit status tells. */
+	if (boot->is_final)
+		process_hold_signals();
 	/* One more than there are, so that none is no special case. */
 	run.is_done = calloc(run.tab.count + 1, sizeof(*run.is_done));
 	if (!run.is_done)
 		run.status = report_errno(ENOMEM, boot->tab, "cannot prepare");
 	else
-		while (attach_some(&run, !boot->is_early && now_s() >= end) && !boot->is_early)
-			nanosleep(&pause, NULL);
+		attach_all(&run);
 	free(run.is_done);
 	fleecetab_free(&run.tab);
 	return run.status;

@@ -7,12 +7,14 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "control.h"
 #include "convert.h"
 #include "cow_lvm.h"
 #include "device.h"
+#include "fleecetab.h"
 #include "json.h"
 #include "process.h"
 #include "verbs.h"
@@ -158,6 +160,51 @@ static bool check_device(const struct fleece_dm_info *info)
 	return true;
 }
 
+/* ------------------------- What fleecetab says ------------------------- */
+
+static bool is_device(const char *path, dev_t devno)
+{
+	struct stat st;
+
+	return !stat(path, &st) && S_ISBLK(st.st_mode) && st.st_rdev == devno;
+}
+
+static bool check_entry(const struct fleecetab_entry *entry)
+{
+	struct fleece_dm_info info;
+	struct origin origin;
+
+	if (fleece_dm_info(entry->name, &info) || origin_read(&info, &origin))
+		return tell(entry->name,
+			    "is not attached, although " FLEECETAB_PATH " lists it; 'fleece attach --all' does it, or says why not");
+	if (!is_device(entry->device, origin.lower) && !is_device(entry->device, origin.dm.devno))
+		return tell(entry->name, "is attached to another device than " FLEECETAB_PATH " says");
+	if (entry->metadata[0] && !is_device(entry->metadata, origin.metadata))
+		return tell(entry->name,
+			    "is attached without, or with another metadata device than %s says",
+			    FLEECETAB_PATH);
+	return true;
+}
+
+static bool check_tab(void)
+{
+	struct fleecetab tab;
+	bool is_good = true;
+	size_t i;
+
+	if (access(FLEECETAB_PATH, F_OK))
+		return true;
+	if (fleecetab_read(FLEECETAB_PATH, &tab) != DONE)
+		is_good = tell(FLEECETAB_PATH, "has an error");
+	for (i = 0; i < tab.count; i++)
+		if (!tab.entries[i].is_manual)
+			is_good &= check_entry(&tab.entries[i]);
+	fleecetab_free(&tab);
+	return is_good;
+}
+
+/* ------------------------- All of it ------------------------- */
+
 static void tell_leftover(const char *volume)
 {
 	tell(volume, "was COW space of a snapshot that is gone; try 'lvremove %s'", volume);
@@ -196,7 +243,7 @@ static bool check_devices(void)
 	is_good &= check_volumes(suspended);
 	if (is_good)
 		print_line(true, "no leftovers", "");
-	return is_good;
+	return is_good & check_tab();
 }
 
 /* @started: what became of the attempt to open the control device. */

@@ -112,13 +112,8 @@ static enum status report_changed(const char *name)
 		      "its table was changed by somebody else meanwhile, which was left alone; try again");
 }
 
-/*
- * Make the loaded table of a device live, without freezing its filesystem. What
- * counts is which table is live in the end: somebody else may have changed it. When
- * the swap is given up, what is loaded is dropped, whoever has loaded it meanwhile.
- */
-static enum status swap_table(const char *name, const struct fleece_dm_table *table,
-			      unsigned int limit_ms)
+enum status convert_swap(const char *name, const struct fleece_dm_table *table,
+			 unsigned int limit_ms)
 {
 	struct fleece_dm_switch suspend, clear, resume;
 	struct window window = {
@@ -321,7 +316,7 @@ static enum status attach_over_lower(struct attach *attach, const struct fleece_
 		status = report_changed(info->name);
 	}
 	if (status == DONE)
-		status = swap_table(info->name, &loaded, attach->limit_ms);
+		status = convert_swap(info->name, &loaded, attach->limit_ms);
 	fleece_dm_table_free(&loaded);
 	return status;
 }
@@ -417,7 +412,7 @@ static enum status replace_origin(const struct origin *origin, const struct flee
 		unload(origin->dm.name, table);
 		return report_changed(origin->dm.name);
 	}
-	return swap_table(origin->dm.name, table, limit_ms);
+	return convert_swap(origin->dm.name, table, limit_ms);
 }
 
 static enum status detach_claimed(const struct origin *origin, const struct fleece_dm_info *lower,

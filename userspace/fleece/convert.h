@@ -49,6 +49,18 @@ enum status convert_detach(const struct origin *origin, const struct fleece_dm_i
 			   unsigned int limit_ms);
 
 /**
+ * convert_swap() - make the loaded table of a device live, without freezing its filesystem
+ * @name: of the device.
+ * @table: what was loaded.
+ * @limit_ms: longest time that I/O may be held.
+ *
+ * What counts is which table is live in the end: somebody else may have changed it. When the
+ * swap is given up, what is loaded is dropped, whoever has loaded it meanwhile.
+ */
+enum status convert_swap(const char *name, const struct fleece_dm_table *table,
+			 unsigned int limit_ms);
+
+/**
  * convert_undo() - undo what an interrupted conversion has left of itself
  * @info: the device that was to be converted, to an origin or back.
  *

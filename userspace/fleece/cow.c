@@ -161,6 +161,14 @@ static bool zram_fits(const struct origin *origin)
  * which a filesystem with smaller blocks cannot be mounted then. COW_AUTO: there is no
  * room anywhere.
  */
+static enum cow_kind choose_beside_lvm(const struct cow_request *request,
+				       const struct origin *origin)
+{
+	if (cow_file_has_room(request->bytes))
+		return COW_FILE;
+	return zram_fits(origin) && cow_zram_has_room(request->bytes) ? COW_ZRAM : COW_AUTO;
+}
+
 static enum cow_kind choose_kind(const struct cow_request *request, const struct origin *origin)
 {
 	char base[DM_NAME_LEN];
@@ -169,26 +177,19 @@ static enum cow_kind choose_kind(const struct cow_request *request, const struct
 		return COW_FILE;
 	if (!device_on_origin(origin->lower, base) && cow_lvm_has_room(origin, request->bytes))
 		return COW_LVM;
-	if (cow_file_has_room(request->bytes))
-		return COW_FILE;
-	return zram_fits(origin) && cow_zram_has_room(request->bytes) ? COW_ZRAM : COW_AUTO;
+	return choose_beside_lvm(request, origin);
 }
 
-enum status cow_make(const struct cow_request *request, const struct origin *origin,
-		     const char *snapshot, struct cow *cow)
+static enum status make_kind(enum cow_kind kind, const struct cow_request *request,
+			     const struct origin *origin, const char *snapshot, struct cow *cow)
 {
-	enum cow_kind kind = request->kind;
 	enum status status = FAILED;
-	uint64_t bytes;
 
 	memset(cow, 0, sizeof(*cow));
 	cow->held = -1;
-	if (kind == COW_AUTO)
-		kind = choose_kind(request, origin);
 	switch (kind) {
 	case COW_USER:
-		status = use_device(request, origin, snapshot, cow);
-		break;
+		return use_device(request, origin, snapshot, cow);
 	case COW_LVM:
 		status = cow_lvm_make(request, origin, snapshot, cow);
 		break;
@@ -207,18 +208,44 @@ enum status cow_make(const struct cow_request *request, const struct origin *ori
 				(unsigned long long)request->bytes, COW_DEFAULT_DIR);
 		break;
 	}
-	if (status == DONE && kind != COW_USER)
-		status = stat_device(snapshot, cow);
-	if (status == DONE && kind == COW_LVM)
+	return status == DONE ? stat_device(snapshot, cow) : status;
+}
+
+static void undo_make(struct cow *cow, const char *snapshot)
+{
+	cow_put(cow);
+	cow_free(cow->kind, cow->devno, snapshot);
+}
+
+enum status cow_make(const struct cow_request *request, const struct origin *origin,
+		     const char *snapshot, struct cow *cow)
+{
+	enum cow_kind kind = request->kind;
+	char base[DM_NAME_LEN];
+	enum status status;
+	uint64_t bytes;
+
+	if (kind == COW_AUTO)
+		kind = choose_kind(request, origin);
+	status = make_kind(kind, request, origin, snapshot, cow);
+	/* Only LVM knows which disk of the group it will choose. */
+	if (status == DONE && kind == COW_LVM && request->kind == COW_AUTO &&
+	    device_on_origin(cow->devno, base)) {
+		report_note(snapshot,
+			    "note: LVM puts its COW space on the origin %s, so it is made elsewhere",
+			    base);
+		undo_make(cow, snapshot);
+		status = make_kind(choose_beside_lvm(request, origin), request, origin, snapshot,
+				   cow);
+	}
+	if (status == DONE && cow->kind == COW_LVM)
 		status = check_place(snapshot, cow);
 	if (status == DONE && !device_size(cow->devno, &bytes) && bytes <= COW_HEADER_BYTES)
 		status = report(FAILED, snapshot,
 				"the COW device %s is too small: %llu bytes, of which its header takes %llu",
 				cow->path, (unsigned long long)bytes, COW_HEADER_BYTES);
-	if (status != DONE && cow->devno) {
-		cow_put(cow);
-		cow_free(cow->kind, cow->devno, snapshot);
-	}
+	if (status != DONE && cow->devno)
+		undo_make(cow, snapshot);
 	return status;
 }
 

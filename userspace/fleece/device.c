@@ -10,6 +10,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -427,6 +428,20 @@ int device_size(dev_t devno, uint64_t *bytes)
 	if (!ret)
 		*bytes = strtoull(text, NULL, 10) * SECTOR_SIZE;
 	return ret;
+}
+
+bool device_has_partitions(dev_t devno)
+{
+	char pattern[64];
+	glob_t found;
+	int ret;
+
+	snprintf(pattern, sizeof(pattern), "/sys/dev/block/%u:%u/*/partition", major(devno),
+		 minor(devno));
+	ret = glob(pattern, GLOB_NOSORT, NULL, &found);
+	if (!ret)
+		globfree(&found);
+	return !ret;
 }
 
 static bool depends(dev_t devno, dev_t base, int depth);

@@ -230,6 +230,12 @@ bool device_mountpoint(dev_t devno, char *path, size_t size);
 int device_size(dev_t devno, uint64_t *bytes);
 
 /**
+ * device_has_partitions() - whether the kernel has found partitions on a device
+ * @devno: which.
+ */
+bool device_has_partitions(dev_t devno);
+
+/**
  * device_depends() - whether writes to one device end up on another
  * @devno: the upper device.
  * @base: the lower device.

@@ -7,7 +7,10 @@
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
+
+#include "process.h"
 
 #define LOCK_FILE	RUN_DIR "/lock"
 
@@ -25,6 +28,24 @@ enum status lock_run_dir(void)
 	return DONE;
 }
 
+/* With signals held, one that comes would not end the wait; and it may come before that. */
+static int wait_for_lock(void)
+{
+	const struct timespec pause = { .tv_nsec = 100000000 };
+
+	if (!process_holds_signals())
+		return flock(lock_fd, LOCK_EX);
+	while (!process_is_asked_to_end()) {
+		if (!flock(lock_fd, LOCK_EX | LOCK_NB))
+			return 0;
+		if (errno != EWOULDBLOCK)
+			return -1;
+		nanosleep(&pause, NULL);
+	}
+	errno = EINTR;
+	return -1;
+}
+
 enum status lock_changes(void)
 {
 	enum status status = lock_run_dir();
@@ -38,7 +59,7 @@ enum status lock_changes(void)
 		return DONE;
 	if (errno == EWOULDBLOCK) {
 		fprintf(stderr, "fleece: waiting for another command that holds " LOCK_FILE "\n");
-		if (!flock(lock_fd, LOCK_EX))
+		if (!wait_for_lock())
 			return DONE;
 	}
 	return report_errno(errno, NULL, "cannot lock " LOCK_FILE);

@@ -22,7 +22,7 @@ enum status lock_run_dir(void);
  * other's point in time. The lock is this process's, and that of the guardian of
  * window.c, which may have to outlive it; it ends with both, or with lock_release().
  *
- * Context: before process_hold_signals(), so that the wait can be interrupted.
+ * Context: an interrupt ends the wait, by an error where process_hold_signals() has been called.
  * Return: DONE or, reported, FAILED.
  */
 enum status lock_changes(void);

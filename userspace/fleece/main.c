@@ -55,9 +55,10 @@ static const struct verb verbs[] = {
 	  "  --json              for programs\n" },
 	{ "remove", verb_remove, "SNAPSHOT...",
 	  "Removes snapshots and COW space made for them.\n" },
-	{ "grow", verb_grow, "SNAPSHOT SIZE",
+	{ "grow", verb_grow, "SNAPSHOT SIZE | ORIGIN",
 	  "Gives a snapshot more COW space: extends the logical volume made for it, or takes\n"
-	  "up what a device named with --cow has gained. SIZE is that of the whole COW device.\n" },
+	  "up what a device named with --cow has gained. SIZE is that of the whole COW device.\n"
+	  "An origin takes up what its plain device has gained, live.\n" },
 	{ "release", verb_release, "SNAPSHOT OFFSET:LENGTH|all",
 	  "Gives up a range of a snapshot; it is not copied any more and cannot be read.\n" },
 	{ "list", verb_list, "", "  --json              for programs\n" },

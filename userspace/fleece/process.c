@@ -172,15 +172,21 @@ close_out:
 	return ret;
 }
 
+static const int end_signals[] = { SIGINT, SIGQUIT, SIGTERM, SIGHUP };
+
+#define NR_END_SIGNALS	(sizeof(end_signals) / sizeof(end_signals[0]))
+
+/* How often they are held. */
+static unsigned int holds;
+
 static void mask_signals(int how)
 {
 	sigset_t mask;
+	size_t i;
 
 	sigemptyset(&mask);
-	sigaddset(&mask, SIGINT);
-	sigaddset(&mask, SIGQUIT);
-	sigaddset(&mask, SIGTERM);
-	sigaddset(&mask, SIGHUP);
+	for (i = 0; i < NR_END_SIGNALS; i++)
+		sigaddset(&mask, end_signals[i]);
 	/* Others would wait for the lock of a verb that was stopped. */
 	sigaddset(&mask, SIGTSTP);
 	/* Nobody listening to messages is no reason to leave anything half-made. */
@@ -190,12 +196,32 @@ static void mask_signals(int how)
 
 void process_hold_signals(void)
 {
-	mask_signals(SIG_BLOCK);
+	if (!holds++)
+		mask_signals(SIG_BLOCK);
 }
 
 void process_release_signals(void)
 {
-	mask_signals(SIG_UNBLOCK);
+	if (!--holds)
+		mask_signals(SIG_UNBLOCK);
+}
+
+bool process_holds_signals(void)
+{
+	return holds;
+}
+
+bool process_is_asked_to_end(void)
+{
+	sigset_t pending;
+	bool is_asked = false;
+	size_t i;
+
+	if (sigpending(&pending))
+		return false;
+	for (i = 0; i < NR_END_SIGNALS; i++)
+		is_asked |= sigismember(&pending, end_signals[i]) == 1;
+	return is_asked;
 }
 
 void process_find(char *path, size_t size, const char *directory, const char *program)

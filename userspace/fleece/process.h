@@ -3,6 +3,7 @@
 #ifndef FLEECE_PROCESS_H
 #define FLEECE_PROCESS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /**
@@ -21,7 +22,7 @@ int process_run(const char *const argv[], char *output, size_t size);
  *
  * For verbs that would otherwise leave something half made. Programs that process_run()
  * runs meanwhile are not interrupted from the terminal either; when one is killed, the verb
- * fails and undoes.
+ * fails and undoes. They are held until they are released as often.
  */
 void process_hold_signals(void);
 
@@ -31,6 +32,12 @@ void process_hold_signals(void);
  * One that has come meanwhile ends it now.
  */
 void process_release_signals(void);
+
+/** process_holds_signals() - are they held? */
+bool process_holds_signals(void);
+
+/** process_is_asked_to_end() - has one come that is held? */
+bool process_is_asked_to_end(void);
 
 /**
  * process_find() - where another program of ours is

@@ -27,7 +27,7 @@ installkernel()
 {
 	# shellcheck disable=SC2154
 	modinfo -k "$kernel" dm-fleece > /dev/null 2>&1 ||
-		dwarn "fleece: there is no module dm-fleece for the kernel $kernel: it will attach nothing"
+		dwarn "fleece: there is no module dm-fleece for the kernel $kernel: it will attach nothing, and a plain root file system's origin will not be there to boot from"
 	hostonly='' instmods dm-fleece
 }
 

@@ -41,24 +41,25 @@ static const char *const janitor_calls[] = {
 };
 
 /*
- * A negative number stands for a system call that this machine does not have (a rule for it may
- * be refused), but also for one that it has on its own and as a part of socketcall().
+ * Names that this library does not have need no rule. A negative number stands for a system
+ * call that this machine does not have (a rule for it may be refused), but also for one that
+ * it has on its own and as a part of socketcall().
  */
-static bool is_missing(int number, int ret)
-{
-	return number < 0 && ret == -EDOM;
-}
-
-/* Names that this machine or this library does not have need no rule. */
-static int allow(scmp_filter_ctx filter, const char *name, unsigned int count,
-		 const struct scmp_arg_cmp *arguments)
+static int add_rule(scmp_filter_ctx filter, uint32_t action, const char *name, unsigned int count,
+		    const struct scmp_arg_cmp *arguments)
 {
 	int number = seccomp_syscall_resolve_name(name), ret;
 
 	if (number == __NR_SCMP_ERROR)
 		return 0;
-	ret = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, number, count, arguments);
-	return is_missing(number, ret) ? 0 : ret;
+	ret = seccomp_rule_add_array(filter, action, number, count, arguments);
+	return number < 0 && ret == -EDOM ? 0 : ret;
+}
+
+static int allow(scmp_filter_ctx filter, const char *name, unsigned int count,
+		 const struct scmp_arg_cmp *arguments)
+{
+	return add_rule(filter, SCMP_ACT_ALLOW, name, count, arguments);
 }
 
 static int allow_all(scmp_filter_ctx filter, const char *const *names)
@@ -80,12 +81,7 @@ static int allow_if(scmp_filter_ctx filter, const char *name, unsigned int argum
 
 static int refuse(scmp_filter_ctx filter, const char *name, int error)
 {
-	int number = seccomp_syscall_resolve_name(name), ret;
-
-	if (number == __NR_SCMP_ERROR)
-		return 0;
-	ret = seccomp_rule_add(filter, SCMP_ACT_ERRNO(error), number, 0);
-	return is_missing(number, ret) ? 0 : ret;
+	return add_rule(filter, SCMP_ACT_ERRNO(error), name, 0, NULL);
 }
 
 /*

@@ -526,8 +526,16 @@ test_grow()
 	defer eval "! mountpoint -q $SCRATCH/grown || umount $SCRATCH/grown"
 	exits "an origin whose device has not grown" 1 "$FLEECE" grow "$name"
 	or_bail "$FLEECE" checkpoint create "$name" six
+	or_bail truncate -s 4G "$SCRATCH/spare"
+	or_bail losetup -c "$spare"
+	fails "more than its metadata has room for" "has no room" "$FLEECE" grow "$name"
+	is "it is as it was" "$(blockdev --getsize64 "$MAPPER/$name") $(checkpoints "$name")" \
+		"8388608 five six"
 	or_bail truncate -s 12M "$SCRATCH/spare"
 	or_bail losetup -c "$spare"
+	or_bail dmsetup suspend "$name"
+	exits "an origin that somebody else has suspended" 5 "$FLEECE" grow "$name"
+	or_bail dmsetup resume "$name"
 	exits "a size for an origin" 4 "$FLEECE" grow "$name" 12M
 	says "grow takes up what it has gained" "^$name +12582912 bytes$" "$FLEECE" grow "$name"
 	is "it has it" "$(blockdev --getsize64 "$MAPPER/$name")" 12582912

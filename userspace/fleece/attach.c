@@ -83,17 +83,16 @@ enum status attach_compare(const struct attach *attach, const struct origin *ori
 {
 	const char *metadata = attach->metadata ? attach->metadata : "none";
 	char devno[DEVNO_TEXT] = "none";
-	struct stat st;
 
 	if (strchr(attach->device, '/') &&
-	    (stat(attach->device, &st) ||
-	     (st.st_rdev != origin->lower && st.st_rdev != origin->dm.devno)))
+	    !device_is(attach->device, origin->lower) &&
+	    !device_is(attach->device, origin->dm.devno))
 		return report(BUSY, origin->dm.name, "is attached already, but not to %s, but to %s",
 			      attach->device, device_devno_text(devno, origin->lower));
 	if (origin->metadata)
 		device_devno_text(devno, origin->metadata);
 	if (!attach->metadata != !origin->metadata ||
-	    (attach->metadata && (stat(attach->metadata, &st) || st.st_rdev != origin->metadata)))
+	    (attach->metadata && !device_is(attach->metadata, origin->metadata)))
 		return report(BUSY, origin->dm.name,
 			      "is attached already, but with metadata device %s, not %s; detach it first",
 			      devno, metadata);

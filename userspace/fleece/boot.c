@@ -82,10 +82,8 @@ static bool is_ready(const struct fleecetab_entry *entry)
 static bool is_attached(const struct fleecetab_entry *entry)
 {
 	struct origin origin;
-	struct stat st;
 
-	return find_origin(entry->name, &origin) && !stat(entry->metadata, &st) &&
-	       origin.metadata == st.st_rdev;
+	return find_origin(entry->name, &origin) && device_is(entry->metadata, origin.metadata);
 }
 
 /*

@@ -7,7 +7,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "control.h"
@@ -162,13 +161,6 @@ static bool check_device(const struct fleece_dm_info *info)
 
 /* ------------------------- What fleecetab says ------------------------- */
 
-static bool is_device(const char *path, dev_t devno)
-{
-	struct stat st;
-
-	return !stat(path, &st) && S_ISBLK(st.st_mode) && st.st_rdev == devno;
-}
-
 static bool check_entry(const struct fleecetab_entry *entry)
 {
 	struct fleece_dm_info info;
@@ -177,9 +169,9 @@ static bool check_entry(const struct fleecetab_entry *entry)
 	if (fleece_dm_info(entry->name, &info) || origin_read(&info, &origin))
 		return tell(entry->name,
 			    "is not attached, although " FLEECETAB_PATH " lists it; 'fleece attach --all' does it, or says why not");
-	if (!is_device(entry->device, origin.lower) && !is_device(entry->device, origin.dm.devno))
+	if (!device_is(entry->device, origin.lower) && !device_is(entry->device, origin.dm.devno))
 		return tell(entry->name, "is attached to another device than " FLEECETAB_PATH " says");
-	if (entry->metadata[0] && !is_device(entry->metadata, origin.metadata))
+	if (entry->metadata[0] && !device_is(entry->metadata, origin.metadata))
 		return tell(entry->name,
 			    "is attached without, or with another metadata device than %s says",
 			    FLEECETAB_PATH);

@@ -108,19 +108,15 @@ static enum status check_content(const char *path, const char *snapshot)
 		      path, what);
 }
 
-static enum status check_place(const char *snapshot, const struct cow *cow)
+static enum status report_on_origin(const char *snapshot, const struct cow *cow, const char *name)
 {
-	char name[DM_NAME_LEN];
-
-	if (!device_on_origin(cow->devno, name))
-		return DONE;
 	return report(BUSY, snapshot, "the COW device %s lies on the origin %s", cow->path, name);
 }
 
 static enum status use_device(const struct cow_request *request, const struct origin *origin,
 			      const char *snapshot, struct cow *cow)
 {
-	char mountpoint[PATH_MAX];
+	char mountpoint[PATH_MAX], base[DM_NAME_LEN];
 	enum status status;
 	int fd;
 
@@ -133,9 +129,8 @@ static enum status use_device(const struct cow_request *request, const struct or
 	    device_depends(cow->devno, origin->lower))
 		return report(BUSY, snapshot, "the COW device %s is the origin or lies on it",
 			      cow->path);
-	status = check_place(snapshot, cow);
-	if (status != DONE)
-		return status;
+	if (device_on_origin(cow->devno, base))
+		return report_on_origin(snapshot, cow, base);
 	if (device_mountpoint(cow->devno, mountpoint, sizeof(mountpoint)))
 		return report(BUSY, snapshot, "the COW device %s is mounted on %s", cow->path,
 			      mountpoint);
@@ -217,6 +212,16 @@ static void undo_make(struct cow *cow, const char *snapshot)
 	cow_free(cow->kind, cow->devno, snapshot);
 }
 
+/* LVM has put it on the origin @base. */
+static enum status make_elsewhere(const struct cow_request *request, const struct origin *origin,
+				  const char *snapshot, struct cow *cow, const char *base)
+{
+	report_note(snapshot,
+		    "note: LVM puts its COW space on the origin %s, so it is made elsewhere", base);
+	undo_make(cow, snapshot);
+	return make_kind(choose_beside_lvm(request, origin), request, origin, snapshot, cow);
+}
+
 enum status cow_make(const struct cow_request *request, const struct origin *origin,
 		     const char *snapshot, struct cow *cow)
 {
@@ -229,17 +234,12 @@ enum status cow_make(const struct cow_request *request, const struct origin *ori
 		kind = choose_kind(request, origin);
 	status = make_kind(kind, request, origin, snapshot, cow);
 	/* Only LVM knows which disk of the group it will choose. */
-	if (status == DONE && kind == COW_LVM && request->kind == COW_AUTO &&
-	    device_on_origin(cow->devno, base)) {
-		report_note(snapshot,
-			    "note: LVM puts its COW space on the origin %s, so it is made elsewhere",
-			    base);
-		undo_make(cow, snapshot);
-		status = make_kind(choose_beside_lvm(request, origin), request, origin, snapshot,
-				   cow);
+	if (status == DONE && kind == COW_LVM && device_on_origin(cow->devno, base)) {
+		if (request->kind == COW_LVM)
+			status = report_on_origin(snapshot, cow, base);
+		else
+			status = make_elsewhere(request, origin, snapshot, cow, base);
 	}
-	if (status == DONE && cow->kind == COW_LVM)
-		status = check_place(snapshot, cow);
 	if (status == DONE && !device_size(cow->devno, &bytes) && bytes <= COW_HEADER_BYTES)
 		status = report(FAILED, snapshot,
 				"the COW device %s is too small: %llu bytes, of which its header takes %llu",

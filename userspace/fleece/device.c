@@ -430,6 +430,13 @@ int device_size(dev_t devno, uint64_t *bytes)
 	return ret;
 }
 
+bool device_is(const char *path, dev_t devno)
+{
+	struct stat st;
+
+	return !stat(path, &st) && S_ISBLK(st.st_mode) && st.st_rdev == devno;
+}
+
 bool device_has_partitions(dev_t devno)
 {
 	char pattern[64];

@@ -230,6 +230,13 @@ bool device_mountpoint(dev_t devno, char *path, size_t size);
 int device_size(dev_t devno, uint64_t *bytes);
 
 /**
+ * device_is() - whether a path leads to a device
+ * @path: of a block device, or of something else.
+ * @devno: the device.
+ */
+bool device_is(const char *path, dev_t devno);
+
+/**
  * device_has_partitions() - whether the kernel has found partitions on a device
  * @devno: which.
  */

@@ -111,7 +111,6 @@ static enum status compare_checkpoints(const struct origin *before)
 
 static enum status grow_origin(const char *text)
 {
-	struct fleece_dm_info info;
 	struct origin origin;
 	enum status status = device_origin(text, &origin);
 	uint64_t bytes;
@@ -124,7 +123,7 @@ static enum status grow_origin(const char *text)
 		return report_errno(ret, origin.dm.name, "cannot read the size of its device");
 	if (bytes <= origin.size)
 		return report_not_grown(&origin, bytes);
-	if (fleece_dm_info(origin.dm.name, &info) || info.is_suspended || info.has_inactive)
+	if (origin.dm.is_suspended || origin.dm.has_inactive)
 		return report(BUSY, origin.dm.name, "is being changed by somebody else; try again");
 	status = lengthen(&origin, bytes);
 	if (status != DONE)

@@ -16,12 +16,13 @@
 #define DM_MSG_PREFIX		"fleece origin"
 
 /*
- * Writes are held back for no longer than this. If those under way take longer,
- * there are some more attempts, with a pause for the writes held back.
+ * Writes are held back for a second. If those under way take longer, there are some
+ * more attempts, with a pause for the writes held back: every second one waits twice as
+ * long, as the queue of a busy disk may take it some seconds.
  */
 #define QUIESCE_TIMEOUT_MS	1000
 #define QUIESCE_PAUSE_MS	200
-#define QUIESCE_ATTEMPTS	10
+#define QUIESCE_ATTEMPTS	7
 
 /*
  * A write that must wait, for copies or for the end of quiescing, is cut to this
@@ -163,7 +164,7 @@ static void dismiss_write(struct fleece_origin *origin, struct live_write *write
 	percpu_ref_put(&origin->writes);
 }
 
-static int try_quiesce(struct fleece_origin *origin)
+static int try_quiesce(struct fleece_origin *origin, unsigned int timeout_ms)
 {
 	/* Takes a while, but holds nobody back. */
 	percpu_ref_switch_to_atomic_sync(&origin->writes);
@@ -174,7 +175,7 @@ static int try_quiesce(struct fleece_origin *origin)
 	spin_unlock(&origin->held_lock);
 	percpu_ref_kill(&origin->writes);
 
-	if (wait_for_completion_timeout(&origin->drained, msecs_to_jiffies(QUIESCE_TIMEOUT_MS)))
+	if (wait_for_completion_timeout(&origin->drained, msecs_to_jiffies(timeout_ms)))
 		return 0;
 	fleece_origin_release(origin);
 	return -ETIMEDOUT;
@@ -182,17 +183,19 @@ static int try_quiesce(struct fleece_origin *origin)
 
 int fleece_origin_quiesce(struct fleece_origin *origin)
 {
+	unsigned int timeout_ms = 0;
 	unsigned int attempt;
 
 	lockdep_assert_held(&origin->lock);
 	for (attempt = 0; attempt < QUIESCE_ATTEMPTS; attempt++) {
 		if (attempt)
 			msleep(QUIESCE_PAUSE_MS);
-		if (!try_quiesce(origin))
+		timeout_ms = QUIESCE_TIMEOUT_MS << attempt / 2;
+		if (!try_quiesce(origin, timeout_ms))
 			return 0;
 	}
 	DMERR("%pg: writes under way have not completed within %u ms, in %u attempts",
-	      origin->lower, QUIESCE_TIMEOUT_MS, QUIESCE_ATTEMPTS);
+	      origin->lower, timeout_ms, QUIESCE_ATTEMPTS);
 	return -ETIMEDOUT;
 }
 

@@ -304,7 +304,7 @@ int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name,
  * Reads go on. Writes are held back until fleece_origin_release().
  *
  * Context: Process, holds origin->lock. Waits for writes under way; holds others
- * back for one second at the most, and tries ten times.
+ * back for one second, later up to eight, and tries seven times.
  * Return: 0, or -ETIMEDOUT; then writes go on.
  */
 int fleece_origin_quiesce(struct fleece_origin *origin);

@@ -134,7 +134,7 @@ end_write()
 	is "$1: the write succeeds" "$(cat "$SCRATCH/write")" ok
 }
 
-# It is attempted ten times, and in between other writes go on: none waits for half of it.
+# It is attempted several times, and in between other writes go on: none waits for half of it.
 refuses_checkpoint()
 {
 	local begin took creator writes=0 longest=0
@@ -197,6 +197,44 @@ test_write_under_way()
 	or_bail dm_remove origin
 }
 
+# write_on NR: one write after the other, until there is a file that says to stop.
+write_on()
+{
+	while [ ! -e "$SCRATCH/stop" ]; do
+		pattern origin write 2 $(($1 * 64))k 64k
+	done > "$SCRATCH/write.$1" 2>&1
+}
+
+# A disk with a queue of more than a second. Of these writes one is always younger than
+# half a second, also when those held back have gone on together.
+test_slow_writes()
+{
+	local i writers=()
+
+	if ! has_module dm-delay; then
+		skip "a checkpoint on a disk with a long queue" "dm-delay is missing"
+		return
+	fi
+	start_origin $LARGE
+	or_bail message origin checkpoint_create one
+	or_bail replace_table first "$(slice_table first |
+		sed 's/linear \(.*\)/delay \1 0 \1 1500/')"
+	for i in 0 1 2; do
+		write_on $i &
+		writers+=($!)
+		sleep 0.5
+	done
+	succeeds "long queue: a checkpoint is made" message origin checkpoint_create two
+	load_late
+	succeeds "long queue: a snapshot is taken" dmsetup resume "$PREFIX-late"
+	touch "$SCRATCH/stop"
+	wait "${writers[@]}"
+	is "long queue: the writes succeed" "$(sort -u "$SCRATCH"/write.?)" ok
+	or_bail replace_table first "$(slice_table first)"
+	or_bail dm_remove late
+	or_bail dm_remove origin
+}
+
 # shellcheck disable=SC2317 # called by wait_until
 no_table_is_loaded()
 {
@@ -254,5 +292,6 @@ test_no_origin
 test_checkpoints
 test_endless_write
 test_write_under_way
+test_slow_writes
 test_late_table
 finish

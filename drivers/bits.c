@@ -7,10 +7,14 @@
 #include <linux/bitops.h>
 #include <linux/gfp.h>
 #include <linux/kernel.h>
+#include <linux/mm.h>
 #include <linux/sched.h>
 #include <linux/vmalloc.h>
 
 #include "bits.h"
+
+/* A map of more than this is not begun if there is not enough memory for all of it. */
+#define LARGE_BYTES	1048576
 
 static unsigned long view_word(const struct fleece_view *view, u64 index)
 {
@@ -22,14 +26,34 @@ static unsigned long view_word(const struct fleece_view *view, u64 index)
 	return word;
 }
 
+/* Whether there is memory for so much, or it is not worth asking. */
+static bool may_have_room(size_t bytes)
+{
+	long available;
+
+	if (bytes <= LARGE_BYTES)
+		return true;
+	available = si_mem_available();
+	return available > 0 && bytes >> PAGE_SHIFT < (unsigned long)available;
+}
+
 unsigned long *fleece_bits_alloc(u64 nr_bits)
 {
+	size_t bytes;
+
 	/* Where the kernel has 32 bits, it might be given less than it asks for. */
 	if (BITS_TO_LONGS(nr_bits) > SIZE_MAX / sizeof(unsigned long))
 		return NULL;
-	/* The caller has an error for it; no need to alarm an administrator with a trace. */
-	return __vmalloc(BITS_TO_LONGS(nr_bits) * sizeof(unsigned long),
-			 GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN);
+	bytes = BITS_TO_LONGS(nr_bits) * sizeof(unsigned long);
+	/*
+	 * The caller has an error for it. So others need not be left without memory, and
+	 * killed, for a map that does not fit; an administrator need not be alarmed with a
+	 * trace; and the kernel must not try for ever, as it does for single pages where it may
+	 * neither write nor kill.
+	 */
+	if (!may_have_room(bytes))
+		return NULL;
+	return __vmalloc(bytes, GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
 }
 
 bool fleece_bits_turn(const bool *stop)

@@ -29,7 +29,7 @@ struct fleece_view {
  * fleece_bits_alloc() - a bitmap of clear bits
  * @nr_bits: its length.
  *
- * Context: Process, may sleep.
+ * Context: Process, may sleep. Kills nobody for memory.
  * Return: the bitmap, to be freed with vfree(), or NULL.
  */
 unsigned long *fleece_bits_alloc(u64 nr_bits);

@@ -5,7 +5,8 @@
 # space than fits into memory: to write a page out takes the copying of old data first,
 # and an intent on the metadata device, so that memory comes free only if copies and grants
 # make progress when there is next to none. Nothing is given up by a time limit, all of
-# memory is as it was, and so are the snapshots; what was written counts as changed.
+# memory is as it was, and so are the snapshots; what was written counts as changed. A
+# checkpoint whose map is larger than what is left is refused.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -19,6 +20,8 @@ PAGED_MIB=160
 SWAPPED_MIN_MIB=40
 LIMIT_SECONDS=$((300 * ${FLEECE_SLOWDOWN:-1}))
 HUGE_PAGES=/proc/sys/vm/nr_hugepages
+# Its map, a bit for 4 KiB, has 512 MiB.
+HUGE_SECTORS=$((16 << 31))
 
 load_fleece
 requires_program mkswap swapon swapoff
@@ -92,6 +95,17 @@ judge()
 	gets "$1: and so is the rest" ok "$1" verify 1 4096 $((SWAP_MIB * 1048576 - 4096))
 }
 
+# The message must not wait for memory: it may hold up the resume of its origin. Nor must it
+# leave others without.
+test_huge_checkpoint()
+{
+	fails "a checkpoint there is no memory for: refused" "Cannot allocate memory" \
+		message huge checkpoint_create one
+	is "a checkpoint there is no memory for: there is none" \
+		"$(message huge checkpoint_list)" ""
+	gets "a checkpoint there is no memory for: writes go on" ok huge write 2 1M 64k
+}
+
 # What mkswap has written.
 head -c 4096 "$(path_of disk)" > "$SCRATCH/header"
 make_snapshot small disk cow-small 8 "2 cbw_timeout 0"
@@ -100,12 +114,18 @@ or_bail message origin checkpoint_create before
 or_bail swapon "$(path_of origin)"
 defer stop_swapping
 
+or_bail dm_create zero "0 $HUGE_SECTORS zero"
+defer dm_remove_deferred zero
+or_bail dm_create huge "0 $HUGE_SECTORS fleece $(path_of zero) - 8"
+defer dm_remove_deferred huge
 before=$(swapped_out_mib)
 put_memory_away
 succeeds "memory is as it was" timeout $LIMIT_SECONDS "$FLEECE_TEST_BIN/hog" \
 	$(($(available_mib) + PAGED_MIB))
 at_least "MiB written out to the origin" $(($(swapped_out_mib) - before)) $SWAPPED_MIN_MIB
 like "the metadata has not failed" "$(origin_field origin metadata)" "^(clean|dirty)$"
+test_huge_checkpoint
+or_bail dm_remove huge
 at_least "granules changed" "$(origin_field origin changed)" $((SWAPPED_MIN_MIB * 256 / 2))
 judge small $((SWAPPED_MIN_MIB * 256 / 2))
 judge large $((SWAPPED_MIN_MIB * 16 / 2))

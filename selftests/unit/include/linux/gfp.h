@@ -13,7 +13,9 @@
 #define GFP_KERNEL	1U
 #define __GFP_ZERO	2U
 #define __GFP_NOWARN	4U
-#define PAGE_SIZE	4096UL
+#define __GFP_RETRY_MAYFAIL	8U
+#define PAGE_SHIFT	12
+#define PAGE_SIZE	(1UL << PAGE_SHIFT)
 
 static inline unsigned long __get_free_page(gfp_t gfp)
 {

@@ -317,7 +317,7 @@ static u32 find_extents(const struct map *map, u64 *offset, u64 end, struct flee
 {
 	struct fleece_extent extent;
 
-	while (*offset < end) {
+	while (*offset < end && !fatal_signal_pending(current)) {
 		find_extent(map, *offset, end, &extent);
 		if (n && buffer[n - 1].value == extent.value)
 			buffer[n - 1].length += extent.length;

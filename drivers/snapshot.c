@@ -200,6 +200,9 @@ static int snapshot_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *
 	if (is_right && read->kind == FLEECE_PLACE_ORIGIN)
 		is_right = fleece_origin_is_watched(snap->origin);
 	if (is_right) {
+		/* Of a bad sector, which is none of those that the snapshot does not have. */
+		if (*error == BLK_STS_MEDIUM)
+			*error = BLK_STS_IOERR;
 		if (*error)
 			return DM_ENDIO_DONE;
 		read->done_bytes += read->piece_bytes;

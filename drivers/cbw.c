@@ -53,6 +53,8 @@
 
 /* Pause before the next attempt to note where old data is, if there is no memory for it. */
 #define SERVE_RETRY_JIFFIES	max(HZ / 100, 1)
+/* After a look at all writes that wait for a slot, as a multiple of the time it took. */
+#define PASS_PAUSE		8
 
 /* Copies under way from which on those of a busy CPU are spread to others. */
 #define SPREAD_COPIES		4
@@ -391,9 +393,13 @@ static void resume_with(const struct fleece_cbw_methods *methods, void *context,
 		methods->resume(context, waiters);
 }
 
+/* The list is empty afterwards. */
 static void resume_waiters(struct fleece_cbw *cbw, struct list_head *waiters)
 {
-	resume_with(cbw->config.methods, cbw->config.resume_context, waiters);
+	LIST_HEAD(taken);
+
+	list_splice_init(waiters, &taken);
+	resume_with(cbw->config.methods, cbw->config.resume_context, &taken);
 }
 
 /* The watchdog looks at the waiting writes at @deadline, in jiffies, or at once. */
@@ -809,6 +815,16 @@ static int redo_cluster(struct fleece_copy *copy, cluster_t cluster, bool is_wri
 	return ret;
 }
 
+/* Clusters were copied, released or lost: who waits for a slot may need none any more. */
+static void serve_again(struct fleece_cbw *cbw)
+{
+	lockdep_assert_held(&cbw->lock);
+	if (list_empty(&cbw->unserved))
+		return;
+	cbw->may_pass = true;
+	mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
+}
+
 /* Let the writes go that wait for the copy in flight at @cluster, to look again. */
 static void let_go(struct fleece_cbw *cbw, cluster_t cluster, struct list_head *waiters)
 {
@@ -818,8 +834,8 @@ static void let_go(struct fleece_cbw *cbw, cluster_t cluster, struct list_head *
 	run = fleece_inflight_find(&cbw->inflight, cluster);
 	if (run)
 		take_waiters(cbw, &copy_of(run)->waiters, waiters);
-	else if (!list_empty(&cbw->unserved))
-		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
+	else
+		serve_again(cbw);
 }
 
 /* Of a cluster that is done, only a copy whose write has failed may take the access. */
@@ -873,18 +889,16 @@ out:
  * @is_copied says that it may be in RAM, but can never get to its slot.
  */
 static void lose_cluster(struct fleece_cbw *cbw, cluster_t cluster, bool is_copied, int error,
-			 const char *cause)
+			 const char *cause, struct list_head *waiters)
 {
 	sector_t sector = cluster_to_sector(cbw, cluster);
-	LIST_HEAD(waiters);
 	int ret;
 
-	ret = note_lost(cbw, cluster, is_copied, error, &waiters);
+	ret = note_lost(cbw, cluster, is_copied, error, waiters);
 	if (ret < 0)
 		fleece_cbw_break(cbw, error, sector, "cannot note a lost cluster");
 	if (ret <= 0)
 		return;
-	resume_waiters(cbw, &waiters);
 	DMERR_LIMIT("%s: cluster %llu (sector %llu of %pg) is lost: %s (errno %d)",
 		    cbw->config.name, cluster, (unsigned long long)sector, cbw->config.origin,
 		    cause, error);
@@ -907,6 +921,7 @@ static void note_bad_cluster(struct fleece_copy *copy, cluster_t cluster, int er
 static void rescue_clusters(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
+	LIST_HEAD(waiters);
 	cluster_t c;
 	int ret;
 
@@ -924,7 +939,8 @@ static void rescue_clusters(struct fleece_copy *copy)
 		if (cbw->config.on_error == FLEECE_BREAK_WRITE)
 			note_bad_cluster(copy, c, -ret);
 		else
-			lose_cluster(cbw, c, false, -ret, "its old data cannot be read");
+			lose_cluster(cbw, c, false, -ret, "its old data cannot be read", &waiters);
+		resume_waiters(cbw, &waiters);
 	}
 }
 
@@ -936,6 +952,7 @@ static void rewrite_clusters(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
 	u32 slot = copy->slot;
+	LIST_HEAD(waiters);
 	cluster_t c;
 	int ret;
 
@@ -949,7 +966,8 @@ static void rewrite_clusters(struct fleece_copy *copy)
 		note_bad_cluster(copy, c, -ret);
 		if (cbw->config.on_error == FLEECE_BREAK_CLUSTER)
 			lose_cluster(cbw, c, true, -ret,
-				     "its old data cannot be written to the COW device");
+				     "its old data cannot be written to the COW device", &waiters);
+		resume_waiters(cbw, &waiters);
 	}
 }
 
@@ -970,7 +988,8 @@ static bool in_flight_until(struct fleece_cbw *cbw, cluster_t cluster, cluster_t
 
 /* Lose what is neither copied nor, unless @also_in_flight, being copied. */
 static void lose_range(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
-		       bool also_in_flight, int error, const char *cause)
+		       bool also_in_flight, int error, const char *cause,
+		       struct list_head *waiters)
 {
 	cluster_t until;
 	u64 length;
@@ -982,7 +1001,7 @@ static void lose_range(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
 		} else if (!also_in_flight && in_flight_until(cbw, first, &until)) {
 			first = until + 1;
 		} else {
-			lose_cluster(cbw, first++, false, error, cause);
+			lose_cluster(cbw, first++, false, error, cause, waiters);
 			cond_resched();
 		}
 	}
@@ -1007,14 +1026,16 @@ static void take_expired(struct fleece_cbw *cbw, struct list_head *from, struct 
 static void end_waits(struct fleece_cbw *cbw, struct list_head *expired)
 {
 	struct fleece_waiter *waiter;
+	LIST_HEAD(others);
 
 	list_for_each_entry(waiter, expired, node) {
 		if (cbw->config.on_error == FLEECE_BREAK_WRITE)
 			waiter->error = ETIMEDOUT;
 		else
 			lose_range(cbw, waiter->first, waiter->last, true, ETIMEDOUT,
-				   "a live write has waited for cbw_timeout for its copy");
+				   "a live write has waited for cbw_timeout for its copy", &others);
 	}
+	list_splice_tail(&others, expired);
 	if (cbw->config.on_error == FLEECE_BREAK_WRITE && !list_empty(expired))
 		DMERR_LIMIT("%s: live writes fail: they have waited for cbw_timeout (%u ms) for their copies",
 			    cbw->config.name, cbw->config.timeout_ms);
@@ -1134,8 +1155,7 @@ static bool note_free_slots(struct fleece_cbw *cbw)
 	bool is_news = false;
 
 	lockdep_assert_held(&cbw->lock);
-	if (!list_empty(&cbw->unserved))
-		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
+	serve_again(cbw);
 	if (cbw->low_water_told && nr_free >= cbw->config.low_water_slots) {
 		cbw->low_water_told = false;
 		is_news = true;
@@ -1429,12 +1449,14 @@ static bool stage_copy(struct fleece_copy *copy, struct list_head *waiters)
  * May steps be made right here? The bios that they submit must not be executed before
  * those above us are through, and nothing here may be atomic: to submit may sleep. And it
  * must be the writer's thread, not one of a device below us, which has submitted the read
- * once more: the write that would end up on its list might wait for just this thread.
+ * once more: the write that would end up on its list might wait for just this thread. A
+ * kworker may have become one since.
  */
 static bool may_go_on_here(const struct fleece_copy *copy)
 {
-	return FLEECE_BIO_LIST_IS_COMMON && copy->reader == current && in_task() &&
-	       preemptible() && !rcu_preempt_depth() && current->bio_list;
+	return FLEECE_BIO_LIST_IS_COMMON && copy->reader == current &&
+	       !(current->flags & PF_WQ_WORKER) && in_task() && preemptible() &&
+	       !rcu_preempt_depth() && current->bio_list;
 }
 
 /*
@@ -1745,10 +1767,11 @@ bool fleece_cbw_park(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
 
 	spin_lock(&cbw->lock);
 	list = list_to_wait_on(cbw, waiter);
+	/* For others serve is at work, or is called when there is more to be had for them. */
+	if (list == &cbw->unserved && list_empty(list))
+		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
 	if (list)
 		add_waiter(cbw, waiter, list);
-	if (list == &cbw->unserved)
-		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
 	spin_unlock(&cbw->lock);
 	return list;
 }
@@ -1783,23 +1806,37 @@ static void tell_full(struct fleece_cbw *cbw)
 	cbw->config.methods->event(cbw->config.event_context);
 }
 
+/* To look at all writes takes its time: not more than a part of all. */
+static void find_passable(struct fleece_cbw *cbw, struct list_head *waiters)
+{
+	unsigned long begin = jiffies;
+	struct fleece_waiter *waiter;
+	struct fleece_waiter *next;
+	LIST_HEAD(taken);
+
+	lockdep_assert_held(&cbw->lock);
+	cbw->may_pass = false;
+	list_for_each_entry_safe(waiter, next, &cbw->unserved, node) {
+		if (list_to_wait_on(cbw, waiter) != &cbw->unserved)
+			list_move_tail(&waiter->node, &taken);
+	}
+	take_waiters(cbw, &taken, waiters);
+	cbw->pass_at = jiffies + PASS_PAUSE * (jiffies - begin);
+}
+
 /*
  * Writes are served in their order, but who needs no slot any more, because its
  * clusters were released, lost or copied, does not wait for those before it.
  */
 static void pass_by(struct fleece_cbw *cbw)
 {
-	struct fleece_waiter *waiter;
-	struct fleece_waiter *next;
 	LIST_HEAD(waiters);
-	LIST_HEAD(taken);
 
 	spin_lock(&cbw->lock);
-	list_for_each_entry_safe(waiter, next, &cbw->unserved, node) {
-		if (list_to_wait_on(cbw, waiter) != &cbw->unserved)
-			list_move_tail(&waiter->node, &taken);
-	}
-	take_waiters(cbw, &taken, &waiters);
+	if (cbw->may_pass && time_before(jiffies, cbw->pass_at))
+		queue_delayed_work(cbw->memory_wq, &cbw->serve, cbw->pass_at - jiffies);
+	else if (cbw->may_pass)
+		find_passable(cbw, &waiters);
 	spin_unlock(&cbw->lock);
 	resume_waiters(cbw, &waiters);
 }
@@ -1825,7 +1862,8 @@ static bool handle_full(struct fleece_cbw *cbw, struct fleece_waiter *waiter, cl
 				 "the COW device is full");
 		return false;
 	case FLEECE_BREAK_CLUSTER:
-		lose_range(cbw, first, last, false, ENOSPC, "the COW device is full");
+		lose_range(cbw, first, last, false, ENOSPC, "the COW device is full", &waiters);
+		resume_waiters(cbw, &waiters);
 		return true;
 	case FLEECE_BREAK_WRITE:
 		break;
@@ -1879,7 +1917,6 @@ static void serve_unserved(struct work_struct *work)
 		}
 		spin_unlock(&cbw->lock);
 		resume_waiters(cbw, &waiters);
-		INIT_LIST_HEAD(&waiters);
 	}
 }
 
@@ -1937,6 +1974,9 @@ void fleece_cbw_locate(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 	cluster_t c = first;
 	u64 length;
 
+	/* When it is done, maybe in an interrupt, each cluster is looked at for itself. */
+	if (late_view(cbw))
+		last = min(last, first + LOCATE_MAX - 1);
 	/* What is read most comes first. It is accessible, and the snapshot is active. */
 	if (fleece_cbw_needs(cbw, first, last, &length)) {
 		place->kind = FLEECE_PLACE_ORIGIN;
@@ -2073,7 +2113,6 @@ static bool release_whole(struct fleece_cbw *cbw, cluster_t first, cluster_t las
 		is_news |= note_free_slots(cbw);
 		spin_unlock(&cbw->lock);
 		resume_waiters(cbw, &waiters);
-		INIT_LIST_HEAD(&waiters);
 	}
 	return is_news;
 }
@@ -2358,6 +2397,7 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 	mutex_init(&cbw->release_lock);
 	fleece_inflight_init(&cbw->inflight, ilog2(copy_sectors) - cbw->cluster_shift);
 	INIT_LIST_HEAD(&cbw->unserved);
+	cbw->pass_at = jiffies;
 	init_waitqueue_head(&cbw->idle);
 	INIT_LIST_HEAD(&cbw->gathered);
 	INIT_DELAYED_WORK(&cbw->store_gathered, store_gathered);

@@ -62,4 +62,12 @@ case_of "it can be removed when it has been set up" run_make uninstall
 case_of "what others have put there is left" is_left etc/fleece/fleecetab \
 	lib/udev/rules.d/99-other.rules
 case_of "removing it twice is no error" run_make uninstall
+
+# As where there is no libnbd.h: a compiler that has no headers to find.
+printf '#!/bin/sh\ncase "$*" in *libnbd.h*) exit 1 ;; esac\nexec cc "$@"\n' > "$scratch/cc"
+chmod +x "$scratch/cc"
+case_of "without libnbd, all but fleece-pull can be installed" run_make CC="$scratch/cc" install
+cp "$scratch/said" "$scratch/built"
+case_of "fleece-pull is missing then" sh -c "[ ! -e '$scratch/root/usr/local/sbin/fleece-pull' ]"
+case_of "which is said" grep -q "NOT built" "$scratch/built"
 end_tap

@@ -214,10 +214,19 @@ let_two_go
 nothing_is_left "given up"
 
 #
-# Killed in the window with its process group, as by timeout(1): the guardian resumes.
+# Killed in the window with its process group, as by timeout(1), and all of its control group,
+# as by systemd: the guardian resumes.
 #
+CGROUP=/sys/fs/cgroup
+if ! grep -q " $CGROUP cgroup2 " /proc/mounts; then
+	or_bail mount -t cgroup2 cgroup2 "$CGROUP"
+	defer umount "$CGROUP"
+fi
+or_bail mkdir "$CGROUP/killed"
 hold_two
-setsid "$FLEECE" snapshot "$one" "$two" --cow-size 20M --cow-kind file --freeze-timeout 600 \
+# shellcheck disable=SC2016 # the shell's own
+setsid sh -c 'echo $$ > "$1" && shift && exec "$@"' sh "$CGROUP/killed/cgroup.procs" \
+	"$FLEECE" snapshot "$one" "$two" --cow-size 20M --cow-kind file --freeze-timeout 600 \
 	> "$SCRATCH/killed" 2>&1 &
 killed=$!
 
@@ -234,7 +243,7 @@ nobody_is_suspended()
 }
 
 if wait_until 60 is_suspended "$one"; then
-	kill -9 -- "-$killed"
+	xargs -a "$CGROUP/killed/cgroup.procs" kill -9 -- "-$killed"
 	wait "$killed" 2> /dev/null
 	succeeds "killed in the window: the guardian resumes" wait_until 30 nobody_is_suspended
 else
@@ -242,6 +251,7 @@ else
 	not_ok "killed in the window" "one was not suspended" "$(cat "$SCRATCH/killed")"
 fi
 let_two_go
+or_bail wait_until 30 rmdir "$CGROUP/killed"
 or_bail mount "/dev/$GROUP/two" "$SCRATCH/two"
 for name in "$one-snap" "$two-snap"; do
 	dmsetup info "$name" > /dev/null 2>&1 || continue

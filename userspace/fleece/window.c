@@ -145,16 +145,37 @@ static void watch(const struct guard *guard, const struct window *window, pid_t 
 	}
 }
 
+/*
+ * Who kills the process group, as timeout(1) does, all that is called fleece, or all of a
+ * service, must not kill the guardian, too.
+ */
+static void stand_apart(void)
+{
+	/* The roots of control groups; systemd has its own where they are of the first version. */
+	static const char *const roots[] = { "/sys/fs/cgroup/cgroup.procs",
+					     "/sys/fs/cgroup/systemd/cgroup.procs", NULL };
+	const char *const *root;
+	ssize_t moved;
+	int fd;
+
+	setsid();
+	prctl(PR_SET_NAME, "origin-guardian", 0, 0, 0);
+	for (root = roots; *root; root++) {
+		fd = open(*root, O_WRONLY | O_CLOEXEC);
+		if (fd < 0)
+			continue;
+		/* Where it is not let, it stays. */
+		moved = write(fd, "0", 1);
+		(void)moved;
+		close(fd);
+	}
+}
+
 static void run_guardian(const struct guard *guard, const struct window *window, pid_t parent)
 {
 	char byte = 0;
 
-	/*
-	 * Who kills the process group, as timeout(1) does, or all that is called fleece, must
-	 * not kill the guardian, too.
-	 */
-	setsid();
-	prctl(PR_SET_NAME, "origin-guardian", 0, 0, 0);
+	stand_apart();
 	close(guard->life[1]);
 	close(guard->ready[0]);
 	if (lock_memory() || write(guard->ready[1], &byte, 1) != 1)

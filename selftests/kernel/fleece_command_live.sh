@@ -109,6 +109,10 @@ or_bail lvremove -qq -f "@fleece-cow"
 or_bail lvcreate -qq -n data-snap-cow -L 8M "$GROUP"
 exits "a volume of that name that is somebody else's is left alone" 1 \
 	"$FLEECE" snapshot "$data" --cow-size 20M
+mkdir "$SCRATCH/lvm"
+echo 'report { output_format = "json" } log { report_command_log = 1 }' > "$SCRATCH/lvm/lvm.conf"
+exits "so it is where LVM reports in another form" 1 \
+	env LVM_SYSTEM_DIR="$SCRATCH/lvm" "$FLEECE" snapshot "$data" --cow-size 20M
 or_bail lvremove -qq -f "$GROUP/data-snap-cow"
 
 #

@@ -18,6 +18,9 @@
  * writes wait for the space that is to be added.
  */
 #define NO_BACKUP		"--config=backup { backup = 0 archive = 0 }"
+/* Reports as they are read here, whatever lvm.conf says of their form. */
+#define REPORT_FORM		"report{prefixes=0 separator=\" \"} log{report_command_log=0}"
+#define REPORT			"--noheadings", "--reportformat=basic"
 /* Room for GROUP/VOLUME, whose names may be longer than they can be together in a dm name. */
 #define LVM_NAME		(4 * DM_NAME_LEN)
 /* Room for a list of volumes. */
@@ -74,8 +77,8 @@ static bool is_lvm(const struct origin *origin)
 /* Free bytes of a volume group, 0 if it cannot be told. */
 static uint64_t free_in_group(const char *group)
 {
-	const char *const argv[] = { "vgs", "--noheadings", "--nosuffix", "--units", "b",
-				     "-o", "vg_free", group, NULL };
+	const char *const argv[] = { "vgs", REPORT, "--config=" REPORT_FORM, "--nosuffix",
+				     "--units", "b", "-o", "vg_free", group, NULL };
 	char output[256];
 
 	if (process_run(argv, output, sizeof(output)))
@@ -102,11 +105,14 @@ static bool has_default_name(const char *snapshot, const struct origin *origin)
 /* Is a volume COW space of ours, whatever its name? */
 static bool is_ours(const char *full)
 {
-	const char *const argv[] = { "lvs", "--noheadings", "-o", "lv_name", "-S",
-				     "lv_tags={" LVM_TAG "}", full, NULL };
-	char output[512];
+	const char *const argv[] = { "lvs", REPORT, "--config=" REPORT_FORM, "-o", "lv_full_name",
+				     "-S", "lv_tags={" LVM_TAG "}", full, NULL };
+	char output[512], *name, *rest;
 
-	return !process_run(argv, output, sizeof(output)) && output[0];
+	if (process_run(argv, output, sizeof(output)))
+		return false;
+	name = strtok_r(output, "\n ", &rest);
+	return name && !strcmp(name, full);
 }
 
 /* Remove a volume of ours that no snapshot has any more; LVM refuses one that is in use. */
@@ -126,9 +132,9 @@ static bool remove_leftover(const char *group, const char *volume, const char *s
 bool cow_lvm_leftovers(void (*tell)(const char *volume))
 {
 	/* For one that is suspended since our caller looked; newer versions wait anyway. */
-	const char *const argv[] = { "lvs", "--config", "devices/ignore_suspended_devices=1",
-				     "--noheadings", "-o", "vg_name,lv_name", "-S",
-				     "lv_tags={" LVM_TAG "}", NULL };
+	const char *const argv[] = { "lvs", REPORT,
+				     "--config=devices{ignore_suspended_devices=1} " REPORT_FORM,
+				     "-o", "vg_name,lv_name", "-S", "lv_tags={" LVM_TAG "}", NULL };
 	char group[DM_NAME_LEN], volume[DM_NAME_LEN], full[LVM_NAME];
 	char name[DM_NAME_LEN], *line, *next, *output = malloc(LVM_LIST);
 	struct fleece_dm_info info;
@@ -161,7 +167,8 @@ enum status cow_lvm_make(const struct cow_request *request, const struct origin 
 	char group[DM_NAME_LEN], origin_volume[DM_NAME_LEN], size[32];
 	char volume[2 * DM_NAME_LEN + sizeof("-" LVM_SUFFIX)];
 	char name[DM_NAME_LEN], output[512];
-	const char *const argv[] = { "lvcreate", "--yes", NO_BACKUP, "-Wn", "-Zn", "--addtag",
+	/* Nobody shall take it for what was on its extents before. */
+	const char *const argv[] = { "lvcreate", "--yes", NO_BACKUP, "-Wy", "-Zy", "--addtag",
 				     LVM_TAG, "-n", volume, "-L", size, group, NULL };
 	int ret;
 

@@ -497,6 +497,7 @@ test_leftovers()
 	local name=$PREFIX-plain
 
 	or_bail dmsetup create "$name" --uuid FLEECE-origin-left --notable
+	fails "check finds an origin that was never started" "dmsetup remove $name" "$FLEECE" check
 	says "an origin that was never started is no obstacle" "left over" \
 		"$FLEECE" attach "$spare" --name "$name"
 	or_bail "$FLEECE" detach "$name"

@@ -150,6 +150,8 @@ static bool check_device(const struct fleece_dm_info *info)
 	if (device_has_prefix(info->uuid, LOWER_UUID) && !info->open_count)
 		return tell(info->name, "no origin uses it; try 'fleece detach %.*s'",
 			    length > 0 ? length : 0, info->name);
+	if (device_has_prefix(info->uuid, ORIGIN_UUID) && !info->is_live)
+		return tell(info->name, "was never started; try 'dmsetup remove %s'", info->name);
 	if (device_has_prefix(info->uuid, SNAPSHOT_UUID) && !info->is_live)
 		return tell(info->name, "was never started; try 'fleece remove %s'", info->name);
 	if (!snapshot_read(info, &snapshot) && snapshot.status.is_broken)

@@ -7,9 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "process.h"
+
+#define BUSY_STEP_MS	100
+#define BUSY_MS		5000
 
 /* Half of the memory that is available: a backup is no reason to swap. */
 bool cow_zram_has_room(uint64_t bytes)
@@ -60,14 +64,30 @@ static int add_zram(void)
 	return length > 0 ? atoi(text) : -EIO;
 }
 
+/* A scanner that looks at each device is through in a moment. */
+static int write_unless_busy(const char *path, const char *text)
+{
+	const struct timespec step = { .tv_nsec = BUSY_STEP_MS * 1000000L };
+	int waited, ret;
+
+	for (waited = 0; ; waited += BUSY_STEP_MS) {
+		ret = write_text(path, text);
+		if (ret != -EBUSY || waited >= BUSY_MS)
+			return ret;
+		nanosleep(&step, NULL);
+	}
+}
+
 static int remove_zram(const char *disk)
 {
 	char path[64];
 	int ret;
 
 	snprintf(path, sizeof(path), "/sys/block/%s/reset", disk);
-	ret = write_text(path, "1");
-	return ret ? ret : write_text("/sys/class/zram-control/hot_remove", disk + strlen("zram"));
+	ret = write_unless_busy(path, "1");
+	if (ret)
+		return ret;
+	return write_unless_busy("/sys/class/zram-control/hot_remove", disk + strlen("zram"));
 }
 
 enum status cow_zram_make(const struct cow_request *request, const char *snapshot,

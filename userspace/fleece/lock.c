@@ -20,7 +20,7 @@ enum status lock_run_dir(void)
 {
 	if (mkdir(RUN_DIR, 0755)) {
 		if (errno != EEXIST)
-			return report_errno(errno, NULL, "cannot make " RUN_DIR);
+			return report_other(report_errno(errno, NULL, "cannot make " RUN_DIR));
 	} else if (chmod(RUN_DIR, 0755)) {
 		/* Whatever the umask: clients of the servers have to get to their sockets. */
 		return report_errno(errno, NULL, "cannot set the mode of " RUN_DIR);

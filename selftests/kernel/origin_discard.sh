@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # This test will discard on the origin and write zeroes to it: what a snapshot
-# still needs is neither copied nor discarded, unless discard_copy asks for it.
+# still needs is neither copied nor discarded, unless discard_copy asks for it; also if
+# the snapshot was taken while the discard waited.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -13,6 +14,7 @@ make_discard_arena 56
 make_disk disk $SECTORS
 make_disk cow "$(cow_sectors 128 256)"
 make_disk cow-b "$(cow_sectors 128 256)"
+make_disk meta 6144
 
 # A discard is passed down where none of the snapshots needs the data.
 test_several()
@@ -80,6 +82,8 @@ test_copy()
 {
 	make_origin origin disk 128 "1 discard_copy"
 	or_bail pattern origin write 1 0 -
+	like "discard_copy: the table says so" "$(dmsetup table "$PREFIX-origin")" \
+		" 128 1 discard_copy\$"
 	make_snapshot snap disk cow 128
 	gets "discard_copy: a discard succeeds" ok origin discard 1M 1M
 	gets "discard_copy: and is carried out" ok origin verify zero 1M 1M
@@ -108,8 +112,37 @@ test_zeroes()
 	or_bail dm_remove origin
 }
 
+# One that waits for its intent is not cut to what the snapshot does not need any more, as it
+# is when it first comes. It is not passed down at all.
+test_held()
+{
+	# Nothing but the discard is to wait for the metadata.
+	set_parameter metadata_settle_ms 600000
+	set_parameter metadata_timeout_ms 600000
+	format_metadata meta $SECTORS --region 64K
+	make_durable_origin origin disk meta
+	or_bail pattern origin write 1 0 -
+	or_bail message origin checkpoint_create one
+	or_bail pattern origin write 2 1M 64k
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-meta"
+	defer dmsetup resume "$PREFIX-meta"
+	in_background discard "$FLEECE_TEST_BIN/pattern" "$(path_of origin)" discard 960k 128k
+	wait_until 20 is_stuck "$background" || bail "preparation: a discard waits"
+	make_snapshot snap disk cow 128 "2 since one"
+	or_bail dmsetup resume "$PREFIX-meta"
+	wait "$background"
+	is "held: a discard over what a new snapshot needs, and more, succeeds" \
+		"$(cat "$SCRATCH/discard")" ok
+	gets "held: what the snapshot needs is not discarded" ok origin verify 2 1M 64k
+	gets "held: the snapshot has it" ok snap verify 2 1M 64k
+	is "held: and nothing is copied" "$(snapshot_field snap copied)" 0
+	or_bail dm_remove snap
+	or_bail dm_remove origin
+}
+
 test_advisory
 test_several
 test_copy
 test_zeroes
+test_held
 finish

@@ -3,7 +3,7 @@
 #
 # This test will let the metadata device fail, and not answer: live writes go on, the
 # status, an event and the log say so, and the checkpoints are invalid when the origin
-# is started again, whether or not the device could be told.
+# is started again, whether or not the device could be told. One that is in order again is.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -49,11 +49,23 @@ invalid_after()
 	or_bail dm_remove origin
 }
 
-# goes_on WHAT ERROR: with a device that has failed, and what is refused is for that.
+# is_told WHAT: that it has failed.
+is_told()
+{
+	local said
+
+	said=$("$FLEECE_TREE/userspace/fleece/fleece" metadata check "$(path_of meta)" 2>&1)
+	like "$1" "$said" invalid
+}
+
+# goes_on WHAT ERROR ERRNO: with a device that has failed, and what is refused is for that.
+# The first write took $took ms.
 goes_on()
 {
-	gets "$1: a write into a new region goes on" ok origin write 1 1M 64k
+	took=$(elapsed_ms pattern origin write 1 1M 64k)
+	is "$1: a write into a new region goes on" "$(cat "$SCRATCH/output")" ok
 	succeeds "$1: the status says so" wait_until "$WAIT_SECONDS" has_failed
+	like "$1: with the errno" "$(message origin metadata_status)" "^failed $3 "
 	gets "$1: later writes as well" ok origin write 1 2M 64k
 	is "$1: changes are tracked" "$(map origin changed one)" \
 		"0 65536 1,65536 983040 0,1048576 65536 1,1114112 983040 0,2097152 65536 1,2162688 14614528 0"
@@ -74,12 +86,11 @@ test_error_passes()
 	local waiter=$!
 	log_mark
 	or_bail replace_table meta "$bad"
-	goes_on "errors" "Input/output"
+	goes_on "errors" "Input/output" 5
 	succeeds "errors: there is an event" wait_until "$WAIT_SECONDS" has_ended $waiter
 	or_bail replace_table meta "$good"
 	or_bail dm_remove origin
-	like "errors: the device was told in the end" \
-		"$("$FLEECE_TREE/userspace/fleece/fleece" metadata check "$(path_of meta)" 2>&1)" invalid
+	is_told "errors: the device was told in the end"
 	invalid_after "errors"
 }
 
@@ -88,23 +99,73 @@ test_error_stays()
 	begin
 	log_mark
 	or_bail replace_table meta "$bad"
-	goes_on "errors up to the end" "Input/output"
+	goes_on "errors up to the end" "Input/output" 5
 	or_bail dm_remove origin
 	or_bail replace_table meta "$good"
 	invalid_after "errors up to the end"
 }
 
+# blocks_written: to the metadata device, or in vain.
+blocks_written()
+{
+	message origin metadata_status | cut -d' ' -f4
+}
+
+has_written_more()
+{
+	[ "$(blocks_written)" -gt "$1" ]
+}
+
+# Both copies of the superblock say so.
+both_are_invalid()
+{
+	local sector state
+
+	for sector in 0 2048; do
+		state=$(dd if="$(path_of meta)" bs=512 skip="$sector" count=1 iflag=direct \
+			status=none | od -An -tu1 -j20 -N1)
+		[ "$state" -eq 3 ] || return
+	done
+}
+
+# Nobody does anything for that: what settles tries it, again and again.
+test_error_passes_later()
+{
+	local before
+
+	set_parameter metadata_settle_ms 200
+	begin
+	or_bail replace_table meta "$bad"
+	gets "errors for longer: a write goes on" ok origin write 1 1M 64k
+	wait_until "$WAIT_SECONDS" has_failed || bail "preparation: it has failed"
+	before=$(blocks_written)
+	succeeds "errors for longer: telling the device is tried again" \
+		wait_until "$WAIT_SECONDS" has_written_more "$before"
+	or_bail replace_table meta "$good"
+	succeeds "errors for longer: the device is told while it is in use" \
+		wait_until "$WAIT_SECONDS" both_are_invalid
+	or_bail dm_remove origin
+	set_parameter metadata_settle_ms 5000
+	invalid_after "errors for longer"
+}
+
+# A time limit in which this machine does a lot: it is over once, not for each of the things
+# that are to be done about it.
 test_silence()
 {
+	local limit=$((3000 * ${FLEECE_SLOWDOWN:-1})) took
+
 	begin
 	log_mark
 	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-meta"
 	defer dmsetup resume "$PREFIX-meta"
-	set_parameter metadata_timeout_ms $((500 * ${FLEECE_SLOWDOWN:-1}))
-	goes_on "no answer" "timed out"
+	set_parameter metadata_timeout_ms $limit
+	goes_on "no answer" "timed out" 110
+	at_most "no answer: the write waited for one time limit" "$took" $((2 * limit))
 	or_bail dmsetup resume "$PREFIX-meta"
 	or_bail dm_remove origin
 	set_parameter metadata_timeout_ms 10000
+	is_told "no answer: the device was told in the end"
 	invalid_after "no answer"
 }
 
@@ -182,6 +243,7 @@ test_snapshot()
 
 defer dm_remove_deferred origin
 test_error_passes
+test_error_passes_later
 test_error_stays
 test_silence
 test_start

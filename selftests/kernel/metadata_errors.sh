@@ -6,8 +6,8 @@
 # start, in a grant, while change bits are written, while a checkpoint is made, with and
 # without a snapshot, or deleted, and in the end. Whatever happens, live writes go on, and
 # at the next start, with the device in order, each checkpoint is there exactly if it
-# was promised, and is invalid or says "changed" for all that was written since. At
-# last nothing can be read.
+# was promised, and is invalid or says "changed" for all that was written since. Then the
+# origin's own device cannot be flushed. At last nothing can be read.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -38,6 +38,7 @@ cached=${cached%% *}
 ARENA=$cached
 ARENA_USED=0
 make_disk meta $META_SECTORS
+make_disk lower $((SECTORS + 8))
 good=$(slice_table meta)
 
 # piece FIRST LENGTH TARGET [ARGUMENTS]: of a table, leads to the slice.
@@ -61,9 +62,15 @@ spoil()
 		fi
 		piece $((first + length)) $((META_SECTORS - first - length)) linear
 	} > "$SCRATCH/table"
-	or_bail dmsetup suspend --nolockfs "$PREFIX-meta"
-	or_bail dmsetup load "$PREFIX-meta" "$SCRATCH/table"
-	or_bail dmsetup resume "$PREFIX-meta"
+	load_pieces meta
+}
+
+# load_pieces NAME: it gets the table in $SCRATCH/table.
+load_pieces()
+{
+	or_bail dmsetup suspend --nolockfs "$PREFIX-$1"
+	or_bail dmsetup load "$PREFIX-$1" "$SCRATCH/table"
+	or_bail dmsetup resume "$PREFIX-$1"
 }
 
 mend()
@@ -200,6 +207,36 @@ test_phase()
 	or_bail dm_remove origin
 }
 
+# The origin ends before the sectors that fail, but flushes go there, too. The writes before the
+# moment may be lost then, so there is no checkpoint.
+test_lower_flushes()
+{
+	local start=${DISK_START[lower]}
+
+	mend
+	format_metadata meta $SECTORS --region 64K
+	or_bail dm_create origin "0 $SECTORS fleece $(path_of lower) $(path_of meta) 128"
+	or_bail message origin checkpoint_create zero
+	{
+		echo "0 $SECTORS linear $ARENA $start"
+		echo "$SECTORS 8 flakey $ARENA $((start + SECTORS)) 0 3600 1 error_writes"
+	} > "$SCRATCH/table"
+	load_pieces lower
+	fails "the origin cannot be flushed: no checkpoint is promised" "Input/output" \
+		message origin checkpoint_create one
+	is "the origin cannot be flushed: there is none" \
+		"$(message origin checkpoint_list | awk '{ print $1, $5 }')" "zero valid"
+	gets "the origin cannot be flushed: writes go on" ok origin write 1 1M 64k
+	succeeds "the origin cannot be flushed: change bits are written on" \
+		wait_until "$WAIT_SECONDS" settled origin
+	or_bail replace_table lower "$(slice_table lower)"
+	succeeds "the origin cannot be flushed: later there is a checkpoint" \
+		message origin checkpoint_create one
+	is "the origin cannot be flushed: nothing is lost" "$(map origin changed zero)" \
+		"0 1048576 0,1048576 65536 1,1114112 15663104 0"
+	or_bail dm_remove origin
+}
+
 # Nothing can be read: neither guessed, nor written to.
 test_reading()
 {
@@ -232,5 +269,6 @@ for phase in start create snapshot delete end; do
 		test_phase $area $phase
 	done
 done
+test_lower_flushes
 test_reading
 finish

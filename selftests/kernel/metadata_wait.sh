@@ -3,10 +3,10 @@
 #
 # This test will let writes that need an intent wait for no more than the metadata
 # device: neither for the writes that a snapshot waits for, nor for a deletion that waits
-# for the same; nor does other I/O wait when the origin is to be suspended meanwhile. And
-# there is no limit of time that cannot be meant. A write under way at the moment of a
-# checkpoint counts as after it. A snapshot that breaks before its checkpoint is durable
-# has an event nevertheless.
+# for the same, or writes a large map; nor does other I/O wait when the origin is to be
+# suspended meanwhile. And there is no limit of time that cannot be meant. A write under way
+# at the moment of a checkpoint counts as after it. A snapshot that breaks before its
+# checkpoint is durable has an event nevertheless.
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR
 . "$here/../lib.sh"
@@ -99,25 +99,26 @@ is_running()
 	kill -0 "$1" 2> /dev/null && echo yes || echo no
 }
 
-# delay_writes NAME: until it gets another table.
+# delay_writes NAME MS: until it gets another table.
 delay_writes()
 {
 	has_module dm-delay || bail "needs the module dm-delay"
-	or_bail replace_table "$1" "$(slice_table "$1" | sed 's/linear \(.*\)/delay \1 0 \1 600000/')"
+	or_bail replace_table "$1" "$(slice_table "$1" | sed "s/linear \(.*\)/delay \1 0 \1 $2/")"
 }
 
-# begin_long_deletion: $deletion is the process of a message that goes on until the metadata
-# device gets another table.
+# begin_long_deletion DISK GRANULARITY MS: $deletion is the process of a message for which
+# each write to the metadata device takes so long, until that gets another table.
 begin_long_deletion()
 {
-	format_metadata meta $SECTORS
+	format_metadata meta "$(blockdev --getsz "$(path_of "$1")")" --checkpoints 2 \
+		--granularity $(($2 * 512))
 	# Nothing else is to be written, or to fail, meanwhile.
 	set_parameter metadata_settle_ms 600000
 	set_parameter metadata_timeout_ms 600000
-	make_durable_origin origin disk meta
+	make_durable_origin origin "$1" meta "$2"
 	or_bail message origin checkpoint_create one
 	or_bail message origin checkpoint_create two
-	delay_writes meta
+	delay_writes meta "$3"
 	dmsetup message "$PREFIX-origin" 0 checkpoint_delete two > "$SCRATCH/delete" 2>&1 &
 	deletion=$!
 	wait_until "$WAIT_SECONDS" has_called $deletion fleece_metadata_delete ||
@@ -140,7 +141,7 @@ test_suspend()
 {
 	local deletion suspend reader status
 
-	begin_long_deletion
+	begin_long_deletion disk 128 600000
 	dmsetup suspend --nolockfs "$PREFIX-origin" &
 	suspend=$!
 	wait_until "$WAIT_SECONDS" has_called $suspend origin_presuspend ||
@@ -173,6 +174,30 @@ test_suspend()
 	is "all was done that was promised" "$(message origin checkpoint_list | awk '{ printf "%s ", $1 }')" \
 		"one three "
 	or_bail dm_remove origin
+}
+
+# The map of so many granules takes some twenty times as long as what the write waits for
+# takes once: a turn of the deletion, its intent, and a flush.
+test_large_map()
+{
+	local deletion
+
+	if ! has_module dm-zero; then
+		skip "a write while a large map is written" "there is no dm-zero"
+		return
+	fi
+	or_bail dm_create big "0 $((64 << 21)) zero"
+	defer dm_remove_deferred big
+	begin_long_deletion big 8 2000
+	gets "a large map is written: a write gets its intent" ok origin write 1 1M 4k
+	is "a large map is written: before the end of that" "$(is_running "$deletion")" yes
+	or_bail replace_table meta "$(slice_table meta)"
+	wait "$deletion"
+	is "a large map is written: the deletion ends as always" "$? $(cat "$SCRATCH/delete")" "0 "
+	is "a large map is written: the change is in it" "$(map origin changed one)" \
+		"0 1048576 0,1048576 4096 1,1052672 68718424064 0"
+	or_bail dm_remove origin
+	or_bail dm_remove big
 }
 
 # create_under_way: the checkpoint two, while two writes are; one has begun before, the other one
@@ -241,7 +266,7 @@ test_event()
 	set_parameter metadata_timeout_ms 600000
 	or_bail message origin checkpoint_create zero
 	or_bail pattern origin write 1 0 128k
-	delay_writes meta
+	delay_writes meta 600000
 	in_background creator dmsetup create "$PREFIX-snap" \
 		--table "$(snapshot_table disk tiny 128 "2 checkpoint one")"
 	creator=$background
@@ -303,6 +328,7 @@ test_status
 test_quiesce
 test_write_under_way
 test_suspend
+test_large_map
 test_event
 test_parameters
 finish

@@ -108,6 +108,24 @@ test_zeroes()
 	end
 }
 
+# Of what waits for a copy, each piece is let go when its own copies are done.
+test_waiting_zeroes()
+{
+	begin
+	make_snapshot snap disk cow $CLUSTER "4 staging 0 cbw_timeout 0"
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-cow"
+	defer dmsetup resume "$PREFIX-cow"
+	in_background zero pattern origin zero 8M 16M
+	wait_until 20 snapshot_field_is snap waiting 4
+	is "zeroes: those that must wait do so 4 MiB at a time" "$(snapshot_field snap waiting)" 4
+	or_bail dmsetup resume "$PREFIX-cow"
+	wait "$background"
+	is "zeroes: and succeed together" "$(cat "$SCRATCH/zero")" ok
+	gets "zeroes: all of it is cleared in the end" ok origin verify zero 8M 16M
+	gets "zeroes: of which the snapshot has the old data" ok snap verify 1 0 -
+	end
+}
+
 # parse_log: what dm-log-writes below the origin has seen, as lines "SECTOR SECTORS
 # FLAGS", or "mark". Of its flags 1 is a flush, 2 is FUA, 4 is a discard (which has no
 # data), 8 is a mark, 16 metadata. The format: a superblock, and then for each entry a
@@ -506,6 +524,7 @@ test_deferred()
 test_discard_advice
 test_discard_copy
 test_zeroes
+test_waiting_zeroes
 test_flags
 test_preflush
 test_nowait

@@ -591,6 +591,7 @@ test_held_writes()
 	is "detach is given up: the write was tracked" \
 		"$("$FLEECE" checkpoint list "$held" --json | jq '.checkpoints[0].changed_bytes')" 65536
 	succeeds "detach is given up: check finds nothing" "$FLEECE" check
+	succeeds "detach is given up: messages are heard" message held checkpoint_create two
 	or_bail dmsetup load "$held" --table "$(dmsetup table "$held")"
 	fails "check finds a conversion that was never ended" "dmsetup clear $held" "$FLEECE" check
 	or_bail dmsetup clear "$held"

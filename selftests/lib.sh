@@ -640,6 +640,17 @@ replace_table()
 		dmsetup resume "$PREFIX-$1"
 }
 
+# stall [DISK]: from now on it ends nothing, and keeps all, until `unstall`.
+stall()
+{
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-${1:-cow}"
+}
+
+unstall()
+{
+	or_bail dmsetup resume "$PREFIX-${1:-cow}"
+}
+
 # make_origin NAME DISK [GRANULARITY [FEATURES]]
 make_origin()
 {

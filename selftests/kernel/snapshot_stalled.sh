@@ -20,17 +20,8 @@ make_disk cow "$(cow_sectors 128 256)"
 make_narrow narrow "$(cow_sectors 128 256)"
 make_origin origin disk
 or_bail pattern origin write 1 0 -
-
-# stall [DISK]
-stall()
-{
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-${1:-cow}"
-}
-
-unstall()
-{
-	or_bail dmsetup resume "$PREFIX-${1:-cow}"
-}
+cow_size=$(blockdev --getsz "$(path_of cow)")
+good_cow=$(slice_table cow)
 
 # make_stallable FEATURES: a snapshot whose removal cannot hang on the stalled device.
 make_stallable()
@@ -148,6 +139,60 @@ test_staging()
 	wait_copied snap
 	is "in the end nothing is staged" "$(snapshot_field snap staged) $(snapshot_field snap waiting)" "0 0"
 	or_bail dm_remove snap
+	or_bail pattern origin write 1 0 8M
+}
+
+# A read of several clusters out of one copy, one of them released.
+test_staged_release()
+{
+	make_stallable "2 cbw_timeout 0"
+	stall
+	gets_now "three clusters are staged" ok origin write 2 1M 192k
+	or_bail message snap release 2176 128
+	is "one is released, and still all are staged" \
+		"$(snapshot_field snap released) $(snapshot_field snap staged)" "1 $((3 * 65536))"
+	gets_now "a read of them all is refused" ENODATA snap read 1M 192k
+	gets_now "what is before the released one is read" ok snap verify 1 1M 64k
+	gets_now "so is what is after it" ok snap verify 1 1152k 64k
+	unstall
+	wait_copied snap
+	gets "when they are copied a read of them all is refused, too" ENODATA snap read 1M 192k
+	is "the released one has no slot" "$(snapshot_field snap used)" 2
+	or_bail dm_remove snap
+	or_bail pattern origin write 1 0 2M
+}
+
+# slow_cow MS MS: so long take writes to the first eight slots, and to the next eight.
+# shellcheck disable=SC2317 # called by or_bail
+slow_cow()
+{
+	local start=${DISK_START[cow]}
+
+	dmsetup suspend --nolockfs "$PREFIX-cow" && dmsetup load "$PREFIX-cow" <<-END &&
+		0 2048 linear $ARENA $start
+		2048 1024 delay $ARENA $((start + 2048)) 0 $ARENA $((start + 2048)) $1
+		3072 1024 delay $ARENA $((start + 3072)) 0 $ARENA $((start + 3072)) $2
+		4096 $((cow_size - 4096)) linear $ARENA $((start + 4096))
+	END
+		dmsetup resume "$PREFIX-cow"
+}
+
+# A write waits for the second one of two copies, and then for the first one: for neither
+# of them longer than its time, but for both.
+test_timeout_of_all()
+{
+	if ! has_module dm-delay; then
+		skip "a write that waits for two copies" "there is no dm-delay"
+		return
+	fi
+	or_bail slow_cow $((TIMEOUT_MS * 3 / 2)) $((TIMEOUT_MS * 3 / 4))
+	make_snapshot snap disk cow 128 "4 staging 0 cbw_timeout $TIMEOUT_MS"
+	gets "a write that waits for two copies succeeds" ok origin write 2 512k 1M
+	is "and has waited no longer for both of them than for one" \
+		"$(snapshot_field snap state) $(snapshot_field snap errno)" "broken 110"
+	or_bail dm_remove snap
+	or_bail replace_table cow "$good_cow"
+	or_bail pattern origin write 1 0 2M
 }
 
 # More copies than a workqueue has workers, but as they are small, one stores them all.
@@ -206,4 +251,6 @@ test_timeout
 test_submitters
 test_large_submitters
 test_staging
+test_staged_release
+test_timeout_of_all
 finish

@@ -91,6 +91,29 @@ test_reused_slot()
 	or_bail dm_remove origin
 }
 
+# Of two slots that are read at once the second one gets another cluster's data.
+test_reused_second_slot()
+{
+	prepare disk
+	or_bail pattern origin write 2 64k 64k
+	wait_copied snap
+	or_bail set_delay slow-cow cow $DELAY_MS
+	read_in_background 0 128k "second slot"
+	or_bail message snap release 128 128
+	# There is no other slot for it.
+	or_bail pattern origin write 2 1M 64k
+	wait_copied snap
+	is "the second slot was used again while both were read" \
+		"$(snapshot_field snap used) $(kill -0 $reader && echo running)" "2 running"
+	or_bail set_delay slow-cow cow 0
+	wait $reader
+	is "a read from two slots, the second of which was used again" \
+		"$(cat "$SCRATCH/read")" ENODATA
+	gets "afterwards the first one is read" ok snap verify 1 0 64k
+	or_bail dm_remove snap
+	or_bail dm_remove origin
+}
+
 test_broken()
 {
 	prepare disk
@@ -159,6 +182,7 @@ test_merged()
 make_slow slow-cow cow
 make_slow slow-disk disk
 test_reused_slot
+test_reused_second_slot
 test_broken
 test_lost_origin
 test_merged

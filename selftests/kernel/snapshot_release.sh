@@ -96,25 +96,29 @@ test_reuse()
 	or_bail pattern origin write 1 0 3M
 }
 
-# A release while the copy is under way wins.
+# test_in_flight STAGING SECTOR SECTORS: a release while a copy is under way in its range
+# wins, and nobody waits for that copy any more.
 test_in_flight()
 {
+	local what="staging $1, $3 sectors"
+
 	make_snapshot snap disk cow 128 "4 staging $1 cbw_timeout 0"
 	defer dmsetup resume "$PREFIX-cow"
 	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-cow"
-	pattern origin write 2 1M 64k > "$SCRATCH/write" 2>&1 &
-	writer=$!
-	wait_until 20 copy_is_under_way || bail "staging $1: the copy is under way"
-	succeeds "staging $1: its cluster can be released" message snap release 2048 128
-	gets "staging $1: and cannot be read" ENODATA snap read 1M 64k
+	in_background write pattern origin write 2 1M 64k
+	wait_until 20 copy_is_under_way || bail "$what: the copy is under way"
+	succeeds "$what: its cluster can be released" message snap release "$2" "$3"
+	gets "$what: and cannot be read" ENODATA snap read 1M 64k
+	wait_until 30 test -s "$SCRATCH/write"
+	is "$what: the write succeeds, and does not wait for the copy" "$(cat "$SCRATCH/write")" ok
 	or_bail dmsetup resume "$PREFIX-cow"
-	wait $writer
-	is "staging $1: the write succeeds" "$(cat "$SCRATCH/write")" ok
+	wait $background
 	wait_copied snap
 	wait_until 20 snapshot_field_is snap used 0
-	is "staging $1: the slot comes back" "$(snapshot_field snap state) $(snapshot_field snap used)" "active 0"
-	gets "staging $1: it stays released" ENODATA snap read 1M 64k
-	gets "staging $1: the next one is served" ok snap verify 1 $((1048576 + 65536)) 64k
+	is "$what: the slot comes back" \
+		"$(snapshot_field snap state) $(snapshot_field snap used)" "active 0"
+	gets "$what: it stays released" ENODATA snap read 1M 64k
+	gets "$what: the next one is served" ok snap verify 1 $((($2 + $3) * 512)) 64k
 	or_bail dm_remove snap
 	or_bail pattern origin write 1 0 2M
 }
@@ -128,6 +132,9 @@ copy_is_under_way()
 test_release message
 test_release discard
 test_reuse
-test_in_flight 0
-test_in_flight 65536
+# One cluster, and all that have their bits in one word.
+for staging in 0 65536; do
+	test_in_flight $staging 2048 128
+	test_in_flight $staging 0 8192
+done
 finish

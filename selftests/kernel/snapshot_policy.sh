@@ -26,16 +26,17 @@ error_of()
 	echo "$(snapshot_field "$1" errno) $(snapshot_field "$1" sector)"
 }
 
-# spoil NAME: the 64 KiB at 1 MiB of a disk are bad; of the COW device this is slot 0.
+# spoil NAME [SECTOR]: the 64 KiB from there on are bad, or those at 1 MiB, where the COW
+# device has slot 0.
 spoil()
 {
-	local start=${DISK_START[$1]} size
+	local start=${DISK_START[$1]} bad=${2:-2048} size
 
 	size=$(blockdev --getsz "$(path_of "$1")")
 	dmsetup suspend --nolockfs "$PREFIX-$1" && dmsetup load "$PREFIX-$1" <<-END &&
-		0 2048 linear $ARENA $start
-		2048 128 error
-		2176 $((size - 2176)) linear $ARENA $((start + 2176))
+		0 $bad linear $ARENA $start
+		$bad 128 error
+		$((bad + 128)) $((size - bad - 128)) linear $ARENA $((start + bad + 128))
 	END
 		dmsetup resume "$PREFIX-$1"
 }
@@ -106,6 +107,21 @@ test_cluster_bad_slot()
 	end_snapshot
 }
 
+# test_large_cluster WHAT DISK SECTOR: a bad place behind the first MiB of a cluster.
+test_large_cluster()
+{
+	or_bail spoil "$2" "$3"
+	make_snapshot snap disk cow 4096 "2 on_cbw_error break_cluster"
+	gets "large cluster, $1: the live write succeeds" ok origin write 2 0 4k
+	wait_copied snap
+	is "large cluster, $1: it is lost" \
+		"$(snapshot_field snap lost) $(snapshot_field snap used)" "1 0"
+	or_bail replace_table "$2" "$(slice_table "$2")"
+	gets "large cluster, $1: it is an error" EIO snap read 0 4k
+	gets "large cluster, $1: the next one is right" ok snap verify 1 2M 2M
+	end_snapshot
+}
+
 test_write_cow_error()
 {
 	make_snapshot snap disk cow 128 "2 on_cbw_error break_write"
@@ -135,6 +151,29 @@ test_write_bad_slot()
 	gets "break_write, bad slot: the snapshot is right" ok snap verify 1 0 -
 	is "break_write, bad slot: nothing is lost" \
 		"$(snapshot_field snap lost) $(snapshot_field snap used)" "0 9"
+	end_snapshot
+}
+
+# Of those that wait for one copy, only who needs what it cannot keep fails.
+test_write_bad_slot_shared()
+{
+	local first
+
+	or_bail spoil cow
+	make_snapshot snap disk cow 128 "4 on_cbw_error break_write cbw_timeout 0"
+	defer dmsetup resume "$PREFIX-cow"
+	stall
+	in_background first pattern origin write 2 1M 512k
+	first=$background
+	wait_until 30 snapshot_field_is snap waiting 1 || bail "shared copy: the first write waits"
+	in_background second pattern origin write 3 1472k 4k
+	wait_until 30 snapshot_field_is snap waiting 2 || bail "shared copy: both writes wait"
+	unstall
+	wait "$first" $background
+	is "shared copy: the write over the bad slot fails, that of another cluster succeeds" \
+		"$(cat "$SCRATCH/first" "$SCRATCH/second" | paste -sd' ')" "EIO ok"
+	is "shared copy: only that one is copied" "$(copied_and_used)" "1 1"
+	gets "shared copy: the snapshot is right" ok snap verify 1 0 -
 	end_snapshot
 }
 
@@ -169,6 +208,30 @@ test_cluster_full()
 	gets "full, break_cluster: the copied part is right" ok snap verify 1 1M 256k
 	gets "full, break_cluster: the lost part is an error" EIO snap read 1280k 4k
 	gets "full, break_cluster: the rest is right" ok snap verify 1 2M -
+	end_snapshot
+}
+
+# shellcheck disable=SC2317 # called by wait_until
+has_lost()
+{
+	[ "$(snapshot_field snap lost)" -ge "$1" ]
+}
+
+# What has its slot is not lost for what has none, although it is not copied yet.
+test_cluster_full_in_flight()
+{
+	make_snapshot snap disk small 128 "6 staging 0 on_cbw_error break_cluster cbw_timeout 0"
+	defer dmsetup resume "$PREFIX-small"
+	stall small
+	write_in_background 1M 512k
+	wait_until 30 has_lost 4 || bail "full, in flight: what has no slot is lost"
+	unstall small
+	wait $writer
+	is "full, in flight: the live write succeeds" "$(cat "$SCRATCH/write")" ok
+	is "full, in flight: only what has no slot is lost" \
+		"$(snapshot_field snap used) $(snapshot_field snap lost)" "4 4"
+	gets "full, in flight: the copied part is right" ok snap verify 1 1M 256k
+	gets "full, in flight: the lost part is an error" EIO snap read 1280k 4k
 	end_snapshot
 }
 
@@ -289,15 +352,42 @@ test_stalled_timeout()
 	end_snapshot
 }
 
+# Two writes wait for one copy, the second one begins later.
+test_stalled_two_timeouts()
+{
+	local first
+
+	make_snapshot snap disk cow 128 "4 on_cbw_error break_write cbw_timeout $((2 * TIMEOUT_MS))"
+	defer dmsetup resume "$PREFIX-cow"
+	stall
+	in_background first pattern origin write 2 1M 4k
+	first=$background
+	wait_until 30 snapshot_field_is snap waiting 1 || bail "stalled, two writes: the first waits"
+	sleep $((TIMEOUT_MS / 1000))
+	in_background second pattern origin write 3 1056k 4k
+	wait "$first"
+	unstall
+	wait $background
+	is "stalled, two writes: the second does not fail when the first has waited for too long" \
+		"$(cat "$SCRATCH/first" "$SCRATCH/second" | paste -sd' ')" "ETIMEDOUT ok"
+	is "stalled, two writes: one copy is made" "$(copied_and_used)" "1 1"
+	gets "stalled, two writes: the snapshot is right" ok snap verify 1 0 -
+	end_snapshot
+}
+
 for staging in 0 65536; do
 	test_cluster_cow_error $staging
 	test_cluster_bad_slot $staging
 	test_wait $staging
 done
+test_large_cluster "bad slot" cow 4224
+test_large_cluster "unreadable" disk 2048
 test_write_cow_error
 test_write_bad_slot
+test_write_bad_slot_shared
 test_write_origin_error
 test_cluster_full
+test_cluster_full_in_flight
 test_write_full
 test_wait_overtaken
 test_wait_timeout break_snapshot ok broken 0 EIO
@@ -305,4 +395,5 @@ test_wait_timeout break_cluster ok active 1 EIO
 test_wait_timeout break_write ETIMEDOUT active 0 ok
 test_stalled_timeout break_cluster ok 1 EIO
 test_stalled_timeout break_write ETIMEDOUT 0 ok
+test_stalled_two_timeouts
 finish

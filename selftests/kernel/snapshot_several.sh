@@ -9,6 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../lib.sh"
 
 SECTORS=32768
+TIMEOUT_MS=$((3000 * ${FLEECE_SLOWDOWN:-1}))
 load_fleece
 no_probing
 make_arena 128
@@ -17,6 +18,7 @@ make_disk cow-a $((2048 + SECTORS))
 make_disk cow-b $((2048 + SECTORS))
 make_disk cow-c $((2048 + SECTORS))
 make_disk small "$(cow_sectors 128 2)"
+make_disk small-b "$(cow_sectors 128 2)"
 make_origin origin disk
 or_bail pattern origin write 1 0 -
 
@@ -165,6 +167,37 @@ test_one_stalls()
 	end_all a
 }
 
+# shellcheck disable=SC2317 # called by wait_until
+is_waited_for_or_broken()
+{
+	[ "$(snapshot_field "$1" waiting) $(snapshot_field "$1" state)" != "0 active" ]
+}
+
+# A write that waits for one after the other: what it has waited for the first one is not
+# of the second one's time.
+test_own_time()
+{
+	make_snapshot a disk small 128 "4 on_cow_full wait cbw_timeout 0"
+	make_snapshot b disk small-b 128 "4 on_cow_full wait cbw_timeout $TIMEOUT_MS"
+	or_bail pattern origin write 2 1M 128k
+	wait_copied a
+	wait_copied b
+	write_in_background 4M 64k
+	wait_until 30 snapshot_field_is a waiting 1 || bail "both full: the first is waited for"
+	# By now the second one's time would be over.
+	sleep $((TIMEOUT_MS / 1000))
+	or_bail message a release 2048 128
+	wait_until 30 is_waited_for_or_broken b || bail "both full: the second is waited for"
+	or_bail message b release 2048 128
+	wait $writer
+	is "both full: with a slot in each the write succeeds" "$(cat "$SCRATCH/write")" ok
+	is "both full: the time of the second begins when the write waits for it" \
+		"$(snapshot_field b state) $(snapshot_field b errno)" "active 0"
+	gets "both full: the copy of the first is right" ok a verify 1 4M 64k
+	gets "both full: the copy of the second is right" ok b verify 1 4M 64k
+	end_all a b
+}
+
 # Removed while a write waits for it: the write goes on, and waits for the next.
 test_removed_while_waiting()
 {
@@ -221,6 +254,7 @@ test_read_once
 test_since
 test_one_breaks
 test_one_stalls
+test_own_time
 test_removed_while_waiting
 test_write_policy
 test_lost_origin

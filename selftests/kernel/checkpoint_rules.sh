@@ -112,6 +112,20 @@ test_delete()
 	or_bail message origin checkpoint_delete four
 }
 
+# More extents than the ioctl finds at a time.
+test_many_extents()
+{
+	local i
+
+	or_bail message origin checkpoint_create striped
+	for ((i = 0; i < 256; i += 2)); do
+		write_at $i
+	done
+	is "a map may have 256 extents" "$(map origin changed striped | tr , '\n' | wc -l)" 256
+	is "they keep the rules" "$(maps origin rules changed striped)" ok
+	or_bail message origin checkpoint_delete striped
+}
+
 test_many()
 {
 	local i count=70 failed=0
@@ -166,6 +180,7 @@ test_names
 test_suspended
 test_maps
 test_delete
+test_many_extents
 test_many
 test_limit "in RAM" 256
 or_bail dm_remove origin

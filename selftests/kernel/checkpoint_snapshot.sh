@@ -15,6 +15,25 @@ make_disk disk $SECTORS
 make_disk cow "$(cow_sectors $CLUSTER 256)"
 make_origin origin disk 8
 
+# A granule may go far beyond the end of the origin, where there are no clusters.
+test_short_granule()
+{
+	local sectors=8200
+
+	make_disk odd $sectors
+	make_disk odd-cow "$(cow_sectors 8 16)"
+	make_origin odd-origin odd 32768
+	or_bail message odd-origin checkpoint_create one
+	or_bail pattern odd-origin write 1 0 -
+	make_snapshot odd-snap odd odd-cow 8 "2 since one"
+	is "a granule larger than the origin: all clusters are accessible, and no more" \
+		"$(snapshot_field odd-snap accessible)/$(snapshot_field odd-snap clusters)" \
+		"$((sectors / 8))/$((sectors / 8))"
+	gets "a granule larger than the origin: they can be read" ok odd-snap verify 1 0 -
+	or_bail dm_remove odd-snap
+	or_bail dm_remove odd-origin
+}
+
 or_bail pattern origin write 1 0 -
 make_snapshot snap disk cow $CLUSTER "2 checkpoint monday"
 is "the origin has the checkpoint" "$(message origin checkpoint_list | cut -d' ' -f1)" monday
@@ -58,4 +77,5 @@ is "the access map keeps the rules" "$(maps snap rules accessible)" ok
 is "the map of copies keeps the rules" "$(maps snap rules copied)" ok
 is "the new checkpoint has later writes only" "$(map origin changed tuesday)" \
 	"0 1114112 1,1114112 15663104 0"
+test_short_granule
 finish

@@ -59,11 +59,12 @@ prompt()
 	at_most "$1" "$took" $((PROMPT_MS * ${FLEECE_SLOWDOWN:-1}))
 }
 
+# load_snapshot FEATURES [CLUSTER]
 load_snapshot()
 {
 	or_bail dmsetup create "$PREFIX-snap" --notable
 	defer dm_remove_deferred snap
-	or_bail dmsetup load "$PREFIX-snap" --table "$(snapshot_table huge cow 128 "$1")"
+	or_bail dmsetup load "$PREFIX-snap" --table "$(snapshot_table huge cow "${2:-128}" "$1")"
 }
 
 # far_out DESCRIPTION OFFSET: a write there.
@@ -136,7 +137,30 @@ test_since()
 	or_bail message origin checkpoint_delete two
 }
 
+# A write that comes while the map of what is accessible is still made from what was
+# changed, to a cluster of two granules of which the second one was.
+test_merge()
+{
+	local place=$((END - 64 * K))
+
+	or_bail message origin checkpoint_create three
+	or_bail pattern origin write 2 $place 64k
+	load_snapshot "2 since three" 256
+	or_bail dmsetup suspend --nolockfs "$PREFIX-origin"
+	"$FLEECE_TEST_BIN/pattern" "$(path_of origin)" write 3 $place 4k > "$SCRATCH/write" 2>&1 &
+	wait_until 20 is_stuck $! || bail "preparation: a write is held back"
+	or_bail dmsetup resume --noudevsync "$PREFIX-snap" "$PREFIX-origin"
+	wait $!
+	settle_udev
+	is "a write right after the moment succeeds" "$(cat "$SCRATCH/write")" ok
+	wait_copied snap
+	is "its cluster is copied" "$(copied_and_used)" "1 1"
+	or_bail dm_remove snap
+	or_bail message origin checkpoint_delete three
+}
+
 test_all
 test_release
 test_since
+test_merge
 finish

@@ -90,6 +90,26 @@ test_two_sizes()
 	gets "and in what is not overwritten" ok new verify 3 8M 1M
 }
 
+# Both need the old data of one write, but what the old one reads of it ends with itself.
+test_read_for_both()
+{
+	or_bail pattern disk write 1 0 -
+	or_bail dm_create origin "$(origin_table $SMALL)"
+	make_snapshot_of $SMALL old cow 256
+	or_bail replace_table origin "$(origin_table $LARGE)"
+	make_snapshot_of $LARGE new cow-b 128
+	gets "a write over the end of one of two" ok origin write 2 8M 64k
+	wait_copied old
+	wait_copied new
+	is "both have copied a cluster" \
+		"$(snapshot_field old copied) $(snapshot_field new copied)" "1 1"
+	gets "the one that ends there is right" ok old verify 1 0 -
+	gets "so is the other, behind that too" ok new verify 1 0 -
+	or_bail dm_remove new
+	or_bail dm_remove old
+	or_bail dm_remove origin
+}
+
 test_shrinking()
 {
 	log_mark
@@ -143,4 +163,5 @@ test_growing
 test_two_sizes
 test_shrinking
 test_loaded_before
+test_read_for_both
 finish

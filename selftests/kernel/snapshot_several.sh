@@ -214,6 +214,56 @@ test_removed_while_waiting()
 	end_all b
 }
 
+# slow_reads: of the disk, but for its first 64 KiB.
+slow_reads()
+{
+	local start=${DISK_START[disk]}
+	local rest="$ARENA $((start + 128))"
+
+	dmsetup suspend --nolockfs "$PREFIX-disk" && dmsetup load "$PREFIX-disk" <<-END &&
+		0 128 linear $ARENA $start
+		128 $((SECTORS - 128)) delay $rest 300000 $rest 0
+	END
+		dmsetup resume "$PREFIX-disk"
+}
+
+# One reads old data, of which a part is released and overwritten, and then another one is
+# made: of that part it has to read for itself.
+test_released_while_read()
+{
+	local first second third
+
+	if ! has_module dm-delay; then
+		skip "released while read: one reads for itself" "dm-delay is missing"
+		return
+	fi
+	make_snapshot a disk cow-a 128 "2 cbw_timeout 0"
+	defer replace_table disk "$(slice_table disk)"
+	or_bail slow_reads
+	in_background first pattern origin write 2 0 128k
+	first=$background
+	wait_until 20 snapshot_field_is a waiting 1 || bail "released while read: a write waits"
+	in_background second pattern origin write 3 0 4k
+	second=$background
+	wait_until 20 snapshot_field_is a waiting 2 || bail "released while read: another waits"
+	or_bail message a release 0 128
+	wait $second
+	is "released while read: who needs no more than that goes on" "$(cat "$SCRATCH/second")" ok
+	make_snapshot b disk cow-b 128 "2 cbw_timeout 0"
+	in_background third pattern origin write 4 0 128k
+	third=$background
+	wait_until 20 snapshot_field_is a waiting 2 || bail "released while read: a third waits"
+	or_bail replace_table disk "$(slice_table disk)"
+	wait $first $third
+	is "released while read: so do the others in the end" \
+		"$(sort -u "$SCRATCH/first" "$SCRATCH/third")" ok
+	gets "released while read: the later one has what was written before it" ok \
+		b verify 3 0 4k
+	gets "released while read: and what was not" ok b verify 1 4k -
+	gets "released while read: the other has the rest" ok a verify 1 64k -
+	end_all a b
+}
+
 # Its own writes fail with break_write, also if it is not the first.
 test_write_policy()
 {
@@ -256,6 +306,7 @@ test_one_breaks
 test_one_stalls
 test_own_time
 test_removed_while_waiting
+test_released_while_read
 test_write_policy
 test_lost_origin
 finish

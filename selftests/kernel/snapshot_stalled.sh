@@ -84,6 +84,36 @@ test_two_writes()
 	or_bail pattern origin write 1 0 2M
 }
 
+# shellcheck disable=SC2317 # called by wait_until
+all_writes_wait()
+{
+	[ "$(snapshot_field snap waiting)" -ge 16 ]
+}
+
+# What is not staged is in RAM all the same until the COW device has it. Each of these
+# writes needs 1 MiB of old data.
+test_buffers()
+{
+	local i before writers=()
+
+	make_stallable "4 staging 0 cbw_timeout 0"
+	before=$(device_stat disk 3)
+	stall
+	for ((i = 0; i < 16; i++)); do
+		in_background "write.$i" pattern origin write 2 ${i}M 1M
+		writers+=("$background")
+	done
+	wait_until 20 all_writes_wait || bail "without staging all of many writes wait"
+	at_most "without staging there are 8 MiB of old data in RAM at the most" \
+		$(($(device_stat disk 3) - before)) 16384
+	unstall
+	wait "${writers[@]}"
+	is "all of many writes then succeed" "$(sort -u "$SCRATCH"/write.*)" ok
+	gets "and all old data is kept" ok snap verify 1 0 -
+	or_bail dm_remove snap
+	or_bail pattern origin write 1 0 -
+}
+
 test_timeout()
 {
 	local took
@@ -247,6 +277,7 @@ test_large_submitters()
 
 test_reads
 test_two_writes
+test_buffers
 test_timeout
 test_submitters
 test_large_submitters

@@ -120,6 +120,11 @@ test_removed_while_stalled()
 	is "a write does not wait for copies of a snapshot that is removed" \
 		"$(cat "$SCRATCH/write")" ok
 	is "but the removal does" "$(kill -0 $remover && echo removing)" removing
+	wait_until 20 grep -qs fleece_cbw_drain /proc/[0-9]*/stack
+	defer dm_remove_deferred again
+	in_background again dm_create again "$(snapshot_table disk cow 128)"
+	wait_until 20 has_ended $background
+	like "its COW device is not free yet, which is said at once" "$(cat "$SCRATCH/again")" busy
 	or_bail dmsetup resume "$PREFIX-cow"
 	wait $writer
 	wait $remover

@@ -204,10 +204,13 @@ test_cluster_full()
 	is "full, break_cluster: what has no slot is lost" \
 		"$(snapshot_field snap state) $(snapshot_field snap used) $(snapshot_field snap lost)" \
 		"active 4 4"
-	is "full, break_cluster: with ENOSPC" "$(snapshot_field snap errno)" 28
+	is "full, break_cluster: errno and sector" "$(error_of snap)" "28 2560"
 	gets "full, break_cluster: the copied part is right" ok snap verify 1 1M 256k
 	gets "full, break_cluster: the lost part is an error" EIO snap read 1280k 4k
 	gets "full, break_cluster: the rest is right" ok snap verify 1 2M -
+	gets "full, break_cluster: another live write succeeds" ok origin write 2 4M 64k
+	is "full, break_cluster: one more is lost" "$(snapshot_field snap lost)" 5
+	is "full, break_cluster: the error is still the first" "$(error_of snap)" "28 2560"
 	end_snapshot
 }
 

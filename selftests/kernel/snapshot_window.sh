@@ -112,6 +112,16 @@ raises_event()
 	wait $waiter
 }
 
+test_low_water()
+{
+	make_snapshot snap disk cow 128 "2 low_water 2"
+	raises_event "low water is an event" pattern origin write 2 1M 192k
+	wait_copied snap
+	raises_event "so is that there is enough again" message snap release 2048 384
+	raises_event "and low water once more" pattern origin write 2 4M 192k
+	end_snapshot
+}
+
 write_in_background()
 {
 	pattern origin write 2 4M 64k > "$SCRATCH/write" 2>&1 &
@@ -138,5 +148,6 @@ test_events()
 
 test_sliding_window 0
 test_sliding_window 65536
+test_low_water
 test_events
 finish

@@ -15,6 +15,9 @@ bool __real_budget_take(struct budget *budget, struct budget_share *share, uint6
 /** __real_read() - read() itself */
 ssize_t __real_read(int file, void *buffer, size_t length);
 
+/** __real_pread64() - pread64() itself */
+ssize_t __real_pread64(int file, void *buffer, size_t length, off64_t offset);
+
 /** __real_poll() - poll() itself */
 int __real_poll(struct pollfd *files, nfds_t count, int milliseconds);
 

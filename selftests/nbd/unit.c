@@ -13,6 +13,7 @@
 #include <sched.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +43,8 @@
 
 /* What is stopped while a request waits for its share of the budget. */
 static struct stop *stopped_while_waiting;
+/* Where to put how many bytes of earlier replies are kept back meanwhile. */
+static size_t *kept_while_waiting;
 
 bool __wrap_budget_take(struct budget *budget, struct budget_share *share, uint64_t bytes)
 {
@@ -49,6 +52,9 @@ bool __wrap_budget_take(struct budget *budget, struct budget_share *share, uint6
 		stop_request(stopped_while_waiting);
 		budget_close(budget);
 	}
+	if (kept_while_waiting && bytes)
+		*kept_while_waiting = ((struct connection *)((uint8_t *)share -
+				       offsetof(struct connection, share)))->batch_length;
 	return __real_budget_take(budget, share, bytes);
 }
 
@@ -614,6 +620,12 @@ static void test_failing_reads(void)
 	tap_ok(ends_with_error(&fixture, NBD_EIO, "a lost cluster") &&
 	       !contains_pattern(&fixture, (640 << 10) - 8),
 	       "C60 a partly lost read sends an error and none of the data");
+	begin_structured(&session, "snap");
+	put_request(&session, NBD_CMD_READ, 0, 512 << 10, 4096);
+	put_request(&session, NBD_CMD_READ, 0, (640 << 10) - 512, 4096);
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	tap_ok(ends_with_error(&fixture, NBD_EIO, "a lost cluster"),
+	       "the next error of a thread does not have the place of a denied read");
 	begin_session(&session);
 	put_go(&session, NBD_OPT_GO, "snap");
 	run(&fixture, session.data, session.length, SIZE_MAX);
@@ -785,6 +797,8 @@ static void test_lost_reply(void)
 	       "a reply that is sent in part ends the connection before another one can begin");
 	tap_ok(reply_success(failing.connection, &request) == -ECONNRESET && failing.writes == 1,
 	       "and no other reply follows it");
+	tap_ok(failing.connection->share.is_closed && failing.connection->slot.is_closed,
+	       "nor do its threads wait for the budget or a place");
 	connection_destroy(failing.connection);
 	tear_down(&fixture);
 }
@@ -1065,6 +1079,24 @@ static bool has_all_replies(struct fixture *fixture, uint32_t length)
 	}
 	free(expected);
 	return passed;
+}
+
+static void test_before_budget(void)
+{
+	struct fixture fixture;
+	struct bytes session;
+	size_t kept = 1;
+
+	set_up(&fixture, "mem:size=8M,plain,cached=1G");
+	begin_session(&session);
+	put_go(&session, NBD_OPT_GO, "snap");
+	put_request(&session, NBD_CMD_READ, 0, 0, 4096);
+	put_request(&session, NBD_CMD_READ, 0, 0, 512 << 10);
+	kept_while_waiting = &kept;
+	run(&fixture, session.data, session.length, SIZE_MAX);
+	kept_while_waiting = NULL;
+	tap_ok(!kept, "a reply does not wait for one that may have to wait for the budget");
+	tear_down(&fixture);
 }
 
 static void test_together(void)
@@ -1415,6 +1447,7 @@ int main(void)
 	test_brisk();
 	test_read_once();
 	test_together();
+	test_before_budget();
 	test_descriptions();
 	test_budget();
 	test_budget_queue();

@@ -980,6 +980,20 @@ def max_connections():
             server.stop()
 
 
+@own("--max-connections: who only asks what there is takes no place, and gets an answer")
+def ask_without_slot():
+    server = Server("--max-connections", "1", DISK)
+    try:
+        with Client(server) as curious, Client(server) as client:
+            curious.go(b"disk", INFO)
+            client.open(b"disk")
+            curious.go(b"disk", INFO)
+            equal(curious.option(LIST)[-1][0], ACK, "LIST while all are in use")
+            equal(client.read(0, 16), pattern(0, 16), "data for one that chooses")
+    finally:
+        server.stop()
+
+
 @own("a client that does not read its replies holds up nobody, and its memory is bounded")
 def slow_reader():
     server = Server(BIG)

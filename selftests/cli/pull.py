@@ -812,11 +812,12 @@ class Sloppy:
     # Numbers of the NBD protocol.
     IHAVEOPT, OPTION_REPLY, STRUCTURED_REPLY = 0x49484156454F5054, 0x3E889045565A9, 0x668E33EF
     OPT_GO, OPT_STRUCTURED_REPLY, REP_ACK, REP_INFO, REP_ERR_UNSUP = 7, 8, 1, 3, 0x80000001
-    OPT_SET_META_CONTEXT, REP_META_CONTEXT, DIRTY = 10, 4, b"qemu:dirty-bitmap:monday"
+    OPT_SET_META_CONTEXT, REP_META_CONTEXT, CONTEXTS = 10, 4, [b"qemu:dirty-bitmap:monday"]
     TYPE_NONE, TYPE_OFFSET_DATA, TYPE_BLOCK_STATUS, CMD_READ, CMD_BLOCK_STATUS = 0, 1, 5, 0, 7
 
     def __init__(self, path, chunks):
         self.chunks = chunks
+        self.selected = []
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen()
@@ -847,9 +848,9 @@ class Sloppy:
         elif option == self.OPT_GO:
             replies = [(self.REP_INFO, struct.pack(">HQH", 0, M, 3)), (self.REP_ACK, b"")]
         elif option == self.OPT_SET_META_CONTEXT:
-            replies = [(self.REP_ACK, b"")]
-            if self.DIRTY in query:
-                replies.insert(0, (self.REP_META_CONTEXT, struct.pack(">I", 1) + self.DIRTY))
+            self.selected = [name for name in self.CONTEXTS if name in query]
+            replies = [(self.REP_META_CONTEXT, struct.pack(">I", number) + name)
+                       for number, name in enumerate(self.selected)] + [(self.REP_ACK, b"")]
         for kind, data in replies:
             connection.sendall(struct.pack(">QIII", self.OPTION_REPLY, option, kind, len(data))
                                + data)
@@ -859,8 +860,11 @@ class Sloppy:
         """Answer a request; False: there is none any more."""
         _, _, command, cookie, offset, length = struct.unpack(">IHHQQI", file.read(28))
         if command == self.CMD_BLOCK_STATUS:
-            connection.sendall(struct.pack(">IHHQIIII", self.STRUCTURED_REPLY, 1,
-                                           self.TYPE_BLOCK_STATUS, cookie, 12, 1, length, 1))
+            for number, name in enumerate(self.selected):
+                connection.sendall(struct.pack(
+                    ">IHHQIIII", self.STRUCTURED_REPLY, number + 1 == len(self.selected),
+                    self.TYPE_BLOCK_STATUS, cookie, 12, number,
+                    *self.extent(name, offset, length)))
             return True
         if command != self.CMD_READ:
             return False
@@ -871,6 +875,10 @@ class Sloppy:
                                            number >= len(replies), kind, cookie, len(data))
                                + data)
         return True
+
+    def extent(self, _name, _offset, length):
+        """Of a context: length and flags of the one that an answer tells."""
+        return length, 1
 
     def close(self):
         """After the client has gone."""
@@ -896,9 +904,38 @@ def sloppy_server(world):
     expect(content(world.file("backwards")) == pattern(0, M), "the backup differs")
 
 
+class Uneven(Sloppy):
+    """The answers of its two contexts end at different places."""
+    DIRTY, ALLOCATION = b"qemu:dirty-bitmap:monday", b"base:allocation"
+    CONTEXTS = [DIRTY, ALLOCATION]
+    # Flags that take turns, and for how long each. What 2 means in a bitmap is not known.
+    FLAGS = {DIRTY: ((0, 2, 1), 192 * K), ALLOCATION: ((0, 3), 64 * K)}
+
+    def extent(self, name, offset, length):
+        flags, unit = self.FLAGS[name]
+        return min(length, unit - offset % unit), flags[offset // unit % len(flags)]
+
+    def wanted(self, old, at):
+        """What the backup then has in a block."""
+        if not self.extent(self.DIRTY, at, 1)[1]:
+            return old
+        return bytes(len(old)) if self.extent(self.ALLOCATION, at, 1)[1] else pattern(at, len(old))
+
+
+def uneven_server(world):
+    path, unit = world.file(data=b"\xa5" * M), 64 * K
+    server = Uneven(world.file("socket"), lambda length: [(0, length)])
+    pull("nbd+unix:///?socket=" + world.file("socket"), path, "--since", "monday")
+    server.close()
+    found = content(path)
+    for at in range(0, M, unit):
+        expect(found[at:at + unit] == server.wanted(b"\xa5" * unit, at), "it differs at %d" % at)
+
+
 TESTS = [
     ("a full backup, over Unix socket and TCP", full, ()),
     ("answers that lack data", sloppy_server, ()),
+    ("maps whose answers end at different places", uneven_server, ()),
     ("a full backup replaces a file only if told, and only when complete", full_existing, ()),
     ("an incremental backup writes what changed, and nothing else", since, ()),
     ("an incremental backup of a snapshot limited to what changed", since_limited, ()),

@@ -297,6 +297,13 @@ def leftover(world):
     pull(world.uri(), world.file())
     expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
     equal(world.left(), ["target"], "files")
+    # Nor does it show where zeroes are not written.
+    server = Server("disk=mem:size=16M,zero=1M-2M")
+    world.file("target.partial", b"y" * SIZE)
+    pull(world.uri("disk", server), world.file(), "--replace")
+    expect(content(world.file()) == pattern(0, M) + bytes(M) + pattern(2 * M, SIZE - 2 * M),
+           "the backup with zeroes differs")
+    server.stop()
 
 
 def leftover_of_others(world):
@@ -356,24 +363,35 @@ class Argument(ctypes.Structure):
                 ("other", ctypes.c_uint64)]
 
 
-def without_links():
-    """No link(), and no rename() with flags, as some filesystems have none."""
+def refuse(*calls):
+    """For a child: system calls that fail, each as (name, error, argument...)."""
     seccomp = ctypes.CDLL("libseccomp.so.2")
     seccomp.seccomp_init.restype = ctypes.c_void_p
-    allow, fail, not_equal = 0x7FFF0000, 0x50000, 1
+    allow, fail = 0x7FFF0000, 0x50000
     rules = ctypes.c_void_p(seccomp.seccomp_init(allow))
-    for name, error, *arguments in ((b"linkat", errno.EPERM),
-                                    (b"renameat2", errno.EINVAL, Argument(4, not_equal, 0, 0))):
+    for name, error, *arguments in calls:
         number = seccomp.seccomp_syscall_resolve_name(name)
         seccomp.seccomp_rule_add_array(rules, fail | error, number, len(arguments),
                                        (Argument * len(arguments))(*arguments))
     equal(seccomp.seccomp_load(rules), 0, "seccomp_load()")
 
 
+# A rename() with flags, which some filesystems do not have.
+NOT_EQUAL = 1
+RENAME_WITH_FLAGS = (b"renameat2", errno.EINVAL, Argument(4, NOT_EQUAL, 0, 0))
+
+
+def without_links():
+    """Some have no links either."""
+    refuse((b"linkat", errno.EPERM), RENAME_WITH_FLAGS)
+
+
 def no_links(world):
-    pull(world.uri(), world.file(), preexec_fn=without_links)
-    expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
-    equal(world.left(), ["target"], "files")
+    for calls in without_links, lambda: refuse(RENAME_WITH_FLAGS):
+        pull(world.uri(), world.file(), preexec_fn=calls)
+        expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
+        equal(world.left(), ["target"], "files")
+        os.unlink(world.file())
 
     def meanwhile(length):
         world.file("new", b"theirs")
@@ -387,17 +405,52 @@ def no_links(world):
     expect(content(world.file("new.complete")) == pattern(0, M), "the backup is not kept")
 
 
-def too_large(world):
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (M, M))
+def limit(length=M):
+    """For a child, and its children: no file can grow beyond that."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length, length))
 
+
+def too_large(world):
     pull(world.uri(), world.file(), status=FAILED, says="cannot give it 16777216 bytes",
          preexec_fn=limit)
     equal(world.left(), [], "files")
     path = world.file("old", old_image())
     pull(world.uri(), path, "--since", "monday", status=FAILED, says="cannot write",
          preexec_fn=limit)
+
+
+def full_within_write(world):
+    """The kernel takes the first half of what is written, and says so."""
+    path = world.file(data=old_image())
+    pull(world.uri("part"), path, "--since", "monday", status=FAILED, says="cannot write",
+         preexec_fn=lambda: limit(M + M // 2))
+
+
+def not_durable(world):
+    """What the disk refuses may show only when the data is flushed."""
+    def fail():
+        refuse((b"fsync", errno.EIO))
+
+    path = world.file("old", old_image())
+    pull(world.uri(), world.file(), status=FAILED, says="cannot make it durable", preexec_fn=fail)
+    equal(world.left(), ["old"], "files")
+    pull(world.uri(), path, "--replace", status=FAILED, says="cannot make it durable",
+         preexec_fn=fail)
+    expect(content(path) == old_image(), "what was there is lost")
+    pull(world.uri(), path, "--since", "monday", status=FAILED, says="part old and part new",
+         preexec_fn=fail)
+
+
+def no_holes(world):
+    """Data became zeroes, and the filesystem of the target cannot punch holes."""
+    server = Server("disk=mem:size=16M,cp=monday/0-3M,zero=1M-2M")
+    path = world.file(data=b"\xa5" * SIZE)
+    pull(world.uri("disk", server), path, "--since", "monday",
+         preexec_fn=lambda: refuse((b"fallocate", errno.EOPNOTSUPP)))
+    wanted = pattern(0, M) + bytes(M) + pattern(2 * M, M) + b"\xa5" * (SIZE - 3 * M)
+    expect(content(path) == wanted, "the backup differs")
+    server.stop()
 
 
 def begin_slow(world, more=(), listen=False, **other):
@@ -763,6 +816,32 @@ def zeroes_above(world):
     server.stop()
 
 
+def too_large_qcow2(world):
+    """It is another program that cannot write it."""
+    pull(world.uri(), world.file("target.qcow2"), status=FAILED, says="cannot write",
+         preexec_fn=limit)
+    equal(world.left(), [], "files")
+
+
+def not_durable_qcow2(world):
+    """Nor flush it, when all has been written."""
+    os.mkdir(world.file("bin"))
+    program = world.file("bin/qemu-nbd", (
+        "#!/usr/bin/python3 -B\n"
+        "import errno, os, sys\n"
+        "sys.path.insert(0, %r)\n"
+        "import pull\n"
+        "pull.refuse((b'fdatasync', errno.EIO))\n"
+        "os.dup2(os.open(os.devnull, os.O_WRONLY), 2)\n"
+        "os.execv(%r, sys.argv)\n" % (HERE, shutil.which("qemu-nbd"))).encode())
+    os.chmod(program, 0o755)
+    # Nothing has to be flushed while clusters are written that the image has already.
+    old, path = world.file("old", old_image()), world.file("target.qcow2")
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", old, path)
+    pull(world.uri(), path, "--since", "monday", status=FAILED, says="cannot make it durable",
+         env={**os.environ, "PATH": world.file("bin") + ":" + os.environ["PATH"]})
+
+
 def interrupted_qcow2(world):
     server = Server("slow=mem:size=4G,delay=50,cp=monday")
     process = start(world.uri("slow", server), world.file("target.qcow2"))
@@ -786,6 +865,16 @@ def releases(world):
     server = Server("disk=mem:size=16M,zero=2M-8M", "--allow-release")
     output = pull(world.uri("disk+release", server), world.file("full"))
     expect(output.endswith("16.0M released\n"), "output: " + output)
+    server.stop()
+
+
+def releases_what_is_written(world):
+    """What the target could not take is there for another pull."""
+    server = Server(EXPORTS[0], "--allow-release")
+    pull(world.uri("disk+release", server), world.file("old", old_image()), "--since", "monday",
+         status=FAILED, says="cannot write", preexec_fn=limit)
+    pull(world.uri("disk", server), world.file())
+    expect(content(world.file()) == pattern(0, SIZE), "the backup differs")
     server.stop()
 
 
@@ -956,6 +1045,9 @@ TESTS = [
     ("a target to be replaced that is removed meanwhile", removed_meanwhile, ()),
     ("a filesystem that cannot rename without replacing", no_links, ()),
     ("a target that cannot hold the data", too_large, ()),
+    ("a target that is full within a write", full_within_write, ()),
+    ("a target that cannot be made durable", not_durable, ()),
+    ("data that became zeroes, where no holes can be punched", no_holes, ()),
     ("an interrupt leaves nothing", interrupted, ()),
     ("a signal that is ignored", ignored_signal, ()),
     ("standard descriptors that are closed", closed_descriptors, ()),
@@ -975,8 +1067,11 @@ TESTS = [
     ("an incremental backup as a new image above the earlier one", overlay_qcow2, QEMU),
     ("images that cannot be", wrong_qcow2, QEMU),
     ("zeroes in an image above another one", zeroes_above, (*QEMU, "nbdcopy")),
+    ("a qcow2 image that cannot hold the data", too_large_qcow2, QEMU),
+    ("a qcow2 image that cannot be made durable", not_durable_qcow2, QEMU),
     ("a pull into a qcow2 image that is interrupted", interrupted_qcow2, QEMU),
     ("what was pulled from NAME+release is released", releases, ()),
+    ("what could not be written is not released", releases_what_is_written, ()),
     ("nothing is released on other servers", releases_nothing_of_others, ("qemu-nbd",)),
 ]
 

@@ -886,6 +886,28 @@ def crowd_of_idle():
         server.stop()
 
 
+@own("--max-connections: however many wait for a place, who comes later is not disconnected")
+def crowd_of_waiting():
+    server = Server("--max-connections", "1", "--handshake-timeout", "0", DISK)
+    waiting = []
+    try:
+        with Client(server) as first:
+            first.open(b"disk")
+            for _ in range(128):
+                waiting.append(Client(server))
+                waiting[-1].send_option(GO, go_data(b"disk"))
+            # Those that have not got so far yet would count as who has chosen none.
+            time.sleep(0.5)
+            for _ in range(5):
+                waiting.append(Client(server))
+                equal(waiting[-1].option(LIST)[-1][0], ACK, "LIST of one that comes")
+        expect("the oldest are disconnected" not in server.log(), server.log())
+    finally:
+        for one in waiting:
+            one.socket.close()
+        server.stop()
+
+
 @own("--max-connections: who chooses an export when all are in use waits for a place")
 def wait_for_slot():
     for option in (GO, EXPORT_NAME):

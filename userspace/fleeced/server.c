@@ -201,11 +201,16 @@ static void drop_oldest(struct loop *loop)
 {
 	struct slots *slots = loop->server->rules.slots;
 	struct client *client, *oldest = NULL;
+	unsigned int count = 0;
 
-	for (client = loop->clients; client; client = client->next)
-		if (!client->is_dropped && !slots_concern(slots, &client->connection->slot))
-			oldest = client;
-	if (!oldest)
+	for (client = loop->clients; client; client = client->next) {
+		if (client->is_dropped || slots_concern(slots, &client->connection->slot))
+			continue;
+		oldest = client;
+		count++;
+	}
+	/* Those that wait for a place have chosen: for them nobody has to go. */
+	if (count <= HANDSHAKES_MAX)
 		return;
 	oldest->is_dropped = true;
 	connection_abort(oldest->connection);

@@ -885,24 +885,41 @@ out:
 }
 
 /*
- * The old data of a cluster cannot be kept: the snapshot does without it.
- * @is_copied says that it may be in RAM, but can never get to its slot.
+ * The old data of a cluster cannot be kept: the snapshot does without it, or breaks.
+ * @is_copied says that it may be in RAM, but can never get to its slot. Returns true if it is
+ * lost by this call. The caller lets @waiters go, and tells of it.
  */
-static void lose_cluster(struct fleece_cbw *cbw, cluster_t cluster, bool is_copied, int error,
-			 const char *cause, struct list_head *waiters)
+static bool give_up_cluster(struct fleece_cbw *cbw, cluster_t cluster, bool is_copied, int error,
+			    struct list_head *waiters)
 {
-	sector_t sector = cluster_to_sector(cbw, cluster);
-	int ret;
+	int ret = note_lost(cbw, cluster, is_copied, error, waiters);
 
-	ret = note_lost(cbw, cluster, is_copied, error, waiters);
 	if (ret < 0)
-		fleece_cbw_break(cbw, error, sector, "cannot note a lost cluster");
-	if (ret <= 0)
-		return;
+		fleece_cbw_break(cbw, error, cluster_to_sector(cbw, cluster),
+				 "cannot note a lost cluster");
+	return ret > 0;
+}
+
+static void tell_lost(struct fleece_cbw *cbw, cluster_t cluster, int error, const char *cause)
+{
 	DMERR_LIMIT("%s: cluster %llu (sector %llu of %pg) is lost: %s (errno %d)",
-		    cbw->config.name, cluster, (unsigned long long)sector, cbw->config.origin,
+		    cbw->config.name, cluster,
+		    (unsigned long long)cluster_to_sector(cbw, cluster), cbw->config.origin,
 		    cause, error);
 	cbw->config.methods->event(cbw->config.event_context);
+}
+
+/* Live writes come first, the news after them. */
+static void lose_cluster(struct fleece_cbw *cbw, cluster_t cluster, bool is_copied, int error,
+			 const char *cause)
+{
+	LIST_HEAD(waiters);
+	bool is_lost;
+
+	is_lost = give_up_cluster(cbw, cluster, is_copied, error, &waiters);
+	resume_waiters(cbw, &waiters);
+	if (is_lost)
+		tell_lost(cbw, cluster, error, cause);
 }
 
 /* Nothing is to be had of a cluster for the writes that wait for its copy. */
@@ -921,7 +938,6 @@ static void note_bad_cluster(struct fleece_copy *copy, cluster_t cluster, int er
 static void rescue_clusters(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
-	LIST_HEAD(waiters);
 	cluster_t c;
 	int ret;
 
@@ -939,8 +955,7 @@ static void rescue_clusters(struct fleece_copy *copy)
 		if (cbw->config.on_error == FLEECE_BREAK_WRITE)
 			note_bad_cluster(copy, c, -ret);
 		else
-			lose_cluster(cbw, c, false, -ret, "its old data cannot be read", &waiters);
-		resume_waiters(cbw, &waiters);
+			lose_cluster(cbw, c, false, -ret, "its old data cannot be read");
 	}
 }
 
@@ -952,7 +967,6 @@ static void rewrite_clusters(struct fleece_copy *copy)
 {
 	struct fleece_cbw *cbw = copy->cbw;
 	u32 slot = copy->slot;
-	LIST_HEAD(waiters);
 	cluster_t c;
 	int ret;
 
@@ -966,8 +980,7 @@ static void rewrite_clusters(struct fleece_copy *copy)
 		note_bad_cluster(copy, c, -ret);
 		if (cbw->config.on_error == FLEECE_BREAK_CLUSTER)
 			lose_cluster(cbw, c, true, -ret,
-				     "its old data cannot be written to the COW device", &waiters);
-		resume_waiters(cbw, &waiters);
+				     "its old data cannot be written to the COW device");
 	}
 }
 
@@ -986,7 +999,10 @@ static bool in_flight_until(struct fleece_cbw *cbw, cluster_t cluster, cluster_t
 	return run;
 }
 
-/* Lose what is neither copied nor, unless @also_in_flight, being copied. */
+/*
+ * Lose what is neither copied nor, unless @also_in_flight, being copied. The caller lets
+ * @waiters go.
+ */
 static void lose_range(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
 		       bool also_in_flight, int error, const char *cause,
 		       struct list_head *waiters)
@@ -1001,7 +1017,9 @@ static void lose_range(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
 		} else if (!also_in_flight && in_flight_until(cbw, first, &until)) {
 			first = until + 1;
 		} else {
-			lose_cluster(cbw, first++, false, error, cause, waiters);
+			if (give_up_cluster(cbw, first, false, error, waiters))
+				tell_lost(cbw, first, error, cause);
+			first++;
 			cond_resched();
 		}
 	}

@@ -184,7 +184,7 @@ static void test_reads(struct backend *backend)
 	read_most = SIZE;
 }
 
-/* The module says ENODATA of what is not accessible, and a disk of a sector it has lost. */
+/* The module says ENODATA of what is not accessible, an older one also of a bad sector. */
 static void test_no_data(struct backend *backend)
 {
 	uint8_t data[8192];

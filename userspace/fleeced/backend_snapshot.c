@@ -92,8 +92,8 @@ static int read_direct(struct snapshot_backend *snapshot, uint8_t *buffer, uint6
 }
 
 /*
- * The module answers ENODATA for what is not accessible, but a disk below may
- * use it too, for a bad sector. Only the access map knows.
+ * The module answers ENODATA for what is not accessible, and for nothing else. An older one also
+ * passed on that of a disk, for a bad sector. The access map knows.
  */
 static bool is_accessible(struct snapshot_backend *snapshot, uint64_t offset, uint32_t length)
 {

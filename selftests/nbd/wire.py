@@ -6,6 +6,7 @@ The titles begin with the number of the conformance item, which are listed in
 the project's notes on NBD. The server runs under sanitizers, with snapshots in
 memory.
 """
+import contextlib
 import fcntl
 import os
 import random
@@ -841,11 +842,22 @@ def port_probe():
         server.stop()
 
 
+@contextlib.contextmanager
+def crowd_at(server):
+    """Clients that are closed, before the server ends, whatever becomes of the test."""
+    clients = []
+    try:
+        yield clients
+    finally:
+        for one in clients:
+            one.socket.close()
+        server.stop()
+
+
 @own("C6 idle handshakes are ended in time and do not starve others (CVE-2024-7409)")
 def idle_handshakes():
     server = Server("--max-connections", "20", "--handshake-timeout", "5", DISK)
-    idle = []
-    try:
+    with crowd_at(server) as idle:
         for n in range(20):
             idle.append(Client(server, greet=n % 2 == 0))
         start = time.monotonic()
@@ -857,17 +869,12 @@ def idle_handshakes():
                 one.expect_end()
             time.sleep(5.2)
             equal(client.read(0, 16), pattern(0, 16), "data after the handshake's time")
-    finally:
-        for one in idle:
-            one.socket.close()
-        server.stop()
 
 
 @own("C6 clients that choose no export take no place of others, however many and for how long")
 def crowd_of_idle():
     server = Server("--max-connections", "2", "--handshake-timeout", "0", DISK)
-    idle = []
-    try:
+    with crowd_at(server) as idle:
         with Client(server) as first:
             first.open(b"disk")
             for _ in range(150):
@@ -880,17 +887,12 @@ def crowd_of_idle():
                 equal(second.read(0, 16), pattern(0, 16), "data for one that chooses")
             equal(first.read(0, 16), pattern(0, 16), "data for one that has chosen")
         equal(server.log().count("the oldest are disconnected"), 1, server.log())
-    finally:
-        for one in idle:
-            one.socket.close()
-        server.stop()
 
 
 @own("--max-connections: however many wait for a place, who comes later is not disconnected")
 def crowd_of_waiting():
     server = Server("--max-connections", "1", "--handshake-timeout", "0", DISK)
-    waiting = []
-    try:
+    with crowd_at(server) as waiting:
         with Client(server) as first:
             first.open(b"disk")
             for _ in range(128):
@@ -902,10 +904,6 @@ def crowd_of_waiting():
                 waiting.append(Client(server))
                 equal(waiting[-1].option(LIST)[-1][0], ACK, "LIST of one that comes")
         expect("the oldest are disconnected" not in server.log(), server.log())
-    finally:
-        for one in waiting:
-            one.socket.close()
-        server.stop()
 
 
 @own("--max-connections: who chooses an export when all are in use waits for a place")
@@ -1103,18 +1101,14 @@ def shutdown_idle():
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         for clients in (0, 3):
             server = server_with_hangup(signal.SIG_DFL)
-            idle = [Client(server) for _ in range(clients)]
-            try:
+            with crowd_at(server) as idle:
+                idle.extend(Client(server) for _ in range(clients))
                 if clients:
                     idle[0].open(b"disk")
                 start = time.monotonic()
                 server.process.send_signal(number)
                 equal(server.wait(), 0, "exit status")
                 expect(time.monotonic() - start < nbdclient.PATIENCE / 2, "it took too long")
-            finally:
-                for one in idle:
-                    one.socket.close()
-                server.stop()
 
 
 def pending_signals(process):

@@ -633,22 +633,35 @@ slice_table()
 	echo "0 $(blockdev --getsz "$(path_of "$1")") linear $ARENA ${DISK_START[$1]}"
 }
 
-# replace_table NAME TABLE: with what is in flight drained.
-replace_table()
+# replace_lines NAME < TABLE: with what is in flight drained.
+replace_lines()
 {
-	dmsetup suspend --nolockfs "$PREFIX-$1" && dmsetup load "$PREFIX-$1" --table "$2" &&
+	dmsetup suspend --nolockfs "$PREFIX-$1" && dmsetup load "$PREFIX-$1" &&
 		dmsetup resume "$PREFIX-$1"
 }
 
-# stall [DISK]: from now on it ends nothing, and keeps all, until `unstall`.
+# replace_table NAME TABLE: of one line.
+replace_table()
+{
+	replace_lines "$1" <<< "$2"
+}
+
+# delay_writes NAME MS: until it gets another table.
+delay_writes()
+{
+	has_module dm-delay || bail "needs the module dm-delay"
+	or_bail replace_table "$1" "$(slice_table "$1" | sed "s/linear \(.*\)/delay \1 0 \1 $2/")"
+}
+
+# stall DISK: from now on it ends nothing, and keeps all, until `unstall`.
 stall()
 {
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-${1:-cow}"
+	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-$1"
 }
 
 unstall()
 {
-	or_bail dmsetup resume "$PREFIX-${1:-cow}"
+	or_bail dmsetup resume "$PREFIX-$1"
 }
 
 # make_origin NAME DISK [GRANULARITY [FEATURES]]
@@ -774,6 +787,11 @@ snapshot_field()
 snapshot_field_is()
 {
 	[ "$(snapshot_field "$1" "$2")" = "$3" ]
+}
+
+snapshot_field_reaches()
+{
+	[ "$(snapshot_field "$1" "$2")" -ge "$3" ]
 }
 
 # events_of NAME: how many events its dm device has raised.

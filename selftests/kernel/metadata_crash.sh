@@ -58,13 +58,13 @@ copy()
 # before that is stopped, too, must not have needed an intent that has not arrived.
 cut()
 {
-	or_bail dmsetup suspend --noflush --nolockfs "$PREFIX-meta"
+	stall meta
 	sleep 0.3
-	or_bail dmsetup suspend --noflush --nolockfs "$PREFIX-disk"
+	stall disk
 	or_bail copy meta $META_SECTORS
-	or_bail dmsetup resume "$PREFIX-meta"
+	unstall meta
 	or_bail copy disk $SECTORS
-	or_bail dmsetup resume "$PREFIX-disk"
+	unstall disk
 }
 
 # missed ROUND: how many granules differ from the checkpoint and are not changed since;

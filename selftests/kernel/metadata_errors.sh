@@ -62,15 +62,7 @@ spoil()
 		fi
 		piece $((first + length)) $((META_SECTORS - first - length)) linear
 	} > "$SCRATCH/table"
-	load_pieces meta
-}
-
-# load_pieces NAME: it gets the table in $SCRATCH/table.
-load_pieces()
-{
-	or_bail dmsetup suspend --nolockfs "$PREFIX-$1"
-	or_bail dmsetup load "$PREFIX-$1" "$SCRATCH/table"
-	or_bail dmsetup resume "$PREFIX-$1"
+	or_bail replace_lines meta < "$SCRATCH/table"
 }
 
 mend()
@@ -221,7 +213,7 @@ test_lower_flushes()
 		echo "0 $SECTORS linear $ARENA $start"
 		echo "$SECTORS 8 flakey $ARENA $((start + SECTORS)) 0 3600 1 error_writes"
 	} > "$SCRATCH/table"
-	load_pieces lower
+	or_bail replace_lines lower < "$SCRATCH/table"
 	fails "the origin cannot be flushed: no checkpoint is promised" "Input/output" \
 		message origin checkpoint_create one
 	is "the origin cannot be flushed: there is none" \

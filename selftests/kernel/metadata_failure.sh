@@ -157,12 +157,12 @@ test_silence()
 
 	begin
 	log_mark
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-meta"
+	stall meta
 	defer dmsetup resume "$PREFIX-meta"
 	set_parameter metadata_timeout_ms $limit
 	goes_on "no answer" "timed out" 110
 	at_most "no answer: the write waited for one time limit" "$took" $((2 * limit))
-	or_bail dmsetup resume "$PREFIX-meta"
+	unstall meta
 	or_bail dm_remove origin
 	set_parameter metadata_timeout_ms 10000
 	is_told "no answer: the device was told in the end"
@@ -200,13 +200,13 @@ test_silent_start()
 	or_bail dm_remove origin
 	or_bail dmsetup create "$PREFIX-origin" --notable
 	set_parameter metadata_timeout_ms 500
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-meta"
+	stall meta
 	dmsetup load "$PREFIX-origin" --table "$(durable_table disk meta)" > "$SCRATCH/load" 2>&1 &
 	loader=$!
 	# From then on it waits for what it had asked of the device, nothing more.
 	wait_until "$WAIT_SECONDS" has_called $loader fleece_metadata_dev_free ||
 		not_ok "no answer to the start: it is not waited for without end"
-	or_bail dmsetup resume "$PREFIX-meta"
+	unstall meta
 	wait $loader
 	is "no answer to the start: the table is refused" "$(($? != 0))" 1
 	like "no answer to the start: for that" "$(cat "$SCRATCH/load")" "Input/output"

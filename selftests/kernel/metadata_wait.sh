@@ -52,7 +52,7 @@ waits_briefly()
 	# After another attempt.
 	wait_until "$WAIT_SECONDS" settled origin || bail "preparation: no intents"
 	before=$(grants)
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"
+	stall disk
 	write_later 1
 	wait_until "$WAIT_SECONDS" has_granted_more "$before" || bail "preparation: the first intent"
 	before=$(grants)
@@ -66,7 +66,7 @@ waits_briefly()
 	wait_until "$WAIT_SECONDS" has_granted_more "$before" || bail "there is an intent at last"
 	has_called $snapshot fleece_origin_quiesce 2> /dev/null
 	result=$?
-	or_bail dmsetup resume "$PREFIX-disk"
+	unstall disk
 	wait
 	dm_remove_deferred snap
 	return $result
@@ -97,13 +97,6 @@ test_quiesce()
 is_running()
 {
 	kill -0 "$1" 2> /dev/null && echo yes || echo no
-}
-
-# delay_writes NAME MS: until it gets another table.
-delay_writes()
-{
-	has_module dm-delay || bail "needs the module dm-delay"
-	or_bail replace_table "$1" "$(slice_table "$1" | sed "s/linear \(.*\)/delay \1 0 \1 $2/")"
 }
 
 # begin_long_deletion DISK GRANULARITY MS: $deletion is the process of a message for which
@@ -151,7 +144,7 @@ test_suspend()
 		wait_until "$WAIT_SECONDS" has_ended "$reader"
 	is "while the message goes on that is waited for" "$(is_running "$deletion")" yes
 	# A read that the suspend waits for.
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"
+	stall disk
 	read_on
 	wait_until "$WAIT_SECONDS" has_called "$reader" blkdev_direct_IO ||
 		bail "preparation: another read"
@@ -161,7 +154,7 @@ test_suspend()
 	wait_until "$WAIT_SECONDS" has_returned $suspend origin_presuspend ||
 		bail "preparation: the suspend goes on"
 	fails "there is no further one" "busy" message origin checkpoint_create three
-	or_bail dmsetup resume "$PREFIX-disk"
+	unstall disk
 	wait $suspend
 	status=$?
 	is "and then the origin is suspended" "$status $(dmsetup info -c --noheadings -o suspended \
@@ -212,7 +205,7 @@ create_under_way()
 	# Before, so that it needs no intent, and has none, when it is written again.
 	or_bail pattern origin write 1 196608 64k
 	wait_until "$WAIT_SECONDS" settled origin || bail "preparation: it has no intent"
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk"
+	stall disk
 	write_later 3
 	wait_until "$WAIT_SECONDS" has_flying origin 1 || bail "preparation: a write"
 	in_background message dmsetup message "$PREFIX-origin" 0 checkpoint_create two
@@ -223,7 +216,7 @@ create_under_way()
 	write_later 5
 	wait_until "$WAIT_SECONDS" has_granted_more "$before" ||
 		bail "preparation: another write goes on"
-	or_bail dmsetup resume "$PREFIX-disk"
+	unstall disk
 	wait "$creator"
 	result=$?
 	wait

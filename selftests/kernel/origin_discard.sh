@@ -124,12 +124,12 @@ test_held()
 	or_bail pattern origin write 1 0 -
 	or_bail message origin checkpoint_create one
 	or_bail pattern origin write 2 1M 64k
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-meta"
+	stall meta
 	defer dmsetup resume "$PREFIX-meta"
 	in_background discard "$FLEECE_TEST_BIN/pattern" "$(path_of origin)" discard 960k 128k
 	wait_until 20 is_stuck "$background" || bail "preparation: a discard waits"
 	make_snapshot snap disk cow 128 "2 since one"
-	or_bail dmsetup resume "$PREFIX-meta"
+	unstall meta
 	wait "$background"
 	is "held: a discard over what a new snapshot needs, and more, succeeds" \
 		"$(cat "$SCRATCH/discard")" ok

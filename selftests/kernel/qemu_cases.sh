@@ -257,12 +257,12 @@ test_break_guest_write_on_cbw_error()
 stall_cow()
 {
 	defer dmsetup resume "$PREFIX-cow"
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-cow"
+	stall cow
 }
 
 unstall_cow()
 {
-	or_bail dmsetup resume "$PREFIX-cow"
+	unstall cow
 }
 
 # timed_write NAME RESULT: its copy stalls until cbw_timeout. QEMU's target is

@@ -121,7 +121,7 @@ write_is_under_way()
 # Leaves a write of the origin under way in $writer, until its part of the disk is resumed.
 begin_write()
 {
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-first"
+	stall first
 	pattern origin write 2 0 64k > "$SCRATCH/write" &
 	writer=$!
 	wait_until 20 write_is_under_way || bail "preparation: a write is under way"
@@ -129,7 +129,7 @@ begin_write()
 
 end_write()
 {
-	or_bail dmsetup resume "$PREFIX-first"
+	unstall first
 	wait "$writer"
 	is "$1: the write succeeds" "$(cat "$SCRATCH/write")" ok
 }
@@ -217,8 +217,7 @@ test_slow_writes()
 	fi
 	start_origin $LARGE
 	or_bail message origin checkpoint_create one
-	or_bail replace_table first "$(slice_table first |
-		sed 's/linear \(.*\)/delay \1 0 \1 1500/')"
+	delay_writes first 1500
 	for i in 0 1 2; do
 		write_on $i &
 		writers+=($!)

@@ -41,7 +41,7 @@ plug()
 	local i
 
 	defer dmsetup resume "$PREFIX-cow-below"
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-cow-below"
+	stall cow-below
 	for ((i = 0; i < PLUG; i++)); do
 		or_bail pattern origin write 2 $((PLUG_AT + i * 4096)) 4k
 		wait_until 30 has_flying cow $((i + 1)) || bail "preparation: each is written alone"
@@ -52,7 +52,7 @@ plug()
 unplug()
 {
 	[ $# -eq 0 ] || or_bail dmsetup load "$PREFIX-cow-below" --table "$1"
-	or_bail dmsetup resume "$PREFIX-cow-below"
+	unstall cow-below
 }
 
 # overwrite: CLUSTERS clusters of the origin with zeroes, each with a write of its own.
@@ -142,7 +142,7 @@ test_release()
 	plug
 	succeeds "a device that stalls: the live writes succeed" overwrite
 	defer dmsetup resume "$PREFIX-hold"
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-hold"
+	stall hold
 	unplug "0 $first linear $ARENA ${DISK_START[cow-below]}
 $first $((cow_size - first)) linear $(path_of hold) $first"
 	wait_until 30 snapshot_field_is snap staged $BYTES
@@ -151,7 +151,7 @@ $first $((cow_size - first)) linear $(path_of hold) $first"
 		"$(snapshot_field snap staged) $(device_stat cow 9)" "$BYTES 2"
 	or_bail message snap release 0 $((half / 512))
 	or_bail message snap release $((2 * half / 512)) $((half / 512))
-	or_bail dmsetup resume "$PREFIX-hold"
+	unstall hold
 	wait_copied snap || not_ok "a device that stalls: it takes the data in the end"
 	is "released meanwhile, clusters have no slots" "$(snapshot_field snap used)" \
 		$((PLUG + CLUSTERS / 2))

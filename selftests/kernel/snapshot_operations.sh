@@ -113,12 +113,12 @@ test_waiting_zeroes()
 {
 	begin
 	make_snapshot snap disk cow $CLUSTER "4 staging 0 cbw_timeout 0"
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-cow"
+	stall cow
 	defer dmsetup resume "$PREFIX-cow"
 	in_background zero pattern origin zero 8M 16M
 	wait_until 20 snapshot_field_is snap waiting 4
 	is "zeroes: those that must wait do so 4 MiB at a time" "$(snapshot_field snap waiting)" 4
-	or_bail dmsetup resume "$PREFIX-cow"
+	unstall cow
 	wait "$background"
 	is "zeroes: and succeed together" "$(cat "$SCRATCH/zero")" ok
 	gets "zeroes: all of it is cleared in the end" ok origin verify zero 8M 16M

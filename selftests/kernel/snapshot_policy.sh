@@ -33,12 +33,11 @@ spoil()
 	local start=${DISK_START[$1]} bad=${2:-2048} size
 
 	size=$(blockdev --getsz "$(path_of "$1")")
-	dmsetup suspend --nolockfs "$PREFIX-$1" && dmsetup load "$PREFIX-$1" <<-END &&
+	replace_lines "$1" <<-END
 		0 $bad linear $ARENA $start
 		$bad 128 error
 		$((bad + 128)) $((size - bad - 128)) linear $ARENA $((start + bad + 128))
 	END
-		dmsetup resume "$PREFIX-$1"
 }
 
 end_snapshot()
@@ -53,6 +52,14 @@ write_in_background()
 {
 	pattern origin write 2 "$1" "$2" > "$SCRATCH/write" 2>&1 &
 	writer=$!
+}
+
+# add_waiting NAME NUMBER CONTENT OFFSET LENGTH: as in_background, one more write of the origin,
+# so that there are so many that wait.
+add_waiting()
+{
+	in_background "$1" pattern origin write "$3" "$4" "$5"
+	wait_until 30 snapshot_field_is snap waiting "$2" || bail "preparation: the $1 write waits"
 }
 
 # All of the COW device fails: one cluster is lost, the next ones are not.
@@ -162,13 +169,11 @@ test_write_bad_slot_shared()
 	or_bail spoil cow
 	make_snapshot snap disk cow 128 "4 on_cbw_error break_write cbw_timeout 0"
 	defer dmsetup resume "$PREFIX-cow"
-	stall
-	in_background first pattern origin write 2 1M 512k
+	stall cow
+	add_waiting first 1 2 1M 512k
 	first=$background
-	wait_until 30 snapshot_field_is snap waiting 1 || bail "shared copy: the first write waits"
-	in_background second pattern origin write 3 1472k 4k
-	wait_until 30 snapshot_field_is snap waiting 2 || bail "shared copy: both writes wait"
-	unstall
+	add_waiting second 2 3 1472k 4k
+	unstall cow
 	wait "$first" $background
 	is "shared copy: the write over the bad slot fails, that of another cluster succeeds" \
 		"$(cat "$SCRATCH/first" "$SCRATCH/second" | paste -sd' ')" "EIO ok"
@@ -214,12 +219,6 @@ test_cluster_full()
 	end_snapshot
 }
 
-# shellcheck disable=SC2317 # called by wait_until
-has_lost()
-{
-	[ "$(snapshot_field snap lost)" -ge "$1" ]
-}
-
 # What has its slot is not lost for what has none, although it is not copied yet.
 test_cluster_full_in_flight()
 {
@@ -227,7 +226,8 @@ test_cluster_full_in_flight()
 	defer dmsetup resume "$PREFIX-small"
 	stall small
 	write_in_background 1M 512k
-	wait_until 30 has_lost 4 || bail "full, in flight: what has no slot is lost"
+	wait_until 30 snapshot_field_reaches snap lost 4 ||
+		bail "full, in flight: what has no slot is lost"
 	unstall small
 	wait $writer
 	is "full, in flight: the live write succeeds" "$(cat "$SCRATCH/write")" ok
@@ -342,11 +342,11 @@ test_stalled_timeout()
 {
 	make_snapshot snap disk cow 128 "6 staging 0 on_cbw_error $1 cbw_timeout $TIMEOUT_MS"
 	defer dmsetup resume "$PREFIX-cow"
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-cow"
+	stall cow
 	gets "stalled, $1: the result of the write" "$2" origin write 2 1M 64k
 	is "stalled, $1: state and lost clusters" \
 		"$(snapshot_field snap state) $(snapshot_field snap lost)" "active $3"
-	or_bail dmsetup resume "$PREFIX-cow"
+	unstall cow
 	gets "stalled, $1: later the write succeeds" ok origin write 2 1M 64k
 	gets "stalled, $1: what became of the cluster" "$4" snap verify 1 1M 64k
 	gets "stalled, $1: the rest is right" ok snap verify 1 1088k -
@@ -362,14 +362,13 @@ test_stalled_two_timeouts()
 
 	make_snapshot snap disk cow 128 "4 on_cbw_error break_write cbw_timeout $((2 * TIMEOUT_MS))"
 	defer dmsetup resume "$PREFIX-cow"
-	stall
-	in_background first pattern origin write 2 1M 4k
+	stall cow
+	add_waiting first 1 2 1M 4k
 	first=$background
-	wait_until 30 snapshot_field_is snap waiting 1 || bail "stalled, two writes: the first waits"
 	sleep $((TIMEOUT_MS / 1000))
 	in_background second pattern origin write 3 1056k 4k
 	wait "$first"
-	unstall
+	unstall cow
 	wait $background
 	is "stalled, two writes: the second does not fail when the first has waited for too long" \
 		"$(cat "$SCRATCH/first" "$SCRATCH/second" | paste -sd' ')" "ETIMEDOUT ok"

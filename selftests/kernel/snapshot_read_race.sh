@@ -70,6 +70,17 @@ prepare()
 	wait_copied snap
 }
 
+# overtake_read LENGTH WHAT: what is being read has been released, and this gets its slots.
+overtake_read()
+{
+	or_bail pattern origin write 2 1M "$1"
+	wait_copied snap
+	is "$2 was used again while the read was under way" \
+		"$(snapshot_field snap used) $(kill -0 $reader && echo running)" "2 running"
+	or_bail set_delay slow-cow cow 0
+	wait $reader
+}
+
 # The slot of a released cluster gets another cluster's data.
 test_reused_slot()
 {
@@ -79,12 +90,7 @@ test_reused_slot()
 	read_in_background 0 64k "slot"
 	or_bail message snap release 0 128
 	# Two copies for two slots: one of them is that of the read.
-	or_bail pattern origin write 2 1M 128k
-	wait_copied snap
-	is "the slot was used again while the read was under way" \
-		"$(snapshot_field snap used) $(kill -0 $reader && echo running)" "2 running"
-	or_bail set_delay slow-cow cow 0
-	wait $reader
+	overtake_read 128k "the slot"
 	like "a read from a slot that was used again" "$(cat "$SCRATCH/read")" "^(ok|ENODATA)$"
 	gets "afterwards the cluster is refused" ENODATA snap read 0 64k
 	or_bail dm_remove snap
@@ -101,12 +107,7 @@ test_reused_second_slot()
 	read_in_background 0 128k "second slot"
 	or_bail message snap release 128 128
 	# There is no other slot for it.
-	or_bail pattern origin write 2 1M 64k
-	wait_copied snap
-	is "the second slot was used again while both were read" \
-		"$(snapshot_field snap used) $(kill -0 $reader && echo running)" "2 running"
-	or_bail set_delay slow-cow cow 0
-	wait $reader
+	overtake_read 64k "the second slot of two"
 	is "a read from two slots, the second of which was used again" \
 		"$(cat "$SCRATCH/read")" ENODATA
 	gets "afterwards the first one is read" ok snap verify 1 0 64k

@@ -104,14 +104,14 @@ test_in_flight()
 
 	make_snapshot snap disk cow 128 "4 staging $1 cbw_timeout 0"
 	defer dmsetup resume "$PREFIX-cow"
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-cow"
+	stall cow
 	in_background write pattern origin write 2 1M 64k
 	wait_until 20 copy_is_under_way || bail "$what: the copy is under way"
 	succeeds "$what: its cluster can be released" message snap release "$2" "$3"
 	gets "$what: and cannot be read" ENODATA snap read 1M 64k
 	wait_until 30 test -s "$SCRATCH/write"
 	is "$what: the write succeeds, and does not wait for the copy" "$(cat "$SCRATCH/write")" ok
-	or_bail dmsetup resume "$PREFIX-cow"
+	unstall cow
 	wait $background
 	wait_copied snap
 	wait_until 20 snapshot_field_is snap used 0

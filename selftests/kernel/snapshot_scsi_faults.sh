@@ -122,11 +122,6 @@ take()
 		"0 $(blockdev --getsz "$LOWER") fleece-snapshot $LOWER $1 $CLUSTER $features"
 }
 
-write_is_waiting()
-{
-	[ "$(snapshot_field snap waiting)" -gt 0 ]
-}
-
 state_of()
 {
 	echo "$(snapshot_field snap state) $(snapshot_field snap lost)"
@@ -257,7 +252,8 @@ remove_scsi()
 {
 	or_bail no_answer_at_all
 	in_background background pattern origin write 2 1M 64k
-	wait_until 30 write_is_waiting || bail "preparation: the live write waits for its copy"
+	wait_until 30 snapshot_field_reaches snap waiting 1 ||
+		bail "preparation: the live write waits for its copy"
 	echo 1 > "/sys/block/${SCSI##*/}/device/delete"
 	wait $background
 	or_bail end_faults

@@ -220,11 +220,10 @@ slow_reads()
 	local start=${DISK_START[disk]}
 	local rest="$ARENA $((start + 128))"
 
-	dmsetup suspend --nolockfs "$PREFIX-disk" && dmsetup load "$PREFIX-disk" <<-END &&
+	replace_lines disk <<-END
 		0 128 linear $ARENA $start
 		128 $((SECTORS - 128)) delay $rest 300000 $rest 0
 	END
-		dmsetup resume "$PREFIX-disk"
 }
 
 # One reads old data, of which a part is released and overwritten, and then another one is

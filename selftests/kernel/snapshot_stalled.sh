@@ -30,12 +30,6 @@ make_stallable()
 	defer dmsetup resume "$PREFIX-cow"
 }
 
-# shellcheck disable=SC2317 # called by wait_until
-write_is_waiting()
-{
-	[ "$(snapshot_field snap waiting)" -gt 0 ]
-}
-
 # write_in_background OFFSET LENGTH
 write_in_background()
 {
@@ -46,14 +40,15 @@ write_in_background()
 test_reads()
 {
 	make_stallable "4 staging 0 cbw_timeout 0"
-	stall
+	stall cow
 	write_in_background 1M 64k
-	wait_until 20 write_is_waiting || bail "without staging the live write waits"
+	wait_until 20 snapshot_field_reaches snap waiting 1 ||
+		bail "without staging the live write waits"
 	ok "without staging the live write waits"
 	gets_now "a read of its cluster does not, and returns the old data" ok snap verify 1 1M 64k
 	gets_now "nor does a read of others, which is old data too" ok snap verify 1 0 1M
 	gets_now "nor a live read" ok origin verify 1 2M 1M
-	unstall
+	unstall cow
 	wait $writer
 	is "the write then succeeds" "$(cat "$SCRATCH/write")" ok
 	gets "the snapshot has the old data" ok snap verify 1 0 2M
@@ -69,25 +64,19 @@ test_two_writes()
 	local second
 
 	make_stallable "4 staging 0 cbw_timeout 0"
-	stall
+	stall cow
 	write_in_background 1M 4k
 	pattern origin write 2 $((1048576 + 32768)) 4k > "$SCRATCH/second" 2>&1 &
 	second=$!
 	wait_until 20 snapshot_field_is snap waiting 2 || bail "both writes of a cluster wait"
 	ok "both writes of a cluster wait"
-	unstall
+	unstall cow
 	wait $writer $second
 	is "both succeed" "$(cat "$SCRATCH/write" "$SCRATCH/second" | paste -sd' ')" "ok ok"
 	is "with one copy" "$(copied_and_used)" "1 1"
 	gets "of the old data" ok snap verify 1 1M 64k
 	or_bail dm_remove snap
 	or_bail pattern origin write 1 0 2M
-}
-
-# shellcheck disable=SC2317 # called by wait_until
-all_writes_wait()
-{
-	[ "$(snapshot_field snap waiting)" -ge 16 ]
 }
 
 # What is not staged is in RAM all the same until the COW device has it. Each of these
@@ -98,15 +87,16 @@ test_buffers()
 
 	make_stallable "4 staging 0 cbw_timeout 0"
 	before=$(device_stat disk 3)
-	stall
+	stall cow
 	for ((i = 0; i < 16; i++)); do
 		in_background "write.$i" pattern origin write 2 ${i}M 1M
 		writers+=("$background")
 	done
-	wait_until 20 all_writes_wait || bail "without staging all of many writes wait"
+	wait_until 20 snapshot_field_reaches snap waiting 16 ||
+		bail "without staging all of many writes wait"
 	at_most "without staging there are 8 MiB of old data in RAM at the most" \
 		$(($(device_stat disk 3) - before)) 16384
-	unstall
+	unstall cow
 	wait "${writers[@]}"
 	is "all of many writes then succeed" "$(sort -u "$SCRATCH"/write.*)" ok
 	gets "and all old data is kept" ok snap verify 1 0 -
@@ -120,7 +110,7 @@ test_timeout()
 
 	make_stallable "4 staging 0 cbw_timeout $TIMEOUT_MS"
 	or_bail pattern origin write 2 0 64k
-	stall
+	stall cow
 	log_mark
 	took=$(elapsed_ms pattern origin write 2 1M 64k)
 	is "the live write succeeds" "$(cat "$SCRATCH/output")" ok
@@ -136,7 +126,7 @@ test_timeout()
 	at_most "nor to the same cluster" "$(elapsed_ms pattern origin write 3 1M 64k)" \
 		$((TIMEOUT_MS - 500))
 	gets "the snapshot cannot be read" EIO snap read 4M 4k
-	unstall
+	unstall cow
 	gets "nor later" EIO snap read 4M 4k
 	gets "the origin has the last data" ok origin verify 3 1M 64k
 	or_bail dm_remove snap
@@ -148,24 +138,24 @@ test_staging()
 	local took
 
 	make_stallable "4 staging 512 cbw_timeout $TIMEOUT_MS"
-	stall
+	stall cow
 	at_most "with staging the write does not wait" \
 		"$(elapsed_ms pattern origin write 2 1M 64k)" $((TIMEOUT_MS - 500))
 	is "and succeeds" "$(cat "$SCRATCH/output")" ok
 	is "and breaks nothing" "$(snapshot_field snap state)" active
 	at_least "its old data is staged" "$(snapshot_field snap staged)" 65536
 	gets_now "a read of it is from RAM, and right" ok snap verify 1 1M 64k
-	unstall
+	unstall cow
 	wait_copied snap
 	gets "after the copy it is the same" ok snap verify 1 1M 64k
-	stall
+	stall cow
 	took=$(elapsed_ms pattern origin write 2 4M 1M)
 	is "a write larger than the staging succeeds" "$(cat "$SCRATCH/output")" ok
 	at_least "it waits for room" "$took" $((TIMEOUT_MS - 500))
 	at_most "and no longer than it may" "$took" $((2 * TIMEOUT_MS))
 	is "then the snapshot is broken with ETIMEDOUT" \
 		"$(snapshot_field snap state) $(snapshot_field snap errno)" "broken 110"
-	unstall
+	unstall cow
 	wait_copied snap
 	is "in the end nothing is staged" "$(snapshot_field snap staged) $(snapshot_field snap waiting)" "0 0"
 	or_bail dm_remove snap
@@ -176,7 +166,7 @@ test_staging()
 test_staged_release()
 {
 	make_stallable "2 cbw_timeout 0"
-	stall
+	stall cow
 	gets_now "three clusters are staged" ok origin write 2 1M 192k
 	or_bail message snap release 2176 128
 	is "one is released, and still all are staged" \
@@ -184,7 +174,7 @@ test_staged_release()
 	gets_now "a read of them all is refused" ENODATA snap read 1M 192k
 	gets_now "what is before the released one is read" ok snap verify 1 1M 64k
 	gets_now "so is what is after it" ok snap verify 1 1152k 64k
-	unstall
+	unstall cow
 	wait_copied snap
 	gets "when they are copied a read of them all is refused, too" ENODATA snap read 1M 192k
 	is "the released one has no slot" "$(snapshot_field snap used)" 2
@@ -198,13 +188,12 @@ slow_cow()
 {
 	local start=${DISK_START[cow]}
 
-	dmsetup suspend --nolockfs "$PREFIX-cow" && dmsetup load "$PREFIX-cow" <<-END &&
+	replace_lines cow <<-END
 		0 2048 linear $ARENA $start
 		2048 1024 delay $ARENA $((start + 2048)) 0 $ARENA $((start + 2048)) $1
 		3072 1024 delay $ARENA $((start + 3072)) 0 $ARENA $((start + 3072)) $2
 		4096 $((cow_size - 4096)) linear $ARENA $((start + 4096))
 	END
-		dmsetup resume "$PREFIX-cow"
 }
 
 # A write waits for the second one of two copies, and then for the first one: for neither

@@ -110,7 +110,7 @@ test_removed_while_stalled()
 
 	make_snapshot snap disk cow 128 "4 staging 0 cbw_timeout 0"
 	defer dmsetup resume "$PREFIX-cow"
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-cow"
+	stall cow
 	pattern origin write 2 0 1M > "$SCRATCH/write" 2>&1 &
 	writer=$!
 	wait_until 20 eval '! snapshot_field_is snap waiting 0' || not_ok "a write waits"
@@ -125,7 +125,7 @@ test_removed_while_stalled()
 	in_background again dm_create again "$(snapshot_table disk cow 128)"
 	wait_until 20 has_ended $background
 	like "its COW device is not free yet, which is said at once" "$(cat "$SCRATCH/again")" busy
-	or_bail dmsetup resume "$PREFIX-cow"
+	unstall cow
 	wait $writer
 	wait $remover
 	is "and succeeds after them" $? 0

@@ -188,7 +188,7 @@ test_growth()
 	or_bail message a checkpoint_create one
 	or_bail message a checkpoint_create two
 	or_bail dmsetup load "$PREFIX-a" --table "0 $SECTORS fleece $(path_of disk-a) - 128"
-	or_bail dmsetup suspend --nolockfs --noflush "$PREFIX-disk-a"
+	stall disk-a
 	pattern a write 1 0 4k > "$SCRATCH/write" 2>&1 &
 	write=$!
 	wait_until "$WAIT_SECONDS" has_flying a 1 || bail "preparation: a write under way"
@@ -198,7 +198,7 @@ test_growth()
 	begin_faults failslab 100 $MANY N Y
 	echo 1 > "/proc/$resume/make-it-fail"
 	log_mark
-	or_bail dmsetup resume "$PREFIX-disk-a"
+	unstall disk-a
 	succeeds "growth: the resume does not fail" wait_until "$WAIT_SECONDS" has_new_size
 	no_faults
 	wait $resume

@@ -26,10 +26,20 @@ struct fleece_view {
 };
 
 /**
+ * fleece_map_alloc() - memory for something that may be as long as a device
+ * @count: how many elements.
+ * @size: bytes of each.
+ *
+ * Context: Process, may sleep. Kills nobody for memory, and does not try for ever.
+ * Return: zeroes, to be freed with vfree(), or NULL.
+ */
+void *fleece_map_alloc(u64 count, size_t size);
+
+/**
  * fleece_bits_alloc() - a bitmap of clear bits
  * @nr_bits: its length.
  *
- * Context: Process, may sleep. Kills nobody for memory.
+ * Context: Process, may sleep. See fleece_map_alloc().
  * Return: the bitmap, to be freed with vfree(), or NULL.
  */
 unsigned long *fleece_bits_alloc(u64 nr_bits);

@@ -8,8 +8,10 @@
  * Dependencies point one way:
  *
  *   main -> control -> snapshot -> origin -> cbw -> store, inflight, pages
- *                                  origin -> tracker -> bits
- *                                  origin -> metadata_dev -> metadata -> metadata_format, bits
+ *                                  origin -> tracker
+ *                                  origin -> metadata_dev -> metadata -> metadata_format
+ *
+ * control and snapshot read the tracker, too; bits serves all that have maps.
  *
  * Lock order, outermost first. A lock is never taken while a later one of this
  * list is held:

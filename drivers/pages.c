@@ -7,8 +7,9 @@
 #include <linux/gfp.h>
 #include <linux/minmax.h>
 #include <linux/mm.h>
-#include <linux/slab.h>
+#include <linux/vmalloc.h>
 
+#include "bits.h"
 #include "pages.h"
 
 int fleece_pages_init(struct fleece_pages *pool, unsigned int reserve, unsigned int limit)
@@ -19,11 +20,11 @@ int fleece_pages_init(struct fleece_pages *pool, unsigned int reserve, unsigned 
 	pool->limit = limit;
 	spin_lock_init(&pool->lock);
 	init_waitqueue_head(&pool->returned);
-	pool->pages = kvmalloc_array(limit, sizeof(*pool->pages), GFP_KERNEL | __GFP_NOWARN);
+	pool->pages = fleece_map_alloc(limit, sizeof(*pool->pages));
 	if (!pool->pages)
 		return -ENOMEM;
 	while (pool->nr < reserve) {
-		page = alloc_page(GFP_KERNEL);
+		page = alloc_page(GFP_KERNEL | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
 		if (!page)
 			return -ENOMEM;
 		pool->pages[pool->nr++] = page;
@@ -35,7 +36,7 @@ void fleece_pages_exit(struct fleece_pages *pool)
 {
 	while (pool->nr)
 		__free_page(pool->pages[--pool->nr]);
-	kvfree(pool->pages);
+	vfree(pool->pages);
 }
 
 static unsigned int add_page(struct bio *bio, struct page *page, unsigned int bytes)

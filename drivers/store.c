@@ -11,7 +11,6 @@
 #include <linux/kernel.h>
 #include <linux/log2.h>
 #include <linux/mm.h>
-#include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/vmalloc.h>
 
@@ -53,14 +52,14 @@ static unsigned int hash_bits_for(u32 nr_slots)
 
 static u32 nr_groups(u32 nr_slots)
 {
-	/* Not DIV_ROUND_UP(), which is too large by then for 32 bits: there may be 2^32 - 256. */
+	/* Not DIV_ROUND_UP(), too large for 32 bits: 16 TiB have 2^32 - 256 slots of 4 KiB. */
 	return nr_slots ? (nr_slots - 1) / FLEECE_STORE_GROUP + 1 : 0;
 }
 
 /* Empty chains, or NULL. */
 static u32 *alloc_heads(unsigned int hash_bits)
 {
-	u32 *heads = kvmalloc_array(1U << hash_bits, sizeof(*heads), GFP_KERNEL | __GFP_NOWARN);
+	u32 *heads = fleece_map_alloc(1U << hash_bits, sizeof(*heads));
 	u32 i;
 
 	for (i = 0; heads && i < 1U << hash_bits; i++)
@@ -78,8 +77,7 @@ int fleece_store_init(struct fleece_store *store, u32 nr_slots)
 	store->bits = fleece_bits_alloc(nr_slots);
 	store->full = fleece_bits_alloc(nr_groups(nr_slots));
 	store->heads = alloc_heads(store->hash_bits);
-	store->pages = kvcalloc(store->nr_pages, sizeof(*store->pages),
-				GFP_KERNEL | __GFP_NOWARN);
+	store->pages = fleece_map_alloc(store->nr_pages, sizeof(*store->pages));
 	if (!store->bits || !store->full || !store->heads || !store->pages) {
 		fleece_store_exit(store);
 		return -ENOMEM;
@@ -98,8 +96,8 @@ void fleece_store_exit(struct fleece_store *store)
 	}
 	while (store->nr_spares)
 		free_page((unsigned long)store->spares[--store->nr_spares]);
-	kvfree(store->pages);
-	kvfree(store->heads);
+	vfree(store->pages);
+	vfree(store->heads);
 	vfree(store->full);
 	vfree(store->bits);
 	memset(store, 0, sizeof(*store));
@@ -115,8 +113,7 @@ int fleece_store_growth_init(struct fleece_store_growth *growth, const struct fl
 	growth->hash_bits = hash_bits_for(nr_slots);
 	growth->bits = fleece_bits_alloc(nr_slots);
 	growth->full = fleece_bits_alloc(nr_groups(nr_slots));
-	growth->pages = kvcalloc(growth->nr_pages, sizeof(*growth->pages),
-				 GFP_KERNEL | __GFP_NOWARN);
+	growth->pages = fleece_map_alloc(growth->nr_pages, sizeof(*growth->pages));
 	growth->heads = NULL;
 	has_heads = growth->hash_bits == store->hash_bits;
 	if (!has_heads) {
@@ -132,8 +129,8 @@ int fleece_store_growth_init(struct fleece_store_growth *growth, const struct fl
 
 void fleece_store_growth_exit(struct fleece_store_growth *growth)
 {
-	kvfree(growth->heads);
-	kvfree(growth->pages);
+	vfree(growth->heads);
+	vfree(growth->pages);
 	vfree(growth->full);
 	vfree(growth->bits);
 	memset(growth, 0, sizeof(*growth));

@@ -20,6 +20,7 @@ struct header {
 
 static unsigned long allocations;
 static unsigned long fail_at;
+static size_t failing_bytes;
 static long pieces;
 
 void *unit_alloc(enum memory_kind kind, size_t bytes, bool is_zero, unsigned int gfp)
@@ -28,8 +29,13 @@ void *unit_alloc(enum memory_kind kind, size_t bytes, bool is_zero, unsigned int
 
 	if (!gfp)
 		abort();
-	if (++allocations == fail_at)
+	if (failing_bytes && failing_bytes == bytes)
 		return NULL;
+	failing_bytes = 0;
+	if (++allocations == fail_at) {
+		failing_bytes = kind == MEMORY_VIRTUAL ? bytes : 0;
+		return NULL;
+	}
 	header = malloc(sizeof(*header) + bytes);
 	if (!header)
 		abort();
@@ -69,6 +75,7 @@ void unit_free(enum memory_kind kind, const void *memory)
 void unit_fail_allocation(unsigned long nth)
 {
 	fail_at = nth ? allocations + nth : 0;
+	failing_bytes = 0;
 }
 
 unsigned long unit_allocations(void)

@@ -13,7 +13,7 @@
 #define GFP_KERNEL	1U
 #define __GFP_ZERO	2U
 #define __GFP_NOWARN	4U
-#define __GFP_RETRY_MAYFAIL	8U
+#define __GFP_NORETRY	8U
 #define PAGE_SHIFT	12
 #define PAGE_SIZE	(1UL << PAGE_SHIFT)
 

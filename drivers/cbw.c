@@ -21,6 +21,7 @@
  */
 #include <linux/bitmap.h>
 #include <linux/err.h>
+#include <linux/ktime.h>
 #include <linux/log2.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
@@ -53,8 +54,10 @@
 
 /* Pause before the next attempt to note where old data is, if there is no memory for it. */
 #define SERVE_RETRY_JIFFIES	max(HZ / 100, 1)
-/* After a look at all writes that wait for a slot, as a multiple of the time it took. */
-#define PASS_PAUSE		8
+/* After a look at all writes not yet served, as a multiple of the time that it took. */
+#define PASS_PAUSE		16
+/* The watchdog looks at all writes that wait, so not more often than this part of the timeout. */
+#define WATCHDOG_PART		128
 
 /* Copies under way from which on those of a busy CPU are spread to others. */
 #define SPREAD_COPIES		4
@@ -302,15 +305,19 @@ static bool needs_all(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
 	return fleece_cbw_needs(cbw, first, last, &length) && length > last - first;
 }
 
-bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors)
+static bool needs_any(struct fleece_cbw *cbw, cluster_t first, cluster_t last)
 {
-	cluster_t first = fleece_cbw_cluster(cbw, sector);
-	cluster_t last = fleece_cbw_cluster(cbw, sector + nr_sectors - 1);
 	u64 length;
 
 	if (first == last)
 		return needs_copy(cbw, first);
 	return fleece_cbw_needs(cbw, first, last, &length) || length <= last - first;
+}
+
+bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sectors)
+{
+	return needs_any(cbw, fleece_cbw_cluster(cbw, sector),
+			 fleece_cbw_cluster(cbw, sector + nr_sectors - 1));
 }
 
 static void merge_late(struct fleece_cbw *cbw)
@@ -815,7 +822,7 @@ static int redo_cluster(struct fleece_copy *copy, cluster_t cluster, bool is_wri
 	return ret;
 }
 
-/* Clusters were copied, released or lost: who waits for a slot may need none any more. */
+/* Clusters were copied, released or lost: who is not yet served may need nothing any more. */
 static void serve_again(struct fleece_cbw *cbw)
 {
 	lockdep_assert_held(&cbw->lock);
@@ -825,7 +832,7 @@ static void serve_again(struct fleece_cbw *cbw)
 	mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
 }
 
-/* Let the writes go that wait for the copy in flight at @cluster, to look again. */
+/* Let the writes go that wait for a copy of @cluster, to look again. */
 static void let_go(struct fleece_cbw *cbw, cluster_t cluster, struct list_head *waiters)
 {
 	struct fleece_run *run;
@@ -834,8 +841,7 @@ static void let_go(struct fleece_cbw *cbw, cluster_t cluster, struct list_head *
 	run = fleece_inflight_find(&cbw->inflight, cluster);
 	if (run)
 		take_waiters(cbw, &copy_of(run)->waiters, waiters);
-	else
-		serve_again(cbw);
+	serve_again(cbw);
 }
 
 /* Of a cluster that is done, only a copy whose write has failed may take the access. */
@@ -1040,53 +1046,79 @@ static void take_expired(struct fleece_cbw *cbw, struct list_head *from, struct 
 	}
 }
 
+static void take_all_expired(struct fleece_cbw *cbw, struct list_head *expired)
+{
+	struct fleece_run *run;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(cbw->inflight.buckets); i++) {
+		list_for_each_entry(run, &cbw->inflight.buckets[i], node)
+			take_expired(cbw, &copy_of(run)->waiters, expired);
+	}
+	take_expired(cbw, &cbw->unserved, expired);
+	/* There may be memory for the next one, which needs less. */
+	if (!list_empty(&cbw->unserved))
+		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
+}
+
+/* Those that need no copy any more begin anew. */
+static void fail_expired(struct fleece_cbw *cbw, struct list_head *expired)
+{
+	struct fleece_waiter *waiter;
+	bool is_told = false;
+
+	list_for_each_entry(waiter, expired, node) {
+		if (!needs_any(cbw, waiter->first, waiter->last))
+			continue;
+		waiter->error = ETIMEDOUT;
+		is_told = true;
+	}
+	if (is_told)
+		DMERR_LIMIT("%s: live writes fail: they have waited for cbw_timeout (%u ms) for their copies",
+			    cbw->config.name, cbw->config.timeout_ms);
+}
+
 /* The policies that keep the snapshot when writes have waited for too long. */
 static void end_waits(struct fleece_cbw *cbw, struct list_head *expired)
 {
 	struct fleece_waiter *waiter;
 	LIST_HEAD(others);
 
-	list_for_each_entry(waiter, expired, node) {
-		if (cbw->config.on_error == FLEECE_BREAK_WRITE)
-			waiter->error = ETIMEDOUT;
-		else
+	if (cbw->config.on_error == FLEECE_BREAK_WRITE) {
+		fail_expired(cbw, expired);
+	} else {
+		list_for_each_entry(waiter, expired, node)
 			lose_range(cbw, waiter->first, waiter->last, true, ETIMEDOUT,
 				   "a live write has waited for cbw_timeout for its copy", &others);
+		list_splice_tail(&others, expired);
 	}
-	list_splice_tail(&others, expired);
-	if (cbw->config.on_error == FLEECE_BREAK_WRITE && !list_empty(expired))
-		DMERR_LIMIT("%s: live writes fail: they have waited for cbw_timeout (%u ms) for their copies",
-			    cbw->config.name, cbw->config.timeout_ms);
 	resume_waiters(cbw, expired);
 }
 
 static void watch_waiters(struct work_struct *work)
 {
 	struct fleece_cbw *cbw = container_of(to_delayed_work(work), struct fleece_cbw, watchdog);
+	unsigned long timeout = msecs_to_jiffies(cbw->config.timeout_ms);
 	bool may_break = cbw->config.on_error == FLEECE_BREAK_SNAPSHOT;
 	struct fleece_waiter *oldest;
-	struct fleece_run *run;
 	LIST_HEAD(expired);
 	sector_t sector = 0;
-	unsigned int i;
 	unsigned long deadline;
+	unsigned long earliest;
 	bool is_late = false;
 
 	spin_lock(&cbw->lock);
 	cbw->is_watching = false;
-	for (i = 0; !may_break && i < ARRAY_SIZE(cbw->inflight.buckets); i++) {
-		list_for_each_entry(run, &cbw->inflight.buckets[i], node)
-			take_expired(cbw, &copy_of(run)->waiters, &expired);
-	}
 	if (!may_break)
-		take_expired(cbw, &cbw->unserved, &expired);
+		take_all_expired(cbw, &expired);
 	oldest = oldest_waiter(cbw);
 	if (oldest) {
-		deadline = oldest->since + msecs_to_jiffies(cbw->config.timeout_ms);
+		deadline = oldest->since + timeout;
+		earliest = jiffies + 1 + timeout / WATCHDOG_PART;
 		sector = cluster_to_sector(cbw, oldest->first);
 		is_late = time_after_eq(jiffies, deadline);
 		if (!is_late || !may_break)
-			arm_watchdog(cbw, is_late ? jiffies + 1 : deadline);
+			arm_watchdog(cbw, time_before(deadline, earliest) ? earliest : deadline);
 	}
 	spin_unlock(&cbw->lock);
 
@@ -1611,6 +1643,8 @@ static int claim_run(struct fleece_cbw *cbw, struct fleece_copy *copy, cluster_t
 	copy->run.first = first;
 	copy->run.last = first + got - 1;
 	fleece_inflight_add(&cbw->inflight, &copy->run);
+	/* Others that are not yet served may need no more than this copy. */
+	cbw->may_pass = true;
 	cbw->buffered_bytes += copy_memory(copy);
 	WRITE_ONCE(cbw->nr_copies, cbw->nr_copies + 1);
 	return 1;
@@ -1827,7 +1861,8 @@ static void tell_full(struct fleece_cbw *cbw)
 /* To look at all writes takes its time: not more than a part of all. */
 static void find_passable(struct fleece_cbw *cbw, struct list_head *waiters)
 {
-	unsigned long begin = jiffies;
+	u64 begin = ktime_get_ns();
+	u64 end;
 	struct fleece_waiter *waiter;
 	struct fleece_waiter *next;
 	LIST_HEAD(taken);
@@ -1839,20 +1874,23 @@ static void find_passable(struct fleece_cbw *cbw, struct list_head *waiters)
 			list_move_tail(&waiter->node, &taken);
 	}
 	take_waiters(cbw, &taken, waiters);
-	cbw->pass_at = jiffies + PASS_PAUSE * (jiffies - begin);
+	end = ktime_get_ns();
+	cbw->pass_at = end + PASS_PAUSE * (end - begin);
 }
 
 /*
- * Writes are served in their order, but who needs no slot any more, because its
- * clusters were released, lost or copied, does not wait for those before it.
+ * Writes are served in their order, but who needs no copy of its own any more, because its
+ * clusters were released, lost, copied or claimed, does not wait for those before it.
  */
 static void pass_by(struct fleece_cbw *cbw)
 {
+	u64 now = ktime_get_ns();
 	LIST_HEAD(waiters);
 
 	spin_lock(&cbw->lock);
-	if (cbw->may_pass && time_before(jiffies, cbw->pass_at))
-		queue_delayed_work(cbw->memory_wq, &cbw->serve, cbw->pass_at - jiffies);
+	if (cbw->may_pass && now < cbw->pass_at)
+		queue_delayed_work(cbw->memory_wq, &cbw->serve,
+				   nsecs_to_jiffies(cbw->pass_at - now) + 1);
 	else if (cbw->may_pass)
 		find_passable(cbw, &waiters);
 	spin_unlock(&cbw->lock);
@@ -1871,7 +1909,6 @@ static bool handle_full(struct fleece_cbw *cbw, struct fleece_waiter *waiter, cl
 
 	if (cbw->config.wait_when_full) {
 		tell_full(cbw);
-		pass_by(cbw);
 		return false;
 	}
 	switch (cbw->config.on_error) {
@@ -1924,8 +1961,10 @@ static void serve_unserved(struct work_struct *work)
 			/* For the store's entries: they have no reserve but the watchdog. */
 			mod_delayed_work(cbw->memory_wq, &cbw->serve, SERVE_RETRY_JIFFIES);
 		/* -EBUSY: the copies in flight queue this work when they give back memory. */
-		if (ret)
+		if (ret) {
+			pass_by(cbw);
 			return;
+		}
 
 		spin_lock(&cbw->lock);
 		/* Unless a break has taken it. */
@@ -2415,7 +2454,6 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 	mutex_init(&cbw->release_lock);
 	fleece_inflight_init(&cbw->inflight, ilog2(copy_sectors) - cbw->cluster_shift);
 	INIT_LIST_HEAD(&cbw->unserved);
-	cbw->pass_at = jiffies;
 	init_waitqueue_head(&cbw->idle);
 	INIT_LIST_HEAD(&cbw->gathered);
 	INIT_DELAYED_WORK(&cbw->store_gathered, store_gathered);

@@ -174,7 +174,7 @@ struct fleece_cbw_config {
  *
  * Protected by @lock: @store, @inflight, @unserved (writes for which no copy
  * could be started yet), @may_pass (some of them may need none any more), @pass_at (when to
- * look for them at the earliest), @nr_waiting (live writes on any list), @is_watching (the
+ * look for them at the earliest, in ns), @nr_waiting (live writes on any list), @is_watching (the
  * watchdog is armed), @watch_at (when it looks at them), @nr_copies (read without
  * it where a guess is enough), @buffered_bytes (of all copies), @staged_bytes (of those
  * whose writes were let go), @gathered (those of them that @store_gathered is to store),
@@ -211,7 +211,7 @@ struct fleece_cbw {
 	struct fleece_inflight inflight;
 	struct list_head unserved;
 	bool may_pass;
-	unsigned long pass_at;
+	u64 pass_at;
 	unsigned int nr_waiting;
 	bool is_watching;
 	unsigned long watch_at;

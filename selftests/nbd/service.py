@@ -278,6 +278,19 @@ def listen_wrong():
         run_wrong(["--listen", address, DISK], 2, "not ADDRESS or ADDRESS:PORT")
 
 
+@test("--listen: loopback addresses, whatever other addresses the machine has")
+def listen_loopback():
+    with Scratch() as scratch:
+        for other in ("fd00::1/128", "192.0.2.1/32"):
+            with open(scratch("apart"), "w", encoding="utf-8") as script:
+                script.write("#!/bin/sh\nexec unshare -n sh -c 'ip link set lo up && "
+                             'ip addr add %s dev lo && exec "$0" "$@"\' %s "$@"\n'
+                             % (other, nbdclient.TESTSERVER))
+            os.chmod(scratch("apart"), 0o700)
+            for address in ("127.0.0.1:0", "[::1]:0", "localhost:0"):
+                Server("--listen", address, DISK, program=scratch("apart")).stop()
+
+
 def statuses(pid):
     """What the kernel says of each thread of a process."""
     found = []

@@ -309,13 +309,29 @@ bool listen_tcp_is_valid(const char *address)
 	return is_valid;
 }
 
+/*
+ * At all of them that this machine has: a name may stand for addresses of a family that it
+ * does not use, and AI_ADDRCONFIG would take the loopback address of such a one away, too.
+ */
+static int listen_all(struct listener_set *set, const struct addrinfo *list)
+{
+	const struct addrinfo *info;
+	bool is_listening = false;
+	int ret = 0;
+
+	for (info = list; info; info = info->ai_next) {
+		ret = listen_address(set, info);
+		if (ret && ret != -EADDRNOTAVAIL && ret != -EAFNOSUPPORT)
+			return ret;
+		is_listening |= !ret;
+	}
+	return is_listening ? 0 : ret;
+}
+
 int listen_tcp(struct listener_set *set, const char *address, bool allow_any)
 {
-	struct addrinfo hints = {
-		.ai_socktype = SOCK_STREAM,
-		.ai_flags = AI_PASSIVE | AI_ADDRCONFIG,
-	};
-	struct addrinfo *list = NULL, *info;
+	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
+	struct addrinfo *list = NULL;
 	const char *host, *port;
 	char *text = strdup(address);
 	int ret, found;
@@ -330,8 +346,8 @@ int listen_tcp(struct listener_set *set, const char *address, bool allow_any)
 		return -EINVAL;
 	}
 	ret = allow_any ? 0 : check_addresses(list, address);
-	for (info = list; !ret && info; info = info->ai_next) {
-		ret = listen_address(set, info);
+	if (!ret) {
+		ret = listen_all(set, list);
 		if (ret)
 			log_error("cannot listen on %s: %s", address, strerror(-ret));
 	}

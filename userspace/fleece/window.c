@@ -151,9 +151,13 @@ static void watch(const struct guard *guard, const struct window *window, pid_t 
  */
 static void stand_apart(void)
 {
-	/* The roots of control groups; systemd has its own where they are of the first version. */
+	/*
+	 * The roots of control groups: where they are of the second version, and those of systemd
+	 * where they are of the first, or of both.
+	 */
 	static const char *const roots[] = { "/sys/fs/cgroup/cgroup.procs",
-					     "/sys/fs/cgroup/systemd/cgroup.procs", NULL };
+					     "/sys/fs/cgroup/systemd/cgroup.procs",
+					     "/sys/fs/cgroup/unified/cgroup.procs", NULL };
 	const char *const *root;
 	ssize_t moved;
 	int fd;
@@ -379,6 +383,9 @@ enum status window_report(int error, const struct window_result *result,
 		if (error == -ENOENT || error == -ESTALE)
 			return report(NO_CHECKPOINT, snapshots[result->index],
 				      "its checkpoint was deleted, or became invalid, at the last moment; a full backup is needed");
+		if (error == -ENOSPC)
+			return report(FAILED, snapshots[result->index],
+				      "its origin has room for no more checkpoints: 'fleece checkpoint delete' makes some");
 		return report_errno(error, snapshots[result->index],
 				    "cannot start it; the kernel log may say more");
 	case WINDOW_LATE:

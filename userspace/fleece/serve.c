@@ -34,6 +34,8 @@
 #define READY_MS		20000
 #define URI_BYTES		1024
 #define ADDRESSES_MAX		16
+/* After the name of an export: the one on which TRIM releases. */
+#define RELEASE_SUFFIX		"+release"
 
 /*
  * struct served - a snapshot
@@ -259,11 +261,13 @@ static void print_quoted(const char *text)
 	putchar('\'');
 }
 
-/* Of a limited snapshot nothing else can be read: the backup made at @since is completed. */
-static void print_incremental(const char *uri, const char *name, const char *since)
+/* Of a limited one nothing else can be read: the backup made at @since is completed. */
+static void print_pull(const char *uri, const struct served *snapshot)
 {
-	printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n", since, uri);
-	printf("  fleece pull '%s' %s.raw --since %s\n", uri, name, since);
+	printf("  fleece pull '%s' %s.raw", uri, snapshot->name);
+	if (snapshot->since[0])
+		printf(" --since %s", snapshot->since);
+	putchar('\n');
 }
 
 static void print_commands(const struct serve *serve, const char *uri,
@@ -273,12 +277,13 @@ static void print_commands(const struct serve *serve, const char *uri,
 
 	printf("  nbdinfo '%s'\n", uri);
 	if (snapshot->since[0]) {
-		print_incremental(uri, name, snapshot->since);
+		printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n", snapshot->since, uri);
+		print_pull(uri, snapshot);
 		return;
 	}
 	if (snapshot == serve->snapshots && serve->checkpoint[0])
 		printf("  nbdinfo --map=qemu:dirty-bitmap:%s '%s'\n", serve->checkpoint, uri);
-	printf("  fleece pull '%s' %s.raw\n", uri, name);
+	print_pull(uri, snapshot);
 	printf("  nbdcopy -p '%s' %s.raw\n", uri, name);
 	/* Without -f, what the device begins with would say how to read it. */
 	printf("  qemu-img convert -p -f raw -O qcow2 '%s' %s.qcow2\n", uri, name);
@@ -346,12 +351,33 @@ static void print_export(const struct serve *serve, struct fleece_json *json,
 	print_addresses(serve, json, &export);
 }
 
+/* Here pull releases what it has. */
+static void print_release(const struct serve *serve, struct fleece_json *json,
+			  const struct served *snapshot)
+{
+	char name[sizeof(snapshot->name) + sizeof(RELEASE_SUFFIX)];
+	struct uri_export export = { .name = name, .is_tls = is_tls(serve) };
+	char uri[URI_BYTES];
+	int ret;
+
+	if (!serve->allow_release)
+		return;
+	snprintf(name, sizeof(name), "%s" RELEASE_SUFFIX, snapshot->name);
+	ret = uri_of_unix(uri, sizeof(uri), &export, serve->socket);
+	print_uri(json, ret, uri, serve->socket);
+	if (!ret && !json && !export.is_tls)
+		print_pull(uri, snapshot);
+	print_addresses(serve, json, &export);
+}
+
 static void print_exports(const struct serve *serve, pid_t pid)
 {
 	size_t i;
 
-	for (i = 0; i < serve->count; i++)
+	for (i = 0; i < serve->count; i++) {
 		print_export(serve, NULL, &serve->snapshots[i]);
+		print_release(serve, NULL, &serve->snapshots[i]);
+	}
 	if (is_tls(serve))
 		printf("clients need TLS credentials: see TLS and EXAMPLES in fleeced(8)\n");
 	if (serve->is_background)
@@ -380,6 +406,9 @@ static void print_json(const struct serve *serve, pid_t pid)
 		fleece_json_string(&json, "since", snapshot->since[0] ? snapshot->since : NULL);
 		fleece_json_array(&json, "uris");
 		print_export(serve, &json, snapshot);
+		fleece_json_array_end(&json);
+		fleece_json_array(&json, "release_uris");
+		print_release(serve, &json, snapshot);
 		fleece_json_array_end(&json);
 		fleece_json_object_end(&json);
 	}

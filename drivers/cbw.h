@@ -417,7 +417,7 @@ bool fleece_cbw_needs(struct fleece_cbw *cbw, cluster_t first, cluster_t last, u
  * @sector: first sector.
  * @nr_sectors: above 0.
  *
- * Lock-free; one bit test for each cluster where everything has been copied.
+ * Lock-free; one look at the maps for each 64 clusters where everything has been copied.
  *
  * Context: Any.
  */
@@ -445,8 +445,8 @@ int fleece_cbw_grow(struct fleece_cbw *cbw);
  *	not read again. It must not go before the caller returns.
  * @reads: to which the reads are added, as with fleece_cbw_park().
  *
- * For a write that waits for another engine first. What cannot be started now is
- * left to fleece_cbw_park().
+ * So that several engines begin at once, before the write waits for the first one. What
+ * cannot be started now is left to fleece_cbw_park().
  *
  * Context: Process, takes cbw->lock, does not sleep. The engines are kept by RCU.
  */

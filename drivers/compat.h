@@ -4,8 +4,9 @@
  *
  * The code of this module is written for the newest kernel. Whatever an older
  * one lacks is supplied here, and nowhere else. Each HAVE_ macro is the result
- * of compiling one file of probe/ against the kernel being built for; kernel
- * versions are never compared, because distributions backport.
+ * of compiling one file of probe/ against the kernel being built for, what is a macro
+ * of the kernel is asked for itself; kernel versions are never compared, because
+ * distributions backport.
  */
 #ifndef FLEECE_COMPAT_H
 #define FLEECE_COMPAT_H

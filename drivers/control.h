@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * control: /dev/fleece-control, the bitmap interface of uapi/linux/dm-fleece.h.
+ * control: /dev/fleece-control, the ioctls of uapi/linux/dm-fleece.h.
  */
 #ifndef FLEECE_CONTROL_H
 #define FLEECE_CONTROL_H

@@ -198,7 +198,7 @@ int fleece_metadata_open(const struct fleece_metadata_io *io, void *context,
  * @index: of the checkpoint in md->root.
  * @bits: clear bitmap for the granules of the origin; becomes the map of the segment
  *	that begins with this checkpoint. That of the newest one also gets what the
- *	intents say, and what the origin has gained.
+ *	intents say.
  *
  * Context: Worker.
  */

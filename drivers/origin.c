@@ -1874,20 +1874,23 @@ static int origin_message(struct dm_target *ti, unsigned int argc, char **argv, 
 	struct fleece_table *table = ti->private;
 	struct fleece_origin *origin = table->origin;
 	const char *error;
-	int ret = -EINVAL;
+	int ret;
 
 	if (argc == 1 && !strcasecmp(argv[0], "checkpoint_list"))
 		return list_checkpoints(origin, result, maxlen);
 	if (argc == 1 && !strcasecmp(argv[0], "metadata_status"))
 		return emit_metadata_status(origin, result, maxlen);
-	if (argc == 2 && !strcasecmp(argv[0], "checkpoint_create"))
+	if (argc == 2 && !strcasecmp(argv[0], "checkpoint_create")) {
 		ret = change_checkpoints(origin, argv[1], create_checkpoint);
-	else if (argc == 2 && !strcasecmp(argv[0], "checkpoint_delete"))
+	} else if (argc == 2 && !strcasecmp(argv[0], "checkpoint_delete")) {
 		ret = change_checkpoints(origin, argv[1], delete_checkpoint);
-	else
-		DMERR("unknown message '%s' with %u arguments", argv[0], argc - 1);
+	} else {
+		DMERR("%s: unknown message '%s' with %u arguments", dm_device_name(origin->md),
+		      argv[0], argc - 1);
+		return -EINVAL;
+	}
 
-	if (ret && argc == 2) {
+	if (ret) {
 		error = fleece_checkpoint_name_error(argv[1]);
 		DMERR("%s: message %s '%.64s' failed with errno %d%s%s",
 		      dm_device_name(origin->md), argv[0], argv[1], -ret, error ? ": " : "",

@@ -1105,16 +1105,18 @@ static void snapshot_status(struct dm_target *ti, status_type_t type, unsigned i
 static int release_message(struct dm_target *ti, const char *sector_arg, const char *count_arg)
 {
 	struct snapshot_table *table = ti->private;
+	const char *name = dm_device_name(table->snap->md);
 	u64 sector;
 	u64 count;
 
 	if (kstrtou64(sector_arg, 10, &sector) || kstrtou64(count_arg, 10, &count)) {
-		DMERR("release: '%s %s' is not a range of sectors", sector_arg, count_arg);
+		DMERR("%s: release: '%s %s' is not a range of sectors", name, sector_arg,
+		      count_arg);
 		return -EINVAL;
 	}
 	if (sector > ti->len || count > ti->len - sector) {
-		DMERR("release: %llu sectors from %llu on are beyond the end (%llu)", count,
-		      sector, (unsigned long long)ti->len);
+		DMERR("%s: release: %llu sectors from %llu on are beyond the end (%llu)", name,
+		      count, sector, (unsigned long long)ti->len);
 		return -ERANGE;
 	}
 	return fleece_cbw_release(table->snap->cbw, sector, count);
@@ -1129,7 +1131,8 @@ static int snapshot_message(struct dm_target *ti, unsigned int argc, char **argv
 		return release_message(ti, argv[1], argv[2]);
 	if (argc == 1 && !strcasecmp(argv[0], "cow_resize"))
 		return fleece_cbw_grow(table->snap->cbw);
-	DMERR("unknown message '%s' with %u arguments", argv[0], argc - 1);
+	DMERR("%s: unknown message '%s' with %u arguments", dm_device_name(table->snap->md),
+	      argv[0], argc - 1);
 	return -EINVAL;
 }
 

@@ -20,7 +20,7 @@
 
 #define FLEECE_SLOT_NONE	U32_MAX
 
-/* Pages of entries that are kept ready: for slots of 16 MiB and more at 64 KiB each. */
+/* Pages of entries that are kept ready. One has those of 256 slots, if it has 4 KiB. */
 #define FLEECE_STORE_SPARES	4U
 
 struct fleece_slot_entry;

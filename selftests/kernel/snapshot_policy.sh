@@ -377,6 +377,51 @@ test_stalled_two_timeouts()
 	end_snapshot
 }
 
+# slow_reads MS: so long take those of the first half of the disk.
+# shellcheck disable=SC2317 # called by or_bail
+slow_reads()
+{
+	local start=${DISK_START[disk]} half=$((SECTORS / 2))
+
+	replace_lines disk <<-END
+		0 $half delay $ARENA $start $1 $ARENA $start 0
+		$half $half linear $ARENA $((start + half))
+	END
+}
+
+# Copies that take long have all but 512 KiB of the memory for them. A write that needs more
+# waits, and so does one behind it that needs less, but not when the first one has failed.
+test_expired_first()
+{
+	local i writers=()
+
+	if ! has_module dm-delay; then
+		skip "expired: the write behind the one that has failed" "there is no dm-delay"
+		return
+	fi
+	or_bail slow_reads $((TIMEOUT_MS * 5 / 2))
+	make_snapshot snap disk cow 128 "4 on_cbw_error break_write cbw_timeout $TIMEOUT_MS"
+	for i in 0 1 2 3 4 5 6; do
+		in_background "write.$i" pattern origin write 2 ${i}M 1M
+		writers+=("$background")
+	done
+	in_background "write.7" pattern origin write 2 7M 512k
+	writers+=("$background")
+	wait_until 30 snapshot_field_is snap waiting 8 || bail "expired: writes wait for slow copies"
+	add_waiting write.8 9 2 8M 1M
+	writers+=("$background")
+	sleep $((TIMEOUT_MS / 2000))
+	in_background last pattern origin write 2 10M 64k
+	wait "${writers[@]}" "$background"
+	is "expired: the writes that have waited for too long fail" \
+		"$(sort -u "$SCRATCH"/write.[0-8])" ETIMEDOUT
+	is "expired: the last one does not, as there is memory for it" "$(cat "$SCRATCH/last")" ok
+	wait_copied snap
+	gets "expired: the snapshot is right" ok snap verify 1 0 -
+	or_bail replace_table disk "$(slice_table disk)"
+	end_snapshot
+}
+
 for staging in 0 65536; do
 	test_cluster_cow_error $staging
 	test_cluster_bad_slot $staging
@@ -398,4 +443,5 @@ test_wait_timeout break_write ETIMEDOUT active 0 ok
 test_stalled_timeout break_cluster ok 1 EIO
 test_stalled_timeout break_write ETIMEDOUT 0 ok
 test_stalled_two_timeouts
+test_expired_first
 finish

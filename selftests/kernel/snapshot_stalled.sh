@@ -104,6 +104,33 @@ test_buffers()
 	or_bail pattern origin write 1 0 -
 }
 
+# Two clusters of 4 MiB are all the memory that copies may take without staging.
+test_passes_memory()
+{
+	local writers=()
+	local i
+
+	make_snapshot snap disk cow 8192 "4 staging 0 cbw_timeout 0"
+	defer dmsetup resume "$PREFIX-cow"
+	stall cow
+	for i in 0 1 2 3; do
+		in_background "write.$i" pattern origin write 2 $((4 * i))M 4k
+		writers+=("$background")
+		wait_until 20 snapshot_field_is snap waiting $((i + 1)) ||
+			bail "write $i waits for its copy, or for memory for it"
+	done
+	or_bail message snap release 24576 8192
+	succeeds "behind a write that waits for memory, one goes on whose cluster is released" \
+		wait_until 20 snapshot_field_is snap waiting 3
+	unstall cow
+	wait "${writers[@]}"
+	is "and the others when there is memory" "$(sort -u "$SCRATCH"/write.[0-3])" ok
+	is "each with a copy" "$(copied_and_used)" "3 3"
+	gets "of the old data" ok snap verify 1 0 12M
+	or_bail dm_remove snap
+	or_bail pattern origin write 1 0 -
+}
+
 test_timeout()
 {
 	local took
@@ -267,6 +294,7 @@ test_large_submitters()
 test_reads
 test_two_writes
 test_buffers
+test_passes_memory
 test_timeout
 test_submitters
 test_large_submitters

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # This test will run the blocks of the README's quick start word for word: one on a mounted
-# logical volume, one with nothing but dmsetup; and those about reboots.
+# logical volume, one with nothing but dmsetup; and those about reboots. And the script of
+# docs/backup.rst for a backup every night.
 #
 #     vg0-data (ext4) on a loop device      sdb, sdc: emulated SCSI disks
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,6 +18,61 @@ requires_module loop
 [ -x "$FLEECE_TREE/userspace/fleece/fleece" ] || skip_all "the programs are not built"
 [ ! -e /backup ] || skip_all "/backup exists"
 ! vgs vg0 > /dev/null 2>&1 || skip_all "a volume group vg0 exists"
+
+# night: the script of docs/backup.rst.
+night()
+{
+	awk '$0 == "A backup every night" { inside = 1; next }
+		inside && $0 == "Restore" { exit }
+		inside && /^(\t|$)/ { print substr($0, 2) }' "$FLEECE_TREE/docs/backup.rst" > "$SCRATCH/night"
+	[ -s "$SCRATCH/night" ] || return
+	PATH=$1:$PATH bash "$SCRATCH/night"
+}
+
+# in_image IMAGE: what its file has.
+in_image()
+{
+	debugfs -R "cat /file" "/backup/$1" 2> /dev/null
+}
+
+# On a mounted volume, without a metadata device.
+test_nights()
+{
+	local first
+
+	or_bail fleece attach /dev/vg0/data
+	echo first > /mnt/file
+	succeeds "the first night, a full backup" night /bin
+	first=$(readlink /backup/last)
+	is "has its image" "$(in_image last)" first
+	echo second > /mnt/file
+	sleep 1
+	succeeds "the second night, an incremental one" night /bin
+	is "has its image" "$(in_image last)" second
+	is "the first one is as it was" "$(in_image "$first")" first
+	succeeds "the image has a filesystem" e2fsck -fn /backup/last
+	is "one checkpoint is left" "$(dmsetup message vg0-data 0 checkpoint_list | wc -l)" 1
+	mkdir "$SCRATCH/broken"
+	cat > "$SCRATCH/broken/fleece" <<-END
+		#!/bin/sh
+		[ "\$1" = pull ] && exit 1
+		exec $(command -v fleece) "\$@"
+	END
+	chmod +x "$SCRATCH/broken/fleece"
+	sleep 1
+	fails "a night whose pull fails" "" night "$SCRATCH/broken"
+	is "leaves no image" "$(find /backup -mindepth 1 | wc -l)" 3
+	is "and no checkpoint" "$(dmsetup message vg0-data 0 checkpoint_list | wc -l)" 1
+	echo third > /mnt/file
+	or_bail dmsetup message vg0-data 0 checkpoint_delete "$(readlink /backup/last)"
+	sleep 1
+	succeeds "a night without the checkpoint of the last one" night /bin
+	is "has its image" "$(in_image last)" third
+	or_bail fleece detach vg0-data
+	rm -f /backup/*
+	echo monday > /mnt/file
+	sync
+}
 
 # block NUMBER [SECTION]: an indented block of the quick start, or that section, counted from 1.
 block()
@@ -68,11 +124,13 @@ run_block()
 mkdir /backup
 defer rm -rf /backup
 make_volume
+test_nights
 run_block 1 "the quick start with fleece, on a mounted volume"
 succeeds "the backup of monday has a filesystem" e2fsck -fn /backup/monday.img
 is "the volume is as it was" "$(dmsetup table vg0-data | cut -d' ' -f3)" linear
 is "the file is there" "$(cat /mnt/file)" monday
-rm -f /backup/monday.img
+succeeds "so has that of tuesday" e2fsck -fn /backup/tuesday.img
+rm -f /backup/*.img
 
 # reboot: all devices go and come back, without a word to anybody.
 reboot()

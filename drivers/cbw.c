@@ -52,7 +52,7 @@
 /* Clusters that may be partly released at a time. */
 #define PARTIAL_MAX		4096
 
-/* Pause before the next attempt to note where old data is, if there is no memory for it. */
+/* Before the next attempt to get memory for the store's entries. */
 #define SERVE_RETRY_JIFFIES	max(HZ / 100, 1)
 /* After a look at all writes not yet served, as a multiple of the time that it took. */
 #define PASS_PAUSE		16
@@ -88,7 +88,7 @@
 /* Hash chains of the store moved before the lock is given up once. */
 #define MOVE_BATCH		256
 
-/* Ever made. */
+/* Made so far, which gives each one its serial. */
 static atomic64_t nr_engines = ATOMIC64_INIT(0);
 
 enum copy_phase {
@@ -389,9 +389,9 @@ static void take_waiters(struct fleece_cbw *cbw, struct list_head *from, struct 
 }
 
 /*
- * Those that go on may be throttled, each by what its writer is allowed, and hold up this
- * thread: call it last. Where the engine may be gone by then, its configuration is enough:
- * what waited keeps the origin.
+ * A write that goes on may be throttled, by what its writer is allowed, and block this thread:
+ * call it last. The engine may be gone by then, so callers keep a copy of its methods and
+ * their context; that is the origin, which lives as long as a write waits.
  */
 static void resume_with(const struct fleece_cbw_methods *methods, void *context,
 			struct list_head *waiters)
@@ -870,7 +870,7 @@ static int note_lost(struct fleece_cbw *cbw, cluster_t cluster, bool is_copied, 
 	gfp_t gfp = GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN;
 	bool is_lost = false;
 
-	/* One at a time: the note of whom the cluster is lost by must not be erased. */
+	/* One at a time: else the note of the one that loses it might be erased by another. */
 	mutex_lock(&cbw->lose_lock);
 	if (!is_accessible(cbw, cluster))
 		goto out;
@@ -2031,7 +2031,7 @@ void fleece_cbw_locate(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 	cluster_t c = first;
 	u64 length;
 
-	/* When it is done, maybe in an interrupt, each cluster is looked at for itself. */
+	/* Until that is merged each cluster is looked at for itself, maybe in an interrupt. */
 	if (late_view(cbw))
 		last = min(last, first + LOCATE_MAX - 1);
 	/* What is read most comes first. It is accessible, and the snapshot is active. */

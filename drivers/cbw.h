@@ -180,8 +180,14 @@ struct fleece_cbw_config {
  * whose writes were let go), @gathered (those of them that @store_gathered is to store),
  * @gathered_bytes, the counters, @error and @error_sector.
  *
+ * @low_water_told, @full_told: somebody was told of it, and nobody yet that it has ended.
+ *
  * @grow_lock: the right to grow @store.
- * Protected by @release_lock: @partial (clusters released in part).
+ * Protected by @release_lock: @partial (clusters released in part) and @nr_partial.
+ * @copies, @pages, @bios: what copies are made of, with reserves. @batches: one bio for several
+ *	staged copies. @rescue_bios, @rewrite_bios: one for a copy that goes on cluster by
+ *	cluster, and holds bios of @bios meanwhile.
+ * @idle: woken when @nr_copies gets 0.
  * @wq: runs steps of copies on the CPU that queues them, usually where the I/O has ended.
  * @any_cpu_wq: runs those that are spread, and @merge.
  * @cow_wq: runs @store_gathered, and the steps that may wait for the COW device. If that

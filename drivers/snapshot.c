@@ -851,7 +851,8 @@ static int check_new(struct dm_target *ti, const struct fleece_snapshot_options 
 
 /*
  * The snapshot of a new table: the one that another table of the same device
- * already has, or a new one, which takes over the reference of @origin.
+ * already has, or a new one. The reference of @origin is used up then; after an
+ * error it is still the caller's.
  */
 static struct fleece_snapshot *join_snapshot(struct dm_target *ti, struct snapshot_table *table,
 					     const struct fleece_snapshot_options *options,

@@ -214,31 +214,31 @@ static sector_t slot_to_sector(const struct fleece_cbw *cbw, u32 slot)
 
 /* ------------------------- The maps ------------------------- */
 
-static struct fleece_view *late_view(struct fleece_cbw *cbw)
+static struct fleece_view *unmerged_view(struct fleece_cbw *cbw)
 {
 	/*
-	 * Pairs with the release in merge_late(): who sees late gone sees the bits. And with
+	 * Pairs with the release in merge_changed(): who sees unmerged gone sees the bits. And with
 	 * that in fleece_cbw_activate(): who sees it sees what it is.
 	 */
-	return smp_load_acquire(&cbw->late);
+	return smp_load_acquire(&cbw->unmerged);
 }
 
-static bool late_has(struct fleece_cbw *cbw, struct fleece_view *late, cluster_t cluster)
+static bool unmerged_has(struct fleece_cbw *cbw, struct fleece_view *unmerged, cluster_t cluster)
 {
 	sector_t first = cluster_to_sector(cbw, cluster);
 	sector_t last = first + clusters_sectors(cbw, cluster, cluster) - 1;
 
-	return fleece_bits_any(late, first >> cbw->late_granule_shift,
-			       last >> cbw->late_granule_shift);
+	return fleece_bits_any(unmerged, first >> cbw->unmerged_granule_shift,
+			       last >> cbw->unmerged_granule_shift);
 }
 
 static bool is_accessible(struct fleece_cbw *cbw, cluster_t cluster)
 {
-	struct fleece_view *late = late_view(cbw);
+	struct fleece_view *unmerged = unmerged_view(cbw);
 
 	if (fleece_bits_test(cbw->access, cluster))
 		return true;
-	return late && late_has(cbw, late, cluster);
+	return unmerged && unmerged_has(cbw, unmerged, cluster);
 }
 
 static bool is_done(struct fleece_cbw *cbw, cluster_t cluster)
@@ -287,7 +287,7 @@ bool fleece_cbw_needs(struct fleece_cbw *cbw, cluster_t first, cluster_t last, u
 		*length = last - first + 1;
 		return false;
 	}
-	if (late_view(cbw)) {
+	if (unmerged_view(cbw)) {
 		/* For the moment of the merge only: one by one. */
 		for (end = first + 1; end <= last && needs_copy(cbw, end) == value; end++)
 			;
@@ -320,9 +320,9 @@ bool fleece_cbw_blocks(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 			 fleece_cbw_cluster(cbw, sector + nr_sectors - 1));
 }
 
-static void merge_late(struct fleece_cbw *cbw)
+static void merge_changed(struct fleece_cbw *cbw)
 {
-	struct fleece_view *late = late_view(cbw);
+	struct fleece_view *unmerged = unmerged_view(cbw);
 	unsigned int shift;
 	u64 granule;
 	u64 length;
@@ -331,13 +331,13 @@ static void merge_late(struct fleece_cbw *cbw)
 	u64 count = 0;
 	bool value;
 
-	if (!late)
+	if (!unmerged)
 		return;
-	shift = cbw->late_granule_shift;
-	for (granule = 0; granule < late->nr_bits; granule += length) {
+	shift = cbw->unmerged_granule_shift;
+	for (granule = 0; granule < unmerged->nr_bits; granule += length) {
 		/* In pieces, so that the CPU is offered in between. */
-		length = fleece_bits_run(late, granule, min(granule + (1 << 20), late->nr_bits),
-					 &value);
+		length = fleece_bits_run(unmerged, granule,
+					 min(granule + (1 << 20), unmerged->nr_bits), &value);
 		cond_resched();
 		if (!value)
 			continue;
@@ -354,8 +354,8 @@ static void merge_late(struct fleece_cbw *cbw)
 	spin_lock(&cbw->lock);
 	cbw->nr_accessible = count;
 	spin_unlock(&cbw->lock);
-	/* Pairs with late_view(). */
-	smp_store_release(&cbw->late, NULL);
+	/* Pairs with unmerged_view(). */
+	smp_store_release(&cbw->unmerged, NULL);
 }
 
 /*
@@ -366,7 +366,7 @@ static void merge_late(struct fleece_cbw *cbw)
 void fleece_cbw_finish_merge(struct fleece_cbw *cbw)
 {
 	mutex_lock(&cbw->merge_lock);
-	merge_late(cbw);
+	merge_changed(cbw);
 	mutex_unlock(&cbw->merge_lock);
 }
 
@@ -2032,7 +2032,7 @@ void fleece_cbw_locate(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 	u64 length;
 
 	/* Until that is merged each cluster is looked at for itself, maybe in an interrupt. */
-	if (late_view(cbw))
+	if (unmerged_view(cbw))
 		last = min(last, first + LOCATE_MAX - 1);
 	/* What is read most comes first. It is accessible, and the snapshot is active. */
 	if (fleece_cbw_needs(cbw, first, last, &length)) {
@@ -2519,9 +2519,9 @@ void fleece_cbw_activate(struct fleece_cbw *cbw, struct fleece_view *changed,
 			 unsigned int granule_sectors)
 {
 	if (changed) {
-		cbw->late_granule_shift = ilog2(granule_sectors);
-		/* Pairs with late_view(): whoever asks for the status may look already. */
-		smp_store_release(&cbw->late, changed);
+		cbw->unmerged_granule_shift = ilog2(granule_sectors);
+		/* Pairs with unmerged_view(): whoever asks for the status may look already. */
+		smp_store_release(&cbw->unmerged, changed);
 	}
 	spin_lock(&cbw->lock);
 	WRITE_ONCE(cbw->state, FLEECE_CBW_ACTIVE);

@@ -166,10 +166,10 @@ struct fleece_cbw_config {
  * @state: changes under @lock, read without it.
  * @access: bit a; atomic bit operations.
  * @done: bit d; set under @lock, read without it.
- * @late: while @merge is not yet through, also the clusters changed according
+ * @unmerged: while @merge is not yet through, also the clusters changed according
  *	to this view count as accessible; NULL otherwise. Set before the engine is
  *	activated, cleared once.
- * @late_granule_shift: log2 of the sectors of a bit of @late.
+ * @unmerged_granule_shift: log2 of the sectors of a bit of @unmerged.
  * @lost: the clusters whose access fell because their copy failed.
  *
  * Protected by @lock: @store, @inflight, @unserved (writes for which no copy
@@ -208,8 +208,8 @@ struct fleece_cbw {
 	enum fleece_cbw_state state;
 	unsigned long *access;
 	unsigned long *done;
-	struct fleece_view *late;
-	unsigned int late_granule_shift;
+	struct fleece_view *unmerged;
+	unsigned int unmerged_granule_shift;
 	struct xarray lost;
 
 	spinlock_t lock;		/* see above */
@@ -236,7 +236,7 @@ struct fleece_cbw {
 	bool full_told;
 
 	struct mutex grow_lock;		/* the right to grow the store */
-	struct mutex merge_lock;	/* the right to clear late */
+	struct mutex merge_lock;	/* the right to clear unmerged */
 	struct mutex lose_lock;		/* the right to lose a cluster */
 	struct mutex release_lock;	/* partial, nr_partial */
 	struct xarray partial;

@@ -19,16 +19,6 @@
 /* Each of them reclaims memory for every page that it lacks, once. */
 #define ALLOC_ATTEMPTS	8
 
-static unsigned long view_word(const struct fleece_view *view, u64 index)
-{
-	unsigned long word = 0;
-	unsigned int i;
-
-	for (i = 0; i < view->nr_maps; i++)
-		word |= READ_ONCE(view->maps[i][index]);
-	return word;
-}
-
 /* Whether there is memory for so much and its page tables, or it is not worth asking. */
 static bool may_have_room(size_t bytes)
 {
@@ -109,7 +99,7 @@ bool fleece_bits_count(const struct fleece_view *view, const bool *stop, u64 *co
 
 	*count = 0;
 	for (i = 0; i < words; i++) {
-		*count += hweight_long(view_word(view, i));
+		*count += hweight_long(fleece_view_word(view, i));
 		if (!fleece_bits_go_on(i, stop))
 			return false;
 	}
@@ -125,7 +115,7 @@ static u64 view_find(const struct fleece_view *view, u64 from, u64 end, bool val
 	u64 bit;
 
 	while (index * BITS_PER_LONG < end) {
-		word = view_word(view, index);
+		word = fleece_view_word(view, index);
 		if (value)
 			word = ~word;
 		word &= mask;
@@ -146,7 +136,7 @@ bool fleece_bits_any(const struct fleece_view *view, u64 first, u64 last)
 
 u64 fleece_bits_run(const struct fleece_view *view, u64 from, u64 end, bool *value)
 {
-	unsigned long word = view_word(view, from / BITS_PER_LONG);
+	unsigned long word = fleece_view_word(view, from / BITS_PER_LONG);
 
 	*value = word >> (from % BITS_PER_LONG) & 1;
 	return view_find(view, from + 1, end, *value) - from;

@@ -26,6 +26,23 @@ struct fleece_view {
 };
 
 /**
+ * fleece_view_word() - a word of the union
+ * @view: the bitmaps.
+ * @index: of the word, within their length.
+ *
+ * Context: Any.
+ */
+static inline unsigned long fleece_view_word(const struct fleece_view *view, u64 index)
+{
+	unsigned long word = 0;
+	unsigned int i;
+
+	for (i = 0; i < view->nr_maps; i++)
+		word |= READ_ONCE(view->maps[i][index]);
+	return word;
+}
+
+/**
  * fleece_map_alloc() - memory for something that may be as long as a device
  * @count: how many elements.
  * @size: bytes of each.

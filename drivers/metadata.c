@@ -61,17 +61,10 @@ static u64 block_of(u64 bit)
 	return div_u64(bit, BLOCK_BITS);
 }
 
-/* A word of all maps of a view; beyond its end it is clear. */
+/* Beyond the end of a view, which a block of the device has room for, all is clear. */
 static unsigned long view_word(const struct fleece_view *view, u64 index)
 {
-	unsigned long word = 0;
-	unsigned int i;
-
-	if (index >= nr_words(view->nr_bits))
-		return 0;
-	for (i = 0; i < view->nr_maps; i++)
-		word |= READ_ONCE(view->maps[i][index]);
-	return word;
+	return index < nr_words(view->nr_bits) ? fleece_view_word(view, index) : 0;
 }
 
 static u64 view_word64(const struct fleece_view *view, u64 index)
@@ -428,26 +421,26 @@ static void select_granules(struct fleece_metadata *md, u64 first, u64 end)
 		fleece_bits_fill(md->selected, region_of(md, first), region_of(md, end - 1) + 1);
 }
 
-/* Write the blocks from @block on that region @region needs; returns the next one. */
-static u64 write_region(struct fleece_metadata *md, const struct fleece_view *view,
-			const struct fleece_md_checkpoint *checkpoint, u64 region, u64 block,
-			int *ret)
+/* Write the blocks from *@block on that region @region needs, and leave the next one there. */
+static int write_region(struct fleece_metadata *md, const struct fleece_view *view,
+			const struct fleece_md_checkpoint *checkpoint, u64 region, u64 *block)
 {
 	u64 start = fleece_md_fine_start(&md->layout, checkpoint->slot);
 	u64 first = region << md->region_shift;
 	u64 end = min((region + 1) << md->region_shift, md->nr_granules);
+	int ret = 0;
 
 	if (first >= end)
-		return block;
-	block = max(block, block_of(first));
-	for (; block <= block_of(end - 1) && !*ret; block++) {
-		encode_block(md, view, block, start, checkpoint->segment);
-		*ret = write_block(md, block, start);
+		return 0;
+	*block = max(*block, block_of(first));
+	for (; *block <= block_of(end - 1) && !ret; (*block)++) {
+		encode_block(md, view, *block, start, checkpoint->segment);
+		ret = write_block(md, *block, start);
 		cond_resched();
-		if (!*ret && md->nr_blocks % BLOCKS_PER_TURN == 0)
-			*ret = give_way(md);
+		if (!ret && md->nr_blocks % BLOCKS_PER_TURN == 0)
+			ret = give_way(md);
 	}
-	return block;
+	return ret;
 }
 
 /*
@@ -478,7 +471,7 @@ static int write_some(struct fleece_metadata *md, u32 index, const struct fleece
 			*has_stopped = true;
 			break;
 		}
-		block = write_region(md, view, checkpoint, region, block, &ret);
+		ret = write_region(md, view, checkpoint, region, &block);
 		fleece_bits_assign(md->selected, region, false);
 		region = find_next_bit(md->selected, nr_regions, region + 1);
 	}

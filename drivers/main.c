@@ -46,3 +46,5 @@ MODULE_DESCRIPTION("device-mapper copy-before-write snapshots with change tracki
 MODULE_AUTHOR("dm-fleece contributors");
 MODULE_VERSION(FLEECE_MODULE_VERSION);
 MODULE_LICENSE("GPL");
+/* By this name device-mapper asks for the target, if it does not know it. */
+MODULE_ALIAS("dm-fleece-snapshot");

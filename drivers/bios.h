@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* bios: what all bios have in common that are of the module's own making. */
+/* bios: what is done with the bios of the module's own making. */
 #ifndef DM_FLEECE_BIOS_H
 #define DM_FLEECE_BIOS_H
 
@@ -20,6 +20,20 @@ static inline void fleece_bio_disown(struct bio *bio)
 {
 	bio_associate_blkg_from_css(bio, blkcg_root_css);
 	bio->bi_ioprio = IOPRIO_PRIO_VALUE(IOPRIO_CLASS_BE, IOPRIO_NORM);
+}
+
+/**
+ * fleece_bios_submit() - submit all bios of a list
+ * @bios: empty afterwards.
+ *
+ * Context: Process, may sleep.
+ */
+static inline void fleece_bios_submit(struct bio_list *bios)
+{
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(bios)))
+		submit_bio_noacct(bio);
 }
 
 #endif

@@ -377,7 +377,15 @@ static void merge_in_background(struct work_struct *work)
 
 /* ------------------------- Waiting writes ------------------------- */
 
-/* Move waiters to a list that is going to be handed to resume_waiters(). */
+/* Move a waiter, or all of a list, to one that is going to be handed to resume_waiters(). */
+static void take_waiter(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
+			struct list_head *to)
+{
+	lockdep_assert_held(&cbw->lock);
+	list_move_tail(&waiter->node, to);
+	cbw->nr_waiting--;
+}
+
 static void take_waiters(struct fleece_cbw *cbw, struct list_head *from, struct list_head *to)
 {
 	struct fleece_waiter *waiter;
@@ -463,6 +471,11 @@ static struct fleece_waiter *oldest_waiter(struct fleece_cbw *cbw)
 	return oldest;
 }
 
+static void raise_event(struct fleece_cbw *cbw)
+{
+	cbw->config.methods->event(cbw->config.event_context);
+}
+
 /* The only way to FLEECE_CBW_BROKEN. Returns false if the engine was there already. */
 static bool set_broken(struct fleece_cbw *cbw, int error, sector_t sector,
 		       struct list_head *waiters)
@@ -507,9 +520,9 @@ void fleece_cbw_break(struct fleece_cbw *cbw, int error, sector_t sector, const 
 		return;
 	}
 	DMERR("%s: snapshot is broken: %s (errno %d, sector %llu of %pg); live writes go on",
-	      cbw->config.name, cause, error, (unsigned long long)sector, cbw->config.origin);
+	      cbw->config.name, cause, error, sector, cbw->config.origin);
 	resume_waiters(cbw, &waiters);
-	cbw->config.methods->event(cbw->config.event_context);
+	raise_event(cbw);
 }
 
 /* ------------------------- Memory of a copy ------------------------- */
@@ -637,14 +650,6 @@ static void prepare_reads(struct fleece_copy *copy, struct bio_list *reads)
 	}
 }
 
-static void submit_reads(struct bio_list *reads)
-{
-	struct bio *bio;
-
-	while ((bio = bio_list_pop(reads)))
-		submit_bio_noacct(bio);
-}
-
 /* Turn the bios round. Readers of staged data find the pages meanwhile by copy->parts. */
 static void prepare_writes(struct fleece_copy *copy)
 {
@@ -756,7 +761,7 @@ static void feed_followers(struct fleece_copy *leader, struct list_head *followe
 
 	if (leader->status) {
 		abandon_followers(followers, &reads);
-		submit_reads(&reads);
+		fleece_bios_submit(&reads);
 		return;
 	}
 	list_for_each_entry_safe(copy, next, followers, follower) {
@@ -910,9 +915,9 @@ static void tell_lost(struct fleece_cbw *cbw, cluster_t cluster, int error, cons
 {
 	DMERR_LIMIT("%s: cluster %llu (sector %llu of %pg) is lost: %s (errno %d)",
 		    cbw->config.name, cluster,
-		    (unsigned long long)cluster_to_sector(cbw, cluster), cbw->config.origin,
+		    cluster_to_sector(cbw, cluster), cbw->config.origin,
 		    cause, error);
-	cbw->config.methods->event(cbw->config.event_context);
+	raise_event(cbw);
 }
 
 /* Live writes come first, the news after them. */
@@ -1039,10 +1044,8 @@ static void take_expired(struct fleece_cbw *cbw, struct list_head *from, struct 
 
 	lockdep_assert_held(&cbw->lock);
 	list_for_each_entry_safe(waiter, next, from, node) {
-		if (time_before(jiffies, waiter->since + timeout))
-			continue;
-		list_move_tail(&waiter->node, to);
-		cbw->nr_waiting--;
+		if (!time_before(jiffies, waiter->since + timeout))
+			take_waiter(cbw, waiter, to);
 	}
 }
 
@@ -1193,8 +1196,7 @@ static void fail_waiters(struct fleece_copy *copy, struct list_head *waiters)
 	if (!is_told)
 		return;
 	DMERR_LIMIT("%s: live writes from sector %llu of %pg on fail: no copy of the old data (errno %d)",
-		    cbw->config.name,
-		    (unsigned long long)cluster_to_sector(cbw, copy->bad_first),
+		    cbw->config.name, cluster_to_sector(cbw, copy->bad_first),
 		    cbw->config.origin, copy->error);
 }
 
@@ -1250,7 +1252,7 @@ static void finish_copy(struct fleece_copy *copy, bool is_stored)
 
 	fail_waiters(copy, &waiters);
 	if (is_news)
-		methods->event(cbw->config.event_context);
+		raise_event(cbw);
 	put_copy(copy);
 	resume_with(methods, context, &waiters);
 }
@@ -1275,7 +1277,7 @@ static void tell_low_water(struct fleece_cbw *cbw)
 {
 	DMWARN("%s: fewer than %u slots of %pg are free", cbw->config.name,
 	       cbw->config.low_water_slots, cbw->config.cow);
-	cbw->config.methods->event(cbw->config.event_context);
+	raise_event(cbw);
 }
 
 static void write_done(struct fleece_copy *copy)
@@ -1734,7 +1736,7 @@ static int start_copy(struct fleece_cbw *cbw, cluster_t *first, cluster_t last,
 		prepare_reads(copy, reads);
 	/* Whoever may sleep may next wait for what this very copy is going to give back. */
 	if (may_sleep)
-		submit_reads(reads);
+		fleece_bios_submit(reads);
 	return ret;
 }
 
@@ -1855,7 +1857,7 @@ static void tell_full(struct fleece_cbw *cbw)
 	if (was_told)
 		return;
 	DMWARN("%s: COW device %pg is full, live writes wait", cbw->config.name, cbw->config.cow);
-	cbw->config.methods->event(cbw->config.event_context);
+	raise_event(cbw);
 }
 
 /* To look at all writes takes its time: not more than a part of all. */
@@ -1865,15 +1867,13 @@ static void find_passable(struct fleece_cbw *cbw, struct list_head *waiters)
 	u64 end;
 	struct fleece_waiter *waiter;
 	struct fleece_waiter *next;
-	LIST_HEAD(taken);
 
 	lockdep_assert_held(&cbw->lock);
 	cbw->may_pass = false;
 	list_for_each_entry_safe(waiter, next, &cbw->unserved, node) {
 		if (list_to_wait_on(cbw, waiter) != &cbw->unserved)
-			list_move_tail(&waiter->node, &taken);
+			take_waiter(cbw, waiter, waiters);
 	}
-	take_waiters(cbw, &taken, waiters);
 	end = ktime_get_ns();
 	cbw->pass_at = end + PASS_PAUSE * (end - begin);
 }
@@ -1905,7 +1905,6 @@ static bool handle_full(struct fleece_cbw *cbw, struct fleece_waiter *waiter, cl
 			cluster_t last)
 {
 	LIST_HEAD(waiters);
-	LIST_HEAD(taken);
 
 	if (cbw->config.wait_when_full) {
 		tell_full(cbw);
@@ -1928,8 +1927,7 @@ static bool handle_full(struct fleece_cbw *cbw, struct fleece_waiter *waiter, cl
 	if (cbw->unserved.next == &waiter->node && waiter->first == first &&
 	    waiter->last == last) {
 		waiter->error = ENOSPC;
-		list_move(&waiter->node, &taken);
-		take_waiters(cbw, &taken, &waiters);
+		take_waiter(cbw, waiter, &waiters);
 	}
 	spin_unlock(&cbw->lock);
 	if (!list_empty(&waiters))
@@ -1948,7 +1946,6 @@ static void serve_unserved(struct work_struct *work)
 	struct bio_list reads = BIO_EMPTY_LIST;
 	struct fleece_waiter *waiter;
 	LIST_HEAD(waiters);
-	LIST_HEAD(taken);
 	cluster_t first;
 	cluster_t last;
 	int ret;
@@ -1968,10 +1965,8 @@ static void serve_unserved(struct work_struct *work)
 
 		spin_lock(&cbw->lock);
 		/* Unless a break has taken it. */
-		if (cbw->unserved.next == &waiter->node) {
-			list_move(&waiter->node, &taken);
-			take_waiters(cbw, &taken, &waiters);
-		}
+		if (cbw->unserved.next == &waiter->node)
+			take_waiter(cbw, waiter, &waiters);
 		spin_unlock(&cbw->lock);
 		resume_waiters(cbw, &waiters);
 	}
@@ -2279,7 +2274,7 @@ int fleece_cbw_release(struct fleece_cbw *cbw, sector_t sector, sector_t nr_sect
 		tail = release_part(cbw, whole_end, end, &is_news);
 	mutex_unlock(&cbw->release_lock);
 	if (is_news)
-		cbw->config.methods->event(cbw->config.event_context);
+		raise_event(cbw);
 	return head ?: tail;
 }
 
@@ -2352,7 +2347,7 @@ int fleece_cbw_grow(struct fleece_cbw *cbw)
 	ret = grow_locked(cbw, &is_news);
 	mutex_unlock(&cbw->grow_lock);
 	if (is_news)
-		cbw->config.methods->event(cbw->config.event_context);
+		raise_event(cbw);
 	memalloc_noio_restore(noio);
 	return ret;
 }
@@ -2408,7 +2403,7 @@ static void free_partials(struct fleece_cbw *cbw)
 	xa_destroy(&cbw->partial);
 }
 
-static void free_engine(struct fleece_cbw *cbw)
+void fleece_cbw_destroy(struct fleece_cbw *cbw)
 {
 	if (cbw->watch_wq)
 		destroy_workqueue(cbw->watch_wq);
@@ -2492,7 +2487,7 @@ struct fleece_cbw *fleece_cbw_create(const struct fleece_cbw_config *config, cha
 	init_engine(cbw, config);
 	if (!alloc_queues(cbw) || init_maps(cbw) ||
 	    fleece_store_init(&cbw->store, nr_slots) || init_pools(cbw) || fill_spares(cbw)) {
-		free_engine(cbw);
+		fleece_cbw_destroy(cbw);
 		return ERR_PTR(-ENOMEM);
 	}
 	return cbw;
@@ -2508,11 +2503,6 @@ void fleece_cbw_drain(struct fleece_cbw *cbw)
 	spin_unlock(&cbw->lock);
 	cancel_delayed_work_sync(&cbw->serve);
 	cancel_delayed_work_sync(&cbw->store_gathered);
-}
-
-void fleece_cbw_destroy(struct fleece_cbw *cbw)
-{
-	free_engine(cbw);
 }
 
 void fleece_cbw_activate(struct fleece_cbw *cbw, struct fleece_view *changed,

@@ -60,6 +60,12 @@ typedef u64 cluster_t;
 #define FLEECE_UNIT_SECTORS_MIN		8U
 #define FLEECE_UNIT_SECTORS_MAX		32768U
 
+static inline bool fleece_is_unit(unsigned int sectors)
+{
+	return sectors >= FLEECE_UNIT_SECTORS_MIN && sectors <= FLEECE_UNIT_SECTORS_MAX &&
+	       !(sectors & (sectors - 1));
+}
+
 /* The start of the COW device holds a header; slots begin after it. */
 #define FLEECE_HEADER_SECTORS		2048U
 

@@ -646,8 +646,7 @@ static int parse_cluster(struct fleece_snapshot_options *options, const char *ar
 	unsigned int sectors;
 
 	*error = "Cluster is not a power of two from 8 to 32768 sectors";
-	if (kstrtouint(arg, 10, &sectors) || sectors < FLEECE_UNIT_SECTORS_MIN ||
-	    sectors > FLEECE_UNIT_SECTORS_MAX || !is_power_of_2(sectors))
+	if (kstrtouint(arg, 10, &sectors) || !fleece_is_unit(sectors))
 		return -EINVAL;
 	options->cluster_sectors = sectors;
 	return 0;
@@ -994,7 +993,6 @@ static char *join_arguments(unsigned int argc, char **argv)
 static void set_snapshot_target(struct dm_target *ti, struct snapshot_table *table)
 {
 	ti->per_io_data_size = sizeof(struct snapshot_read);
-	ti->num_flush_bios = 0;
 	if (table->snap->options.release_on_discard) {
 		ti->num_discard_bios = 1;
 		ti->discards_supported = true;
@@ -1079,8 +1077,7 @@ static void emit_snapshot_info(struct fleece_snapshot *snap, char *result, unsig
 	       status.state == FLEECE_CBW_ACTIVE ? "active" : "broken", status.slots_used,
 	       status.slots_total, snap->options.cluster_sectors, status.accessible,
 	       snap->cbw->nr_clusters, status.copied, status.released, status.lost,
-	       status.staged_bytes, status.waiting, status.error,
-	       (unsigned long long)status.error_sector);
+	       status.staged_bytes, status.waiting, status.error, status.error_sector);
 }
 
 static void snapshot_status(struct dm_target *ti, status_type_t type, unsigned int flags,
@@ -1117,7 +1114,7 @@ static int release_message(struct dm_target *ti, const char *sector_arg, const c
 	}
 	if (sector > ti->len || count > ti->len - sector) {
 		DMERR("%s: release: %llu sectors from %llu on are beyond the end (%llu)", name,
-		      count, sector, (unsigned long long)ti->len);
+		      count, sector, ti->len);
 		return -ERANGE;
 	}
 	return fleece_cbw_release(table->snap->cbw, sector, count);

@@ -44,7 +44,8 @@ void fleece_tracker_exit(struct fleece_tracker *tracker)
 	struct fleece_segment *segment;
 	struct fleece_segment *next;
 
-	tracker->live = NULL;
+	WRITE_ONCE(tracker->live, NULL);
+	WRITE_ONCE(tracker->nr_checkpoints, 0);
 	list_for_each_entry_safe(segment, next, &tracker->segments, node)
 		drop_segment(segment);
 }
@@ -283,7 +284,6 @@ int fleece_tracker_resize(struct fleece_tracker *tracker, sector_t nr_sectors)
 		segment = resized_segment(old, tracker->nr_granules, first_new);
 		if (!segment) {
 			fleece_tracker_exit(tracker);
-			WRITE_ONCE(tracker->nr_checkpoints, 0);
 			return -ENOMEM;
 		}
 		list_replace(&old->node, &segment->node);

@@ -126,7 +126,7 @@ void fleece_tracker_init(struct fleece_tracker *tracker, sector_t nr_sectors,
 			 unsigned int granule_sectors);
 
 /**
- * fleece_tracker_exit() - drop all segments
+ * fleece_tracker_exit() - drop all checkpoints and segments
  * @tracker: the tracker; histories stay valid.
  */
 void fleece_tracker_exit(struct fleece_tracker *tracker);

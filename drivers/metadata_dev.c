@@ -96,7 +96,7 @@ static void forget_failure(const struct fleece_metadata_dev *dev)
 	struct fleece_metadata_note *note;
 
 	mutex_lock(&notes_lock);
-	note = find_note(dev->md->root.uuid);
+	note = find_note(dev->meta->root.uuid);
 	if (note)
 		list_del(&note->node);
 	mutex_unlock(&notes_lock);
@@ -370,7 +370,7 @@ unsigned int fleece_metadata_dev_lock(struct fleece_metadata_dev *dev)
 
 void fleece_metadata_dev_unlock(struct fleece_metadata_dev *dev, unsigned int noio)
 {
-	int error = dev->md->error;
+	int error = dev->meta->error;
 	bool is_news = error && !dev->is_reported;
 
 	if (is_news) {
@@ -390,7 +390,7 @@ static void grant_intents(struct work_struct *work)
 	struct fleece_metadata_dev *dev = container_of(work, struct fleece_metadata_dev, grant);
 	unsigned int noio = fleece_metadata_dev_lock(dev);
 
-	fleece_metadata_grant(dev->md);
+	fleece_metadata_grant(dev->meta);
 	arm_settle(dev);
 	fleece_metadata_dev_unlock(dev, noio);
 }
@@ -401,10 +401,10 @@ static void settle_intents(struct work_struct *work)
 		container_of(to_delayed_work(work), struct fleece_metadata_dev, settle);
 	unsigned int noio = fleece_metadata_dev_lock(dev);
 
-	fleece_metadata_settle(dev->md);
+	fleece_metadata_settle(dev->meta);
 	/* Without intents there is nothing to be done before the next grant. */
-	if (dev->md->error ? dev->md->marks != FLEECE_METADATA_MARKED :
-			     READ_ONCE(dev->md->nr_granted))
+	if (dev->meta->error ? dev->meta->marks != FLEECE_METADATA_MARKED :
+			     READ_ONCE(dev->meta->nr_granted))
 		arm_settle(dev);
 	fleece_metadata_dev_unlock(dev, noio);
 }
@@ -564,14 +564,14 @@ struct fleece_metadata_dev *fleece_metadata_dev_open(const struct fleece_metadat
 		return ERR_PTR(-ENOMEM);
 	origin.has_head_hash = read_head(config->lower, config->nr_sectors, &origin.head_hash);
 	noio = memalloc_noio_save();
-	ret = fleece_metadata_open(&dev_io, dev, &origin, &dev->md, error);
+	ret = fleece_metadata_open(&dev_io, dev, &origin, &dev->meta, error);
 	memalloc_noio_restore(noio);
 	if (ret) {
 		fleece_metadata_dev_free(dev);
 		return ERR_PTR(ret);
 	}
-	memcpy(dev->note->uuid, dev->md->root.uuid, sizeof(dev->note->uuid));
-	heed_failure(&dev->md->root);
+	memcpy(dev->note->uuid, dev->meta->root.uuid, sizeof(dev->note->uuid));
+	heed_failure(&dev->meta->root);
 	return dev;
 }
 
@@ -593,7 +593,7 @@ int fleece_metadata_dev_start(struct fleece_metadata_dev *dev)
 		if (!count_flying(dev))
 			free_window(dev);
 		dev->may_wait = true;
-		ret = fleece_metadata_start(dev->md);
+		ret = fleece_metadata_start(dev->meta);
 		if (!ret)
 			forget_failure(dev);
 		dev->may_wait = false;
@@ -624,12 +624,12 @@ void fleece_metadata_dev_close(struct fleece_metadata_dev *dev, struct block_dev
 	 * be flushed, it is taken for written by somebody else then.
 	 */
 	fleece_metadata_dev_flush_lower(lower);
-	has_head = read_head(lower, dev->md->root.origin_sectors, &head);
+	has_head = read_head(lower, dev->meta->root.origin_sectors, &head);
 	noio = fleece_metadata_dev_lock(dev);
 	/* One that is late, not lost, can yet be told that it failed. */
 	wait_for_device(dev);
 	dev->may_wait = true;
-	fleece_metadata_close(dev->md, has_head, head);
+	fleece_metadata_close(dev->meta, has_head, head);
 	fleece_metadata_dev_unlock(dev, noio);
 }
 
@@ -638,7 +638,7 @@ void fleece_metadata_dev_resize(struct fleece_metadata_dev *dev, u64 nr_sectors)
 	unsigned int noio = fleece_metadata_dev_lock(dev);
 
 	dev->may_wait = true;
-	fleece_metadata_resize(dev->md, nr_sectors);
+	fleece_metadata_resize(dev->meta, nr_sectors);
 	dev->may_wait = false;
 	fleece_metadata_dev_unlock(dev, noio);
 }
@@ -653,7 +653,7 @@ void fleece_metadata_dev_free(struct fleece_metadata_dev *dev)
 		destroy_workqueue(dev->wq);
 	if (dev->io_wq)
 		destroy_workqueue(dev->io_wq);
-	fleece_metadata_free(dev->md);
+	fleece_metadata_free(dev->meta);
 	free_buffers(dev);
 	kfree(dev->note);
 	kfree(dev);
@@ -663,7 +663,7 @@ const char *fleece_metadata_dev_state(const struct fleece_metadata_dev *dev)
 {
 	if (!dev)
 		return "none";
-	if (READ_ONCE(dev->md->error))
+	if (READ_ONCE(dev->meta->error))
 		return "failed";
-	return READ_ONCE(dev->md->nr_granted) ? "dirty" : "clean";
+	return READ_ONCE(dev->meta->nr_granted) ? "dirty" : "clean";
 }

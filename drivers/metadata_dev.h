@@ -82,7 +82,7 @@ struct fleece_metadata_buffer {
  * @methods: the owner's.
  * @owner: their first argument.
  * @bdev: the device; open as long as this is.
- * @md: the protocol.
+ * @meta: the protocol.
  * @note: remembers the uuid if it fails; NULL when it has been given away.
  *
  * @lock: the right to be the worker.
@@ -115,7 +115,7 @@ struct fleece_metadata_dev {
 	const struct fleece_metadata_owner *methods;
 	void *owner;
 	struct block_device *bdev;
-	struct fleece_metadata *md;
+	struct fleece_metadata *meta;
 	struct fleece_metadata_note *note;
 
 	struct mutex lock;		/* the worker's functions of metadata.h */

@@ -11,6 +11,7 @@
 #include <linux/vmalloc.h>
 
 #include "compat.h"
+#include "bios.h"
 #include "origin.h"
 
 #define DM_MSG_PREFIX		"fleece origin"
@@ -344,12 +345,12 @@ static enum verdict mark_durably(struct fleece_origin *origin, struct bio *bio, 
 {
 	struct fleece_tracker *tracker = &origin->tracker;
 	struct fleece_segment *live = fleece_tracker_live(tracker);
-	struct fleece_metadata *md = origin->durable->md;
+	struct fleece_metadata *meta = origin->metadata_dev->meta;
 	u64 first = bio->bi_iter.bi_sector >> tracker->granule_shift;
 	struct live_write *write = write_of(bio);
 	u64 last = last_granule(tracker, bio);
 
-	if (fleece_metadata_mark(md, live ? live->bits : NULL, first, last))
+	if (fleece_metadata_mark(meta, live ? live->bits : NULL, first, last))
 		return GO;
 	if (is_mapping && bio->bi_opf & REQ_NOWAIT)
 		return REFUSED;
@@ -360,23 +361,15 @@ static enum verdict mark_durably(struct fleece_origin *origin, struct bio *bio, 
 	}
 	/* As in park_write(): once it waits, it may be admitted again at any time. */
 	dismiss_write(origin, write);
-	return fleece_metadata_wait(md, first, last, &write->waiter.node) ? WAITS : AGAIN;
+	return fleece_metadata_wait(meta, first, last, &write->waiter.node) ? WAITS : AGAIN;
 }
 
 static enum verdict mark_write(struct fleece_origin *origin, struct bio *bio, bool is_mapping)
 {
-	if (origin->durable)
+	if (origin->metadata_dev)
 		return mark_durably(origin, bio, is_mapping);
 	fleece_tracker_mark(&origin->tracker, bio->bi_iter.bi_sector, bio_sectors(bio));
 	return GO;
-}
-
-static void submit_all(struct bio_list *bios)
-{
-	struct bio *bio;
-
-	while ((bio = bio_list_pop(bios)))
-		submit_bio_noacct(bio);
 }
 
 static enum verdict try_write(struct fleece_origin *origin, struct bio *bio, bool is_mapping)
@@ -389,7 +382,7 @@ static enum verdict try_write(struct fleece_origin *origin, struct bio *bio, boo
 		verdict = cover_write(origin, bio, is_mapping, &reads);
 	if (verdict == GO)
 		verdict = mark_write(origin, bio, is_mapping);
-	submit_all(&reads);
+	fleece_bios_submit(&reads);
 	return verdict;
 }
 
@@ -705,7 +698,7 @@ static void register_origin(struct fleece_origin *origin, dev_t metadata)
 {
 	list_add(&origin->node, &origins);
 	if (metadata)
-		add_claim(&origin->metadata, metadata, true);
+		add_claim(&origin->metadata_claim, metadata, true);
 }
 
 /*
@@ -742,7 +735,7 @@ static struct fleece_origin *join_origin(struct dm_target *ti, const struct flee
 	} else if (origin->granule_sectors != granule_sectors) {
 		ti->error = "The granularity of an origin cannot be changed";
 		origin = ERR_PTR(-EINVAL);
-	} else if (origin->metadata.devt != metadata) {
+	} else if (origin->metadata_claim.devt != metadata) {
 		ti->error = "The metadata device of an origin cannot be changed";
 		origin = ERR_PTR(-EINVAL);
 	}
@@ -845,9 +838,9 @@ static void set_live_table(struct fleece_origin *origin, struct dm_target *ti)
 	mutex_unlock(&origin->ti_lock);
 }
 
-static int restore_checkpoint(struct fleece_origin *origin, struct fleece_metadata *md, u32 index)
+static int restore_checkpoint(struct fleece_origin *origin, struct fleece_metadata *meta, u32 index)
 {
-	const struct fleece_md_checkpoint *checkpoint = &md->root.checkpoints[index];
+	const struct fleece_md_checkpoint *checkpoint = &meta->root.checkpoints[index];
 	struct fleece_segment *segment = fleece_segment_alloc(origin->tracker.nr_granules);
 	struct fleece_moment moment = {
 		.created = checkpoint->created, .is_invalid = checkpoint->is_invalid,
@@ -858,25 +851,24 @@ static int restore_checkpoint(struct fleece_origin *origin, struct fleece_metada
 		return -ENOMEM;
 	strscpy(moment.name, checkpoint->name, sizeof(moment.name));
 	import_uuid(&moment.uuid, checkpoint->uuid);
-	fleece_metadata_load(md, index, segment->bits);
+	fleece_metadata_load(meta, index, segment->bits);
 	noio = fleece_origin_lock(origin);
 	fleece_tracker_restore(&origin->tracker, segment, &moment);
 	fleece_origin_unlock(origin, noio);
 	return 0;
 }
 
-static int restore_checkpoints(struct fleece_origin *origin, struct fleece_metadata *md)
+static int restore_checkpoints(struct fleece_origin *origin, struct fleece_metadata *meta)
 {
 	unsigned int noio;
 	int ret = 0;
 	u32 i;
 
-	for (i = 0; i < md->root.nr_checkpoints && !ret; i++)
-		ret = restore_checkpoint(origin, md, i);
+	for (i = 0; i < meta->root.nr_checkpoints && !ret; i++)
+		ret = restore_checkpoint(origin, meta, i);
 	if (ret) {
 		noio = fleece_origin_lock(origin);
 		fleece_tracker_exit(&origin->tracker);
-		WRITE_ONCE(origin->tracker.nr_checkpoints, 0);
 		fleece_origin_unlock(origin, noio);
 	}
 	return ret;
@@ -900,15 +892,15 @@ static int read_metadata(struct fleece_origin *origin, const struct fleece_table
 	if (IS_ERR(dev))
 		return PTR_ERR(dev);
 	*error = "out of memory";
-	ret = restore_checkpoints(origin, dev->md);
+	ret = restore_checkpoints(origin, dev->meta);
 	if (ret) {
 		fleece_metadata_dev_free(dev);
 		return ret;
 	}
-	if (dev->md->nr_bad)
+	if (dev->meta->nr_bad)
 		DMWARN("%s: %u sectors of the metadata are bad: what they tell of counts as changed",
-		       dm_device_name(origin->md), dev->md->nr_bad);
-	origin->durable = dev;
+		       dm_device_name(origin->md), dev->meta->nr_bad);
+	origin->metadata_dev = dev;
 	return 0;
 }
 
@@ -923,9 +915,9 @@ static int open_metadata(struct dm_target *ti, struct fleece_table *table)
 	if (!table->metadata)
 		return 0;
 	noio = fleece_origin_begin_change(origin);
-	if (!origin->durable)
+	if (!origin->metadata_dev)
 		ret = read_metadata(origin, table, &error);
-	if (!ret && ti->len > origin->durable->md->root.capacity_sectors)
+	if (!ret && ti->len > origin->metadata_dev->meta->root.capacity_sectors)
 		ret = -ENOSPC;
 	fleece_origin_end_change(origin, noio);
 	if (ret) {
@@ -938,13 +930,13 @@ static int open_metadata(struct dm_target *ti, struct fleece_table *table)
 
 static void fail_metadata(struct fleece_origin *origin, int error)
 {
-	struct fleece_metadata_dev *dev = origin->durable;
+	struct fleece_metadata_dev *dev = origin->metadata_dev;
 	unsigned int noio;
 
 	if (!dev)
 		return;
 	noio = fleece_metadata_dev_lock(dev);
-	fleece_metadata_fail(dev->md, error);
+	fleece_metadata_fail(dev->meta, error);
 	fleece_metadata_dev_unlock(dev, noio);
 }
 
@@ -964,13 +956,13 @@ static bool is_replaced(struct fleece_origin *origin)
  */
 static void close_metadata(struct fleece_origin *origin, bool was_replaced)
 {
-	if (!origin->durable)
+	if (!origin->metadata_dev)
 		return;
 	if (was_replaced) {
 		DMWARN("%s: the table was replaced by another target", dm_device_name(origin->md));
 		fail_metadata(origin, -ENODEV);
 	}
-	fleece_metadata_dev_close(origin->durable, origin->lower);
+	fleece_metadata_dev_close(origin->metadata_dev, origin->lower);
 }
 
 /* The last table has gone, and with it what keeps the metadata device open. */
@@ -980,20 +972,28 @@ static void free_metadata(struct fleece_origin *origin)
 	unsigned int noio;
 
 	noio = fleece_origin_begin_change(origin);
-	dev = origin->durable;
-	origin->durable = NULL;
+	dev = origin->metadata_dev;
+	origin->metadata_dev = NULL;
 	fleece_origin_end_change(origin, noio);
 	fleece_metadata_dev_free(dev);
-	if (!origin->metadata.devt)
+	if (!origin->metadata_claim.devt)
 		return;
 	mutex_lock(&registry_lock);
-	list_del(&origin->metadata.node);
+	list_del(&origin->metadata_claim.node);
 	mutex_unlock(&registry_lock);
 }
 
+static void resize_metadata(struct fleece_origin *origin, sector_t nr_sectors)
+{
+	if (origin->metadata_dev)
+		fleece_metadata_dev_resize(origin->metadata_dev, nr_sectors);
+}
+
+/* ------------------------- Checkpoints ------------------------- */
+
 int fleece_origin_begin_checkpoint(struct fleece_origin *origin, const char *name)
 {
-	struct fleece_metadata_dev *dev = origin->durable;
+	struct fleece_metadata_dev *dev = origin->metadata_dev;
 	unsigned int noio;
 	int ret;
 
@@ -1004,7 +1004,7 @@ int fleece_origin_begin_checkpoint(struct fleece_origin *origin, const char *nam
 	if (ret || !dev)
 		return ret;
 	noio = fleece_metadata_dev_lock(dev);
-	ret = fleece_metadata_begin_create(dev->md);
+	ret = fleece_metadata_begin_create(dev->meta);
 	fleece_metadata_dev_unlock(dev, noio);
 	return ret;
 }
@@ -1047,7 +1047,7 @@ static bool wait_for_lock(struct fleece_origin *origin, int result)
 {
 	unsigned int noio;
 
-	if (result != -EBUSY || READ_ONCE(origin->durable->md->error))
+	if (result != -EBUSY || READ_ONCE(origin->metadata_dev->meta->error))
 		return false;
 	noio = fleece_origin_lock(origin);
 	fleece_origin_unlock(origin, noio);
@@ -1058,20 +1058,20 @@ static void abort_durably(struct fleece_metadata_dev *dev)
 {
 	unsigned int noio = fleece_metadata_dev_lock(dev);
 
-	fleece_metadata_abort_create(dev->md);
+	fleece_metadata_abort_create(dev->meta);
 	fleece_metadata_dev_unlock(dev, noio);
 }
 
 static int create_durably(struct fleece_origin *origin,
 			  const struct fleece_md_checkpoint *checkpoint)
 {
-	struct fleece_metadata_dev *dev = origin->durable;
+	struct fleece_metadata_dev *dev = origin->metadata_dev;
 	unsigned int noio;
 	int ret;
 
 	do {
 		noio = fleece_metadata_dev_lock(dev);
-		ret = fleece_metadata_create(dev->md, checkpoint);
+		ret = fleece_metadata_create(dev->meta, checkpoint);
 		fleece_metadata_dev_unlock(dev, noio);
 	} while (wait_for_lock(origin, ret));
 	return ret;
@@ -1082,7 +1082,7 @@ int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name,
 	struct fleece_md_checkpoint checkpoint;
 
 	lockdep_assert_held(&origin->change_lock);
-	if (!origin->durable)
+	if (!origin->metadata_dev)
 		return error;
 	/*
 	 * A write before the moment that is lost in a power cut after the commit would be a
@@ -1093,7 +1093,7 @@ int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name,
 	if (!error)
 		error = describe_checkpoint(origin, name, &checkpoint);
 	if (error)
-		abort_durably(origin->durable);
+		abort_durably(origin->metadata_dev);
 	else
 		error = create_durably(origin, &checkpoint);
 	/* If it is there: there was none of this name before. */
@@ -1102,10 +1102,196 @@ int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name,
 	return error;
 }
 
-static void resize_metadata(struct fleece_origin *origin, sector_t nr_sectors)
+static int report_suspended(struct fleece_origin *origin)
 {
-	if (origin->durable)
-		fleece_metadata_dev_resize(origin->durable, nr_sectors);
+	DMERR("%s: the device is suspended, or just being suspended", dm_device_name(origin->md));
+	return -EBUSY;
+}
+
+/* Returns whether they are marked. */
+static bool mark_granules(struct fleece_origin *origin, u64 first, u64 last)
+{
+	struct fleece_tracker *tracker = &origin->tracker;
+	struct fleece_segment *live = fleece_tracker_live(tracker);
+	unsigned int shift = tracker->granule_shift;
+
+	lockdep_assert_held(&origin->lock);
+	if (origin->metadata_dev)
+		return fleece_metadata_mark(origin->metadata_dev->meta, live ? live->bits : NULL,
+					    first, last);
+	fleece_tracker_mark(tracker, first << shift, (last - first + 1) << shift);
+	return true;
+}
+
+/*
+ * The writes that were under way at the moment of a checkpoint count as after it. If an
+ * intent is missing it is asked for, and the granule is not marked yet. Returns whether all
+ * are.
+ */
+static bool mark_late(struct fleece_origin *origin, unsigned long *late)
+{
+	u64 nr_granules = origin->tracker.nr_granules;
+	struct fleece_view view = { &late, 1, nr_granules };
+	bool is_marked = true;
+	u64 length;
+	bool value;
+	u64 g;
+
+	for (g = 0; g < nr_granules; g += length) {
+		length = fleece_bits_run(&view, g, min(g + MARK_BATCH, nr_granules), &value);
+		if (value && !mark_granules(origin, g, g + length - 1))
+			is_marked = false;
+		cond_resched();
+	}
+	return is_marked;
+}
+
+/* Begin to note the writes that complete. */
+static void begin_late(struct fleece_origin *origin, unsigned long *late)
+{
+	lockdep_assert_held(&origin->change_lock);
+	rcu_assign_pointer(origin->late, late);
+}
+
+/* As writes may still be under way after a failure, they may be just noting it. */
+static void end_late(struct fleece_origin *origin)
+{
+	lockdep_assert_held(&origin->change_lock);
+	RCU_INIT_POINTER(origin->late, NULL);
+	synchronize_rcu();
+}
+
+/* The moment of a checkpoint. The segment is used up. */
+static int switch_checkpoint(struct fleece_origin *origin, struct fleece_segment *segment,
+			     unsigned long *late, const char *name)
+{
+	unsigned int noio;
+	int ret;
+
+	noio = fleece_origin_lock(origin);
+	/* Its size may have been changed meanwhile. */
+	ret = segment->nr_granules == origin->tracker.nr_granules ? 0 : -EAGAIN;
+	if (!ret) {
+		begin_late(origin, late);
+		ret = fleece_origin_quiesce(origin);
+	}
+	if (!ret) {
+		fleece_tracker_switch(&origin->tracker, segment, name);
+		fleece_origin_release(origin);
+		mark_late(origin, late);
+		fleece_origin_compact_later(origin);
+		segment = NULL;
+	}
+	fleece_origin_unlock(origin, noio);
+	end_late(origin);
+	fleece_segment_put(segment);
+	return ret;
+}
+
+/* Once more, with the intents that were missing, unless they are taken back meanwhile. */
+static void mark_rest(struct fleece_origin *origin, unsigned long *late)
+{
+	struct fleece_metadata_dev *dev = origin->metadata_dev;
+	unsigned int noio;
+	bool is_marked;
+
+	do {
+		noio = fleece_metadata_dev_lock(dev);
+		fleece_metadata_grant(dev->meta);
+		fleece_metadata_dev_unlock(dev, noio);
+		noio = fleece_origin_lock(origin);
+		is_marked = mark_late(origin, late);
+		fleece_origin_unlock(origin, noio);
+	} while (!is_marked);
+}
+
+/* The segment is used up. */
+static int create_with(struct fleece_origin *origin, struct fleece_segment *segment,
+		       unsigned long *late, const char *name)
+{
+	unsigned int change;
+	int ret;
+
+	change = fleece_origin_begin_change(origin);
+	ret = fleece_origin_begin_checkpoint(origin, name);
+	if (ret) {
+		fleece_segment_put(segment);
+	} else {
+		ret = switch_checkpoint(origin, segment, late, name);
+		ret = fleece_origin_end_checkpoint(origin, name, ret);
+	}
+	if (!ret && origin->metadata_dev)
+		mark_rest(origin, late);
+	fleece_origin_end_change(origin, change);
+	return ret;
+}
+
+static int create_checkpoint(struct fleece_origin *origin, const char *name)
+{
+	u64 nr_granules = READ_ONCE(origin->tracker.nr_granules);
+	struct fleece_segment *segment;
+	unsigned long *late;
+	unsigned int noio;
+	int ret = -ENOMEM;
+
+	/* The origin may be suspended, and its resume then waits for the end of the message. */
+	noio = memalloc_noio_save();
+	segment = fleece_segment_alloc(nr_granules);
+	late = fleece_bits_alloc(nr_granules);
+	memalloc_noio_restore(noio);
+	if (segment && late)
+		ret = create_with(origin, segment, late, name);
+	else
+		fleece_segment_put(segment);
+	vfree(late);
+	return ret;
+}
+
+/*
+ * After a failure there is nothing that the checkpoint could be deleted from but RAM:
+ * they are all invalid at the next start anyway.
+ */
+static int delete_durably(struct fleece_origin *origin, const char *name)
+{
+	struct fleece_metadata_dev *dev = origin->metadata_dev;
+	unsigned int noio;
+	int ret;
+
+	do {
+		noio = fleece_metadata_dev_lock(dev);
+		ret = dev->meta->error ? 0 : fleece_metadata_delete(dev->meta, name);
+		fleece_metadata_dev_unlock(dev, noio);
+	} while (wait_for_lock(origin, ret));
+	return ret ?: forget_checkpoint(origin, name);
+}
+
+static bool has_checkpoint(struct fleece_origin *origin, const char *name)
+{
+	unsigned int noio;
+	bool has;
+
+	noio = fleece_origin_lock(origin);
+	has = fleece_tracker_find(&origin->tracker, name);
+	fleece_origin_unlock(origin, noio);
+	return has;
+}
+
+static int delete_checkpoint(struct fleece_origin *origin, const char *name)
+{
+	unsigned int change;
+	int ret;
+
+	if (fleece_checkpoint_name_error(name))
+		return -EINVAL;
+	change = fleece_origin_begin_change(origin);
+	/* It may take as long as the writing of a map, and I/O is held until the resume. */
+	if (origin->metadata_dev && READ_ONCE(origin->is_suspended) && has_checkpoint(origin, name))
+		ret = report_suspended(origin);
+	else
+		ret = origin->metadata_dev ? delete_durably(origin, name) :
+					     forget_checkpoint(origin, name);
+	fleece_origin_end_change(origin, change);
+	return ret;
 }
 
 /* ------------------------- Changes of size ------------------------- */
@@ -1170,7 +1356,7 @@ static void adopt_size(struct fleece_table *table, sector_t nr_sectors)
 			      dm_device_name(origin->md));
 		else if (nr_sectors > old_sectors && origin->tracker.nr_checkpoints)
 			DMINFO("%s: grown from %llu to %llu sectors: what it gained counts as changed",
-			       dm_device_name(origin->md), (u64)old_sectors, (u64)nr_sectors);
+			       dm_device_name(origin->md), old_sectors, nr_sectors);
 		WRITE_ONCE(origin->nr_sectors, nr_sectors);
 	}
 	fleece_origin_unlock(origin, noio);
@@ -1233,8 +1419,7 @@ static int parse_granularity(struct dm_target *ti, const char *arg, unsigned int
 		ti->error = "Granularity is not a number of sectors";
 		return -EINVAL;
 	}
-	if (*sectors < FLEECE_UNIT_SECTORS_MIN || *sectors > FLEECE_UNIT_SECTORS_MAX ||
-	    !is_power_of_2(*sectors)) {
+	if (!fleece_is_unit(*sectors)) {
 		ti->error = "Granularity is not a power of two from 8 to 32768 sectors";
 		return -EINVAL;
 	}
@@ -1475,7 +1660,7 @@ static void start_metadata(struct fleece_origin *origin)
 {
 	unsigned int noio;
 
-	if (!origin->durable || !fleece_metadata_dev_start(origin->durable))
+	if (!origin->metadata_dev || !fleece_metadata_dev_start(origin->metadata_dev))
 		return;
 	noio = fleece_origin_lock(origin);
 	fleece_tracker_invalidate(&origin->tracker);
@@ -1586,7 +1771,7 @@ static void emit_origin_info(struct fleece_origin *origin, char *result, unsigne
 
 	read_info(origin, &info);
 	DMEMIT("%u %llu %llu %s %u %u %s", origin->granule_sectors, info.nr_granules,
-	       info.changed, fleece_metadata_dev_state(origin->durable), info.nr_snapshots,
+	       info.changed, fleece_metadata_dev_state(origin->metadata_dev), info.nr_snapshots,
 	       info.nr_checkpoints, info.newest);
 }
 
@@ -1613,198 +1798,6 @@ static void origin_status(struct dm_target *ti, status_type_t type, unsigned int
 	}
 }
 
-static int report_suspended(struct fleece_origin *origin)
-{
-	DMERR("%s: the device is suspended, or just being suspended", dm_device_name(origin->md));
-	return -EBUSY;
-}
-
-/* Returns whether they are marked. */
-static bool mark_granules(struct fleece_origin *origin, u64 first, u64 last)
-{
-	struct fleece_tracker *tracker = &origin->tracker;
-	struct fleece_segment *live = fleece_tracker_live(tracker);
-	unsigned int shift = tracker->granule_shift;
-
-	lockdep_assert_held(&origin->lock);
-	if (origin->durable)
-		return fleece_metadata_mark(origin->durable->md, live ? live->bits : NULL, first,
-					    last);
-	fleece_tracker_mark(tracker, first << shift, (last - first + 1) << shift);
-	return true;
-}
-
-/*
- * The writes that were under way at the moment of a checkpoint count as after it. If an
- * intent is missing it is asked for, and the granule is not marked yet. Returns whether all
- * are.
- */
-static bool mark_late(struct fleece_origin *origin, unsigned long *late)
-{
-	u64 nr_granules = origin->tracker.nr_granules;
-	struct fleece_view view = { &late, 1, nr_granules };
-	bool is_marked = true;
-	u64 length;
-	bool value;
-	u64 g;
-
-	for (g = 0; g < nr_granules; g += length) {
-		length = fleece_bits_run(&view, g, min(g + MARK_BATCH, nr_granules), &value);
-		if (value && !mark_granules(origin, g, g + length - 1))
-			is_marked = false;
-		cond_resched();
-	}
-	return is_marked;
-}
-
-/* Begin to note the writes that complete. */
-static void begin_late(struct fleece_origin *origin, unsigned long *late)
-{
-	lockdep_assert_held(&origin->change_lock);
-	rcu_assign_pointer(origin->late, late);
-}
-
-/* As writes may still be under way after a failure, they may be just noting it. */
-static void end_late(struct fleece_origin *origin)
-{
-	lockdep_assert_held(&origin->change_lock);
-	RCU_INIT_POINTER(origin->late, NULL);
-	synchronize_rcu();
-}
-
-/* The moment of a checkpoint. The segment is used up. */
-static int switch_checkpoint(struct fleece_origin *origin, struct fleece_segment *segment,
-			     unsigned long *late, const char *name)
-{
-	unsigned int noio;
-	int ret;
-
-	noio = fleece_origin_lock(origin);
-	/* Its size may have been changed meanwhile. */
-	ret = segment->nr_granules == origin->tracker.nr_granules ? 0 : -EAGAIN;
-	if (!ret) {
-		begin_late(origin, late);
-		ret = fleece_origin_quiesce(origin);
-	}
-	if (!ret) {
-		fleece_tracker_switch(&origin->tracker, segment, name);
-		fleece_origin_release(origin);
-		mark_late(origin, late);
-		fleece_origin_compact_later(origin);
-		segment = NULL;
-	}
-	fleece_origin_unlock(origin, noio);
-	end_late(origin);
-	fleece_segment_put(segment);
-	return ret;
-}
-
-/* Once more, with the intents that were missing, unless they are taken back meanwhile. */
-static void mark_rest(struct fleece_origin *origin, unsigned long *late)
-{
-	struct fleece_metadata_dev *dev = origin->durable;
-	unsigned int noio;
-	bool is_marked;
-
-	do {
-		noio = fleece_metadata_dev_lock(dev);
-		fleece_metadata_grant(dev->md);
-		fleece_metadata_dev_unlock(dev, noio);
-		noio = fleece_origin_lock(origin);
-		is_marked = mark_late(origin, late);
-		fleece_origin_unlock(origin, noio);
-	} while (!is_marked);
-}
-
-/* The segment is used up. */
-static int create_with(struct fleece_origin *origin, struct fleece_segment *segment,
-		       unsigned long *late, const char *name)
-{
-	unsigned int change;
-	int ret;
-
-	change = fleece_origin_begin_change(origin);
-	ret = fleece_origin_begin_checkpoint(origin, name);
-	if (ret) {
-		fleece_segment_put(segment);
-	} else {
-		ret = switch_checkpoint(origin, segment, late, name);
-		ret = fleece_origin_end_checkpoint(origin, name, ret);
-	}
-	if (!ret && origin->durable)
-		mark_rest(origin, late);
-	fleece_origin_end_change(origin, change);
-	return ret;
-}
-
-static int create_checkpoint(struct fleece_origin *origin, const char *name)
-{
-	u64 nr_granules = READ_ONCE(origin->tracker.nr_granules);
-	struct fleece_segment *segment;
-	unsigned long *late;
-	unsigned int noio;
-	int ret = -ENOMEM;
-
-	/* The origin may be suspended, and its resume then waits for the end of the message. */
-	noio = memalloc_noio_save();
-	segment = fleece_segment_alloc(nr_granules);
-	late = fleece_bits_alloc(nr_granules);
-	memalloc_noio_restore(noio);
-	if (segment && late)
-		ret = create_with(origin, segment, late, name);
-	else
-		fleece_segment_put(segment);
-	vfree(late);
-	return ret;
-}
-
-/*
- * After a failure there is nothing that the checkpoint could be deleted from but RAM:
- * they are all invalid at the next start anyway.
- */
-static int delete_durably(struct fleece_origin *origin, const char *name)
-{
-	struct fleece_metadata_dev *dev = origin->durable;
-	unsigned int noio;
-	int ret;
-
-	do {
-		noio = fleece_metadata_dev_lock(dev);
-		ret = dev->md->error ? 0 : fleece_metadata_delete(dev->md, name);
-		fleece_metadata_dev_unlock(dev, noio);
-	} while (wait_for_lock(origin, ret));
-	return ret ?: forget_checkpoint(origin, name);
-}
-
-static bool has_checkpoint(struct fleece_origin *origin, const char *name)
-{
-	unsigned int noio;
-	bool has;
-
-	noio = fleece_origin_lock(origin);
-	has = fleece_tracker_find(&origin->tracker, name);
-	fleece_origin_unlock(origin, noio);
-	return has;
-}
-
-static int delete_checkpoint(struct fleece_origin *origin, const char *name)
-{
-	unsigned int change;
-	int ret;
-
-	if (fleece_checkpoint_name_error(name))
-		return -EINVAL;
-	change = fleece_origin_begin_change(origin);
-	/* It may take as long as the writing of a map, and I/O is held until the resume. */
-	if (origin->durable && READ_ONCE(origin->is_suspended) && has_checkpoint(origin, name))
-		ret = report_suspended(origin);
-	else
-		ret = origin->durable ? delete_durably(origin, name) :
-					forget_checkpoint(origin, name);
-	fleece_origin_end_change(origin, change);
-	return ret;
-}
-
 static int emit_checkpoints(struct fleece_history *history, char *result, unsigned int maxlen)
 {
 	const struct fleece_moment *moment;
@@ -1824,13 +1817,13 @@ static int emit_checkpoints(struct fleece_history *history, char *result, unsign
 /* See docs/dm-fleece.rst. Takes no lock: it does not wait for whatever the worker does. */
 static int emit_metadata_status(struct fleece_origin *origin, char *result, unsigned int maxlen)
 {
-	struct fleece_metadata *md = origin->durable ? origin->durable->md : NULL;
+	struct fleece_metadata *meta = origin->metadata_dev ? origin->metadata_dev->meta : NULL;
 	unsigned int sz = 0;
 
-	DMEMIT("%s", fleece_metadata_dev_state(origin->durable));
-	if (md)
-		DMEMIT(" %d %u %llu %llu", -READ_ONCE(md->error), md->nr_bad,
-		       READ_ONCE(md->nr_blocks), READ_ONCE(md->nr_grants));
+	DMEMIT("%s", fleece_metadata_dev_state(origin->metadata_dev));
+	if (meta)
+		DMEMIT(" %d %u %llu %llu", -READ_ONCE(meta->error), meta->nr_bad,
+		       READ_ONCE(meta->nr_blocks), READ_ONCE(meta->nr_grants));
 	else
 		DMEMIT(" 0 0 0 0");
 	return 1;

@@ -15,7 +15,7 @@
  *          do are started, the reference is dropped, and the write waits for the
  *          copies of the first one; afterwards it begins anew.
  *   mark:  the change bits are set. With a metadata device: if their intents are not
- *          durable yet, the reference is dropped, and the write waits for the worker
+ *          metadata_dev yet, the reference is dropped, and the write waits for the worker
  *          of the metadata; afterwards it begins anew.
  *   go:    to the lower device; the reference is dropped when it completes.
  *
@@ -30,12 +30,12 @@
  * tell: all writes that complete from its begin to the moment are noted in a bitmap, and
  * marked once more after it.
  *
- * A durable checkpoint takes four steps under origin->change_lock:
+ * A metadata_dev checkpoint takes four steps under origin->change_lock:
  *
  *   1. dev->lock: fleece_metadata_begin_create(). From here on nothing is settled.
  *   2. origin->lock: writes are quiesced, the tracker begins a new segment.
  *   3. The origin is flushed: what was written before the moment is on it.
- *   4. dev->lock: fleece_metadata_create() writes it, and returns when it is durable.
+ *   4. dev->lock: fleece_metadata_create() writes it, and returns when it is metadata_dev.
  *
  * dev->lock is free in step 2, as a grant needs it: the writes under way that quiescing
  * waits for have their intents, but others may wait for theirs meanwhile, and quiescing
@@ -91,12 +91,12 @@ struct fleece_claim {
  * Protected by @lock: @tracker but its live bits, changes of @cbws, @is_ended,
  * @nr_shrinking (tables that are loaded, not live, and shorter than the origin).
  *
- * @metadata: claim of the metadata device; its devt is 0 if there is none. Constant
+ * @metadata_claim: of the metadata device; its devt is 0 if there is none. Constant
  *	once the origin is registered.
- * @durable: the open metadata device; NULL if there is none. Set by the constructor of
+ * @metadata_dev: the open metadata device; NULL if there is none. Set by the constructor of
  *	the first table, and reset after the last one, under @change_lock; so constant
  *	while I/O comes.
- * @view_history: what the worker of @durable looks at; protected by its lock.
+ * @view_history: what the worker of @metadata_dev looks at; protected by its lock.
  *
  * @change_lock: changes of the checkpoints and of the size, with all their steps.
  * @lock: also the right to quiesce.
@@ -133,8 +133,8 @@ struct fleece_origin {
 	sector_t nr_sectors;
 	unsigned int granule_sectors;
 
-	struct fleece_claim metadata;
-	struct fleece_metadata_dev *durable;
+	struct fleece_claim metadata_claim;
+	struct fleece_metadata_dev *metadata_dev;
 	struct fleece_history view_history;
 
 	struct mutex change_lock;	/* changes of checkpoints and size */
@@ -272,7 +272,7 @@ unsigned int fleece_origin_begin_change(struct fleece_origin *origin);
 void fleece_origin_end_change(struct fleece_origin *origin, unsigned int noio);
 
 /**
- * fleece_origin_begin_checkpoint() - make sure that a checkpoint can become durable
+ * fleece_origin_begin_checkpoint() - make sure that a checkpoint can become metadata_dev
  * @origin: the origin.
  * @name: its name.
  *
@@ -285,14 +285,14 @@ void fleece_origin_end_change(struct fleece_origin *origin, unsigned int noio);
 int fleece_origin_begin_checkpoint(struct fleece_origin *origin, const char *name);
 
 /**
- * fleece_origin_end_checkpoint() - make a checkpoint durable
+ * fleece_origin_end_checkpoint() - make a checkpoint metadata_dev
  * @origin: after fleece_origin_begin_checkpoint().
  * @name: its name.
  * @error: 0: the tracker has it; else negative errno: it has not.
  *
  * Context: Process, holds origin->change_lock, takes dev->lock and origin->lock; flushes
  * the origin and does I/O of the metadata device.
- * Return: 0: it is durable, if there is a metadata device; @error; or a negative errno:
+ * Return: 0: it is metadata_dev, if there is a metadata device; @error; or a negative errno:
  * then the tracker has it no longer.
  */
 int fleece_origin_end_checkpoint(struct fleece_origin *origin, const char *name, int error);

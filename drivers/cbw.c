@@ -873,26 +873,25 @@ static int note_lost(struct fleece_cbw *cbw, cluster_t cluster, bool is_copied, 
 {
 	/* Reclaim may wait for the very writes that are to be let go: rather fail. */
 	gfp_t gfp = GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN;
-	bool is_lost = false;
+	int ret = 0;
 
 	/* One at a time: else the note of the one that loses it might be erased by another. */
 	mutex_lock(&cbw->lose_lock);
 	if (!is_accessible(cbw, cluster))
 		goto out;
-	if (xa_err(xa_store(&cbw->lost, cluster, xa_mk_value(error), gfp))) {
-		mutex_unlock(&cbw->lose_lock);
-		return -ENOMEM;
-	}
+	ret = -ENOMEM;
+	if (xa_err(xa_store(&cbw->lost, cluster, xa_mk_value(error), gfp)))
+		goto out;
 	spin_lock(&cbw->lock);
 	/* After the note, so that a reader who finds no access finds the reason. */
-	is_lost = take_access(cbw, cluster, is_copied, error, waiters);
+	ret = take_access(cbw, cluster, is_copied, error, waiters);
 	spin_unlock(&cbw->lock);
-	if (!is_lost)
+	if (!ret)
 		/* It was released or copied a moment before. */
 		xa_erase(&cbw->lost, cluster);
 out:
 	mutex_unlock(&cbw->lose_lock);
-	return is_lost;
+	return ret;
 }
 
 /*

@@ -204,7 +204,7 @@ void fleece_metadata_fail(struct fleece_metadata *md, int error)
 }
 
 /* The result of an operation: an error is the end of the metadata. */
-static int finish(struct fleece_metadata *md, int ret)
+static int fail_on_error(struct fleece_metadata *md, int ret)
 {
 	if (ret)
 		fleece_metadata_fail(md, ret);
@@ -213,7 +213,7 @@ static int finish(struct fleece_metadata *md, int ret)
 
 /* ------------------------- The way of a live write ------------------------- */
 
-static void want(struct fleece_metadata *md, u64 region)
+static void ask_intent(struct fleece_metadata *md, u64 region)
 {
 	lockdep_assert_held(&md->lock);
 	fleece_bits_assign(md->wanted, region, true);
@@ -236,7 +236,7 @@ static bool mark_region(struct fleece_metadata *md, unsigned long *live, u64 reg
 		fleece_bits_assign(md->dirty, region, true);
 		fleece_bits_assign(md->recent, region, true);
 	} else {
-		want(md, region);
+		ask_intent(md, region);
 	}
 	spin_unlock(&md->lock);
 	return may_go;
@@ -278,7 +278,7 @@ bool fleece_metadata_wait(struct fleece_metadata *md, u64 first, u64 last,
 	for (region = region_of(md, first); region <= region_of(md, last); region++) {
 		if (md->error || fleece_bits_test(md->granted, region))
 			continue;
-		want(md, region);
+		ask_intent(md, region);
 		waits = true;
 	}
 	if (waits)
@@ -447,7 +447,7 @@ static int write_region(struct fleece_metadata *md, const struct fleece_view *vi
  * All that was changed since a checkpoint. To be asked for after regions were selected:
  * a bit that is set later makes its region dirty again.
  */
-static int since(struct fleece_metadata *md, u32 index, struct fleece_view *view)
+static int get_changes(struct fleece_metadata *md, u32 index, struct fleece_view *view)
 {
 	return md->io->since(md->context, md->root.checkpoints[index].name, view);
 }
@@ -560,7 +560,7 @@ int fleece_metadata_settle(struct fleece_metadata *md)
 		return 0;
 	select_dirty(md, true);
 	if (md->root.nr_checkpoints) {
-		ret = since(md, newest, &view);
+		ret = get_changes(md, newest, &view);
 		if (ret) {
 			unselect(md);
 			return ret;
@@ -572,7 +572,7 @@ int fleece_metadata_settle(struct fleece_metadata *md)
 	}
 	if (!ret)
 		ret = md->io->flush(md->context);
-	return finish(md, ret ?: take_back_intents(md));
+	return fail_on_error(md, ret ?: take_back_intents(md));
 }
 
 /* ------------------------- Checkpoints ------------------------- */
@@ -638,8 +638,8 @@ static int write_previous(struct fleece_metadata *md)
 		return 0;
 	/* They stay dirty: what came after the point in time belongs into the new slot. */
 	select_dirty(md, false);
-	ret = since(md, newest, &view);
-	return ret ?: finish(md, write_selected(md, newest, &view));
+	ret = get_changes(md, newest, &view);
+	return ret ?: fail_on_error(md, write_selected(md, newest, &view));
 }
 
 int fleece_metadata_create(struct fleece_metadata *md,
@@ -654,7 +654,7 @@ int fleece_metadata_create(struct fleece_metadata *md,
 		ret = commit(md);
 		if (ret)
 			remove_entry(&md->root, md->root.nr_checkpoints - 1);
-		finish(md, ret);
+		fail_on_error(md, ret);
 	}
 	md->is_creating = false;
 	return ret;
@@ -675,12 +675,12 @@ static u32 find_entry(const struct fleece_md_root *root, const char *name)
 static int write_since(struct fleece_metadata *md, u32 index)
 {
 	struct fleece_view view;
-	int ret = since(md, index, &view);
+	int ret = get_changes(md, index, &view);
 
 	if (ret)
 		return ret;
 	select_granules(md, 0, md->nr_granules);
-	return finish(md, write_selected(md, index, &view));
+	return fail_on_error(md, write_selected(md, index, &view));
 }
 
 int fleece_metadata_delete(struct fleece_metadata *md, const char *name)
@@ -703,7 +703,7 @@ int fleece_metadata_delete(struct fleece_metadata *md, const char *name)
 	 * intent. Were the newest one back, it would miss that write.
 	 */
 	is_newest = index == md->root.nr_checkpoints;
-	return finish(md, is_newest ? commit_both(md) : commit(md));
+	return fail_on_error(md, is_newest ? commit_both(md) : commit(md));
 }
 
 /* ------------------------- Size ------------------------- */
@@ -728,13 +728,13 @@ int fleece_metadata_resize(struct fleece_metadata *md, u64 nr_sectors)
 		return -ENOSPC;
 	set_size(md, nr_sectors);
 	if (is_growing && md->root.nr_checkpoints) {
-		ret = since(md, newest, &view);
+		ret = get_changes(md, newest, &view);
 		if (!ret) {
 			select_granules(md, first_new, md->nr_granules);
 			ret = write_selected(md, newest, &view);
 		}
 	}
-	return finish(md, ret ?: commit(md));
+	return fail_on_error(md, ret ?: commit(md));
 }
 
 /* ------------------------- Open ------------------------- */
@@ -1016,7 +1016,7 @@ static int read_metadata(struct fleece_metadata *md, const struct fleece_metadat
 }
 
 /* Some granules are set in the newest map, and must be durable before the start. */
-static void repair(struct fleece_metadata *md, u64 first, u64 end)
+static void note_repair(struct fleece_metadata *md, u64 first, u64 end)
 {
 	u64 region;
 
@@ -1070,8 +1070,8 @@ void fleece_metadata_load(struct fleece_metadata *md, u32 index, unsigned long *
 				 bits, md->nr_granules);
 		/* The bits of frozen maps are relied on by nobody but readers. */
 		if (bad && is_newest)
-			repair(md, block * BLOCK_BITS,
-			       min((block + 1) * BLOCK_BITS, md->nr_granules));
+			note_repair(md, block * BLOCK_BITS,
+				    min((block + 1) * BLOCK_BITS, md->nr_granules));
 	}
 	if (is_newest)
 		load_newest(md, bits);
@@ -1087,7 +1087,7 @@ static int write_repairs(struct fleece_metadata *md)
 
 	if (md->root.nr_checkpoints) {
 		select_dirty(md, false);
-		ret = since(md, newest, &view);
+		ret = get_changes(md, newest, &view);
 		if (!ret)
 			ret = write_selected(md, newest, &view);
 	}
@@ -1116,7 +1116,7 @@ int fleece_metadata_start(struct fleece_metadata *md)
 		 * is on the device.
 		 */
 		invalidate_all(&md->root);
-	return finish(md, ret);
+	return fail_on_error(md, ret);
 }
 
 /* ------------------------- Close ------------------------- */
@@ -1130,8 +1130,8 @@ static int write_dirty(struct fleece_metadata *md)
 	if (!md->root.nr_checkpoints)
 		return 0;
 	select_dirty(md, true);
-	ret = since(md, newest, &view);
-	return ret ?: finish(md, write_selected(md, newest, &view));
+	ret = get_changes(md, newest, &view);
+	return ret ?: fail_on_error(md, write_selected(md, newest, &view));
 }
 
 int fleece_metadata_close(struct fleece_metadata *md, bool has_head_hash, u32 head_hash)
@@ -1147,7 +1147,7 @@ int fleece_metadata_close(struct fleece_metadata *md, bool has_head_hash, u32 he
 	md->root.state = FLEECE_MD_CLEAN;
 	md->root.has_head_hash = has_head_hash;
 	md->root.head_hash = has_head_hash ? head_hash : 0;
-	return finish(md, commit(md));
+	return fail_on_error(md, commit(md));
 }
 
 void fleece_metadata_free(struct fleece_metadata *md)

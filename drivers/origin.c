@@ -500,7 +500,7 @@ static void compact_tracker(struct work_struct *work)
 	unsigned int noio;
 
 	noio = fleece_origin_lock(origin);
-	fleece_tracker_compact(&origin->tracker, &origin->is_urgent);
+	fleece_tracker_compact(&origin->tracker, &origin->may_hold_io);
 	fleece_origin_unlock(origin, noio);
 }
 
@@ -510,7 +510,7 @@ static void compact_tracker(struct work_struct *work)
  */
 void fleece_origin_compact_later(struct fleece_origin *origin)
 {
-	if (!READ_ONCE(origin->is_urgent))
+	if (!READ_ONCE(origin->may_hold_io))
 		queue_work(compact_wq, &origin->compact);
 }
 
@@ -1619,9 +1619,9 @@ static void set_suspending(struct dm_target *ti, bool is_suspending)
 }
 
 /* What was not begun, or given up, meanwhile. */
-static void end_urgency(struct fleece_origin *origin)
+static void end_holding(struct fleece_origin *origin)
 {
-	WRITE_ONCE(origin->is_urgent, false);
+	WRITE_ONCE(origin->may_hold_io, false);
 	fleece_origin_compact_later(origin);
 }
 
@@ -1634,7 +1634,7 @@ static void origin_presuspend(struct dm_target *ti)
 	struct fleece_table *table = ti->private;
 
 	set_suspending(ti, true);
-	WRITE_ONCE(table->origin->is_urgent, true);
+	WRITE_ONCE(table->origin->may_hold_io, true);
 	cancel_work_sync(&table->origin->compact);
 }
 
@@ -1643,7 +1643,7 @@ static void origin_presuspend_undo(struct dm_target *ti)
 	struct fleece_table *table = ti->private;
 
 	set_suspending(ti, false);
-	end_urgency(table->origin);
+	end_holding(table->origin);
 }
 
 static void origin_postsuspend(struct dm_target *ti)
@@ -1697,7 +1697,7 @@ static void origin_resume(struct dm_target *ti)
 	adopt_size(table, ti->len);
 	set_live_table(table->origin, ti);
 	WRITE_ONCE(table->origin->is_suspended, false);
-	end_urgency(table->origin);
+	end_holding(table->origin);
 }
 
 bool fleece_origin_is_watched(struct fleece_origin *origin)
@@ -1759,7 +1759,7 @@ static void read_info(struct fleece_origin *origin, struct origin_info *info)
 	if (ret)
 		return;
 	/* Without the lock, and given up rather than that all I/O waits for it. */
-	info->changed = fleece_history_changed(&history, &origin->is_urgent);
+	info->changed = fleece_history_changed(&history, &origin->may_hold_io);
 	fleece_history_put(&history);
 	fleece_origin_compact_later(origin);
 }
@@ -1840,7 +1840,7 @@ static int list_checkpoints(struct fleece_origin *origin, char *result, unsigned
 	fleece_origin_unlock(origin, noio);
 	if (ret)
 		return ret;
-	if (fleece_history_count(&history, &origin->is_urgent))
+	if (fleece_history_count(&history, &origin->may_hold_io))
 		ret = emit_checkpoints(&history, result, maxlen);
 	else
 		ret = report_suspended(origin);

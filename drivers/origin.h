@@ -109,7 +109,7 @@ struct fleece_claim {
  * @message_lock: messages that change the checkpoints; protects
  * @is_suspending: between presuspend and postsuspend.
  * @is_suspended: between postsuspend and resume.
- * @is_urgent: from presuspend until it is undone, or the resume. I/O may be held, so nobody
+ * @may_hold_io: from presuspend until it is undone, or the resume. I/O may be held, so nobody
  *	begins a pass over maps that are as long as the device, or goes on with one.
  * @writes: references of writes on the way to the device and on it.
  * @drained: completed when the last of them is gone.
@@ -150,7 +150,7 @@ struct fleece_origin {
 	struct mutex message_lock;	/* messages, is_suspending */
 	bool is_suspending;
 	bool is_suspended;
-	bool is_urgent;
+	bool may_hold_io;
 
 	struct percpu_ref writes;
 	struct completion drained;
@@ -168,7 +168,7 @@ struct fleece_origin {
  * @origin: the origin; it waits for the work before it is freed.
  *
  * Which takes a pass over their maps, under the lock. To be called when a history was
- * dropped, or another segment has become the live one. While @is_urgent it is put off to
+ * dropped, or another segment has become the live one. While @may_hold_io it is put off to
  * the resume.
  *
  * Context: Any.

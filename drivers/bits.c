@@ -5,49 +5,11 @@
  */
 #include <linux/atomic.h>
 #include <linux/bitops.h>
-#include <linux/gfp.h>
 #include <linux/kernel.h>
-#include <linux/mm.h>
 #include <linux/sched.h>
-#include <linux/vmalloc.h>
 
 #include "bits.h"
-
-/* A map of more than this is not begun if there is not enough memory for all of it. */
-#define LARGE_BYTES	1048576
-
-/* Each of them reclaims memory for every page that it lacks, once. */
-#define ALLOC_ATTEMPTS	8
-
-/* Whether there is memory for so much and its page tables, or it is not worth asking. */
-static bool may_have_room(size_t bytes)
-{
-	long available;
-
-	if (bytes <= LARGE_BYTES)
-		return true;
-	available = si_mem_available();
-	return available > 0 && (bytes + bytes / 128) >> PAGE_SHIFT < (unsigned long)available;
-}
-
-/*
- * The caller has an error for it. So others need not be left without memory, and killed, for
- * a map that does not fit; an administrator need not be alarmed with a trace; and the kernel
- * must not try for ever, as it does for single pages where it may neither write nor kill.
- * Of the flags that say so, 6.19 and 7.0 know only the one that gives up at once.
- */
-void *fleece_map_alloc(u64 count, size_t size)
-{
-	unsigned int attempt;
-	void *map = NULL;
-
-	/* Where the kernel has 32 bits, it might be given less than it asks for. */
-	if (count > SIZE_MAX / size || !may_have_room(count * size))
-		return NULL;
-	for (attempt = 0; !map && attempt < ALLOC_ATTEMPTS; attempt++)
-		map = __vmalloc(count * size, GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN | __GFP_NORETRY);
-	return map;
-}
+#include "map.h"
 
 unsigned long *fleece_bits_alloc(u64 nr_bits)
 {

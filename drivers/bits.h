@@ -43,16 +43,6 @@ static inline unsigned long fleece_view_word(const struct fleece_view *view, u64
 }
 
 /**
- * fleece_map_alloc() - memory for something that may be as long as a device
- * @count: how many elements.
- * @size: bytes of each.
- *
- * Context: Process, may sleep. Kills nobody for memory, and does not try for ever.
- * Return: zeroes, to be freed with vfree(), or NULL.
- */
-void *fleece_map_alloc(u64 count, size_t size);
-
-/**
  * fleece_bits_alloc() - a bitmap of clear bits
  * @nr_bits: its length.
  *

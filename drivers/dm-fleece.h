@@ -11,7 +11,7 @@
  *                                  origin -> tracker
  *                                  origin -> metadata_dev -> metadata -> metadata_format
  *
- * control and snapshot read the tracker, too; bits serves all that have maps.
+ * control and snapshot read the tracker, too; bits and map serve all that have maps.
  *
  * Lock order, outermost first. A lock is never taken while a later one of this
  * list is held:

@@ -9,7 +9,7 @@
 #include <linux/mm.h>
 #include <linux/vmalloc.h>
 
-#include "bits.h"
+#include "map.h"
 #include "pages.h"
 
 int fleece_pages_init(struct fleece_pages *pool, unsigned int reserve, unsigned int limit)

@@ -15,6 +15,7 @@
 #include <linux/vmalloc.h>
 
 #include "bits.h"
+#include "map.h"
 #include "store.h"
 
 /*
@@ -56,6 +57,11 @@ static u32 nr_groups(u32 nr_slots)
 	return nr_slots ? (nr_slots - 1) / FLEECE_STORE_GROUP + 1 : 0;
 }
 
+static u32 nr_entry_pages(u32 nr_slots)
+{
+	return nr_slots ? (nr_slots - 1) / ENTRIES_PER_PAGE + 1 : 0;
+}
+
 /* Empty chains, or NULL. */
 static u32 *alloc_heads(unsigned int hash_bits)
 {
@@ -71,7 +77,7 @@ int fleece_store_init(struct fleece_store *store, u32 nr_slots)
 {
 	store->nr_slots = nr_slots;
 	store->avoided = FLEECE_SLOT_NONE;
-	store->nr_pages = DIV_ROUND_UP(nr_slots, ENTRIES_PER_PAGE);
+	store->nr_pages = nr_entry_pages(nr_slots);
 	store->hash_bits = hash_bits_for(nr_slots);
 
 	store->bits = fleece_bits_alloc(nr_slots);
@@ -109,7 +115,7 @@ int fleece_store_growth_init(struct fleece_store_growth *growth, const struct fl
 	bool has_heads;
 
 	growth->nr_slots = nr_slots;
-	growth->nr_pages = DIV_ROUND_UP(nr_slots, ENTRIES_PER_PAGE);
+	growth->nr_pages = nr_entry_pages(nr_slots);
 	growth->hash_bits = hash_bits_for(nr_slots);
 	growth->bits = fleece_bits_alloc(nr_slots);
 	growth->full = fleece_bits_alloc(nr_groups(nr_slots));

@@ -55,13 +55,15 @@ checks_memory()
 
 # KiB that the kernel has for itself: all that is neither free nor of programs or files,
 # stacks, nor slabs that it can shrink. Where it checks memory, slabs move by
-# themselves: then only vmalloc without stacks, and per-CPU memory.
+# themselves: then only vmalloc without stacks, our maps, which vmalloc does not count, and
+# per-CPU memory.
 kernel_memory()
 {
 	cat /proc/sys/vm/stat_refresh
 	if checks_memory; then
 		awk '/^(VmallocUsed|Percpu):/ { sum += $2 } /^KernelStack:/ { sum -= $2 }
-			END { print sum }' /proc/meminfo
+			/ fleece_map_alloc[.+].* vmap/ { sum += int($2 / 1024) }
+			END { print sum }' /proc/meminfo /proc/vmallocinfo
 	else
 		# Pages that each CPU has at hand are free, too.
 		awk '/^MemTotal:/ { sum += $2 }

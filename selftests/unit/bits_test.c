@@ -269,8 +269,6 @@ static void test_alloc(void)
 
 	unit_fail_allocation(1);
 	require(!fleece_bits_alloc(100), "a map without memory");
-	require(!fleece_map_alloc(1ULL << 62, 8), "a map of more than can be asked for");
-	unit_fail_allocation(0);
 	bits = fleece_bits_alloc(65);
 	require(bits && !bits[0] && !bits[1], "a new map has bits set");
 	vfree(bits);

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sanitizer/asan_interface.h>
 
+#include "map.h"
 #include "memory.h"
 
 #define GARBAGE		0xa5
@@ -20,7 +21,6 @@ struct header {
 
 static unsigned long allocations;
 static unsigned long fail_at;
-static size_t failing_bytes;
 static long pieces;
 
 void *unit_alloc(enum memory_kind kind, size_t bytes, bool is_zero, unsigned int gfp)
@@ -29,13 +29,8 @@ void *unit_alloc(enum memory_kind kind, size_t bytes, bool is_zero, unsigned int
 
 	if (!gfp)
 		abort();
-	if (failing_bytes && failing_bytes == bytes)
+	if (++allocations == fail_at)
 		return NULL;
-	failing_bytes = 0;
-	if (++allocations == fail_at) {
-		failing_bytes = kind == MEMORY_VIRTUAL ? bytes : 0;
-		return NULL;
-	}
 	header = malloc(sizeof(*header) + bytes);
 	if (!header)
 		abort();
@@ -54,6 +49,15 @@ void *unit_alloc_array(size_t count, size_t bytes, bool is_zero, unsigned int gf
 	if (__builtin_mul_overflow(count, bytes, &total) || total > INT32_MAX)
 		return NULL;
 	return unit_alloc(MEMORY_SLAB_OR_VIRTUAL, total, is_zero, gfp);
+}
+
+void *fleece_map_alloc(u64 count, size_t size)
+{
+	size_t total;
+
+	if (__builtin_mul_overflow(count, size, &total))
+		return NULL;
+	return unit_alloc(MEMORY_VIRTUAL, total, true, 1);
 }
 
 void unit_free(enum memory_kind kind, const void *memory)
@@ -75,7 +79,6 @@ void unit_free(enum memory_kind kind, const void *memory)
 void unit_fail_allocation(unsigned long nth)
 {
 	fail_at = nth ? allocations + nth : 0;
-	failing_bytes = 0;
 }
 
 unsigned long unit_allocations(void)

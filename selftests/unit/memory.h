@@ -48,15 +48,13 @@ void *unit_alloc_array(size_t count, size_t bytes, bool is_zero, unsigned int gf
 void unit_free(enum memory_kind kind, const void *memory);
 
 /**
- * unit_fail_allocation() - let one allocation fail, however often it is tried
- * @nth: which one, counted from now on; 0: none. If it is of MEMORY_VIRTUAL, those of the
- *	same size that follow it are taken for other attempts.
+ * unit_fail_allocation() - let one allocation fail
+ * @nth: which one, counted from now on; 0: none.
  */
 void unit_fail_allocation(unsigned long nth);
 
 /**
- * unit_allocations() - how often memory was asked for since the program began, without
- * other attempts at what is to fail
+ * unit_allocations() - how often memory was asked for since the program began
  */
 unsigned long unit_allocations(void);
 

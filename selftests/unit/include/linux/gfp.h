@@ -11,9 +11,6 @@
 #include "memory.h"
 
 #define GFP_KERNEL	1U
-#define __GFP_ZERO	2U
-#define __GFP_NOWARN	4U
-#define __GFP_NORETRY	8U
 #define PAGE_SHIFT	12
 #define PAGE_SIZE	(1UL << PAGE_SHIFT)
 

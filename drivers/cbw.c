@@ -54,8 +54,11 @@
 
 /* Before the next attempt to get memory for the store's entries. */
 #define SERVE_RETRY_JIFFIES	max(HZ / 100, 1)
-/* After a look at all writes not yet served, as a multiple of the time that it took. */
+/* Writes not yet served that are looked at without a break. */
+#define PASS_MAX		4096
+/* Until the next ones are: a multiple of the time that it took, but not more than this. */
 #define PASS_PAUSE		16
+#define PASS_PAUSE_MAX_NS	(NSEC_PER_SEC / 2)
 /* The watchdog looks at all writes that wait, so not more often than this part of the timeout. */
 #define WATCHDOG_PART		128
 
@@ -377,11 +380,21 @@ static void merge_in_background(struct work_struct *work)
 
 /* ------------------------- Waiting writes ------------------------- */
 
+/* Where the look at all that are not yet served goes on must be one of them. */
+static void leave_unserved(struct fleece_cbw *cbw, struct fleece_waiter *waiter)
+{
+	if (cbw->pass_from != waiter)
+		return;
+	cbw->pass_from = list_is_last(&waiter->node, &cbw->unserved) ? NULL :
+							      list_next_entry(waiter, node);
+}
+
 /* Move a waiter, or all of a list, to one that is going to be handed to resume_waiters(). */
 static void take_waiter(struct fleece_cbw *cbw, struct fleece_waiter *waiter,
 			struct list_head *to)
 {
 	lockdep_assert_held(&cbw->lock);
+	leave_unserved(cbw, waiter);
 	list_move_tail(&waiter->node, to);
 	cbw->nr_waiting--;
 }
@@ -391,6 +404,8 @@ static void take_waiters(struct fleece_cbw *cbw, struct list_head *from, struct 
 	struct fleece_waiter *waiter;
 
 	lockdep_assert_held(&cbw->lock);
+	if (from == &cbw->unserved)
+		cbw->pass_from = NULL;
 	list_for_each_entry(waiter, from, node)
 		cbw->nr_waiting--;
 	list_splice_tail_init(from, to);
@@ -827,14 +842,32 @@ static int redo_cluster(struct fleece_copy *copy, cluster_t cluster, bool is_wri
 	return ret;
 }
 
-/* Clusters were copied, released or lost: who is not yet served may need nothing any more. */
+static void queue_pass(struct fleece_cbw *cbw)
+{
+	u64 now = ktime_get_ns();
+	u64 left = now < cbw->pass_at ? cbw->pass_at - now : 0;
+
+	lockdep_assert_held(&cbw->lock);
+	queue_delayed_work(cbw->any_cpu_wq, &cbw->pass, nsecs_to_jiffies(left) + 1);
+}
+
+/* Who is not yet served may need no copy of its own any more. */
+static void look_for_passable(struct fleece_cbw *cbw)
+{
+	lockdep_assert_held(&cbw->lock);
+	if (cbw->pass_from)
+		cbw->pass_again = true;
+	queue_pass(cbw);
+}
+
+/* Clusters were copied, released or lost. */
 static void serve_again(struct fleece_cbw *cbw)
 {
 	lockdep_assert_held(&cbw->lock);
 	if (list_empty(&cbw->unserved))
 		return;
-	cbw->may_pass = true;
 	mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
+	look_for_passable(cbw);
 }
 
 /* Let the writes go that wait for a copy of @cluster, to look again. */
@@ -1063,19 +1096,20 @@ static void take_all_expired(struct fleece_cbw *cbw, struct list_head *expired)
 		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
 }
 
-/* Those that need no copy any more begin anew. */
-static void fail_expired(struct fleece_cbw *cbw, struct list_head *expired)
+/* But for those that need no copy any more, which begin anew, as @others. */
+static void fail_expired(struct fleece_cbw *cbw, struct list_head *expired,
+			 struct list_head *others)
 {
 	struct fleece_waiter *waiter;
-	bool is_told = false;
+	struct fleece_waiter *next;
 
-	list_for_each_entry(waiter, expired, node) {
-		if (!needs_any(cbw, waiter->first, waiter->last))
-			continue;
-		waiter->error = ETIMEDOUT;
-		is_told = true;
+	list_for_each_entry_safe(waiter, next, expired, node) {
+		if (needs_any(cbw, waiter->first, waiter->last))
+			waiter->error = ETIMEDOUT;
+		else
+			list_move_tail(&waiter->node, others);
 	}
-	if (is_told)
+	if (!list_empty(expired))
 		DMERR_LIMIT("%s: live writes fail: they have waited for cbw_timeout (%u ms) for their copies",
 			    cbw->config.name, cbw->config.timeout_ms);
 }
@@ -1087,14 +1121,16 @@ static void end_waits(struct fleece_cbw *cbw, struct list_head *expired)
 	LIST_HEAD(others);
 
 	if (cbw->config.on_error == FLEECE_BREAK_WRITE) {
-		fail_expired(cbw, expired);
+		fail_expired(cbw, expired, &others);
 	} else {
 		list_for_each_entry(waiter, expired, node)
 			lose_range(cbw, waiter->first, waiter->last, true, ETIMEDOUT,
 				   "a live write has waited for cbw_timeout for its copy", &others);
-		list_splice_tail(&others, expired);
+		list_splice_tail_init(&others, expired);
 	}
+	/* Those that fail need nobody; those that go on may be throttled. */
 	resume_waiters(cbw, expired);
+	resume_waiters(cbw, &others);
 }
 
 static void watch_waiters(struct work_struct *work)
@@ -1644,8 +1680,8 @@ static int claim_run(struct fleece_cbw *cbw, struct fleece_copy *copy, cluster_t
 	copy->run.first = first;
 	copy->run.last = first + got - 1;
 	fleece_inflight_add(&cbw->inflight, &copy->run);
-	/* Others that are not yet served may need no more than this copy. */
-	cbw->may_pass = true;
+	if (!list_empty(&cbw->unserved))
+		look_for_passable(cbw);
 	cbw->buffered_bytes += copy_memory(copy);
 	WRITE_ONCE(cbw->nr_copies, cbw->nr_copies + 1);
 	return 1;
@@ -1859,39 +1895,62 @@ static void tell_full(struct fleece_cbw *cbw)
 	raise_event(cbw);
 }
 
-/* To look at all writes takes its time: not more than a part of all. */
+/* Those that wait for nothing any more are handed to @waiters, others to copies in flight. */
 static void find_passable(struct fleece_cbw *cbw, struct list_head *waiters)
 {
-	u64 begin = ktime_get_ns();
-	u64 end;
-	struct fleece_waiter *waiter;
+	struct fleece_waiter *waiter = cbw->pass_from;
 	struct fleece_waiter *next;
+	unsigned int left = PASS_MAX;
+	struct list_head *list;
 
 	lockdep_assert_held(&cbw->lock);
-	cbw->may_pass = false;
-	list_for_each_entry_safe(waiter, next, &cbw->unserved, node) {
-		if (list_to_wait_on(cbw, waiter) != &cbw->unserved)
+	cbw->pass_from = NULL;
+	if (!waiter)
+		waiter = list_first_entry(&cbw->unserved, struct fleece_waiter, node);
+	list_for_each_entry_safe_from(waiter, next, &cbw->unserved, node) {
+		if (!left--) {
+			cbw->pass_from = waiter;
+			return;
+		}
+		list = list_to_wait_on(cbw, waiter);
+		if (!list)
 			take_waiter(cbw, waiter, waiters);
+		else if (list != &cbw->unserved)
+			list_move_tail(&waiter->node, list);
 	}
-	end = ktime_get_ns();
-	cbw->pass_at = end + PASS_PAUSE * (end - begin);
 }
 
 /*
  * Writes are served in their order, but who needs no copy of its own any more, because its
- * clusters were released, lost, copied or claimed, does not wait for those before it.
+ * clusters were released, lost, copied or claimed, does not wait for those before it; nor for
+ * serve, which may be waiting for memory. To look at them takes its time: no more than a part
+ * of all.
  */
-static void pass_by(struct fleece_cbw *cbw)
+static void let_pass(struct work_struct *work)
 {
-	u64 now = ktime_get_ns();
+	struct fleece_cbw *cbw = container_of(to_delayed_work(work), struct fleece_cbw, pass);
+	struct list_head *first;
 	LIST_HEAD(waiters);
+	u64 begin, end;
 
 	spin_lock(&cbw->lock);
-	if (cbw->may_pass && now < cbw->pass_at)
-		queue_delayed_work(cbw->memory_wq, &cbw->serve,
-				   nsecs_to_jiffies(cbw->pass_at - now) + 1);
-	else if (cbw->may_pass)
+	begin = ktime_get_ns();
+	if (begin >= cbw->pass_at) {
+		if (!cbw->pass_from)
+			cbw->pass_again = false;
+		first = cbw->unserved.next;
 		find_passable(cbw, &waiters);
+		/* The next one has never been tried. */
+		if (cbw->unserved.next != first)
+			mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
+		end = ktime_get_ns();
+		cbw->pass_at = end + min(PASS_PAUSE * (end - begin), (u64)PASS_PAUSE_MAX_NS);
+		if (cbw->pass_from || cbw->pass_again)
+			queue_pass(cbw);
+	} else {
+		/* It was queued while the last look was about to end. */
+		queue_pass(cbw);
+	}
 	spin_unlock(&cbw->lock);
 	resume_waiters(cbw, &waiters);
 }
@@ -1957,10 +2016,8 @@ static void serve_unserved(struct work_struct *work)
 			/* For the store's entries: they have no reserve but the watchdog. */
 			mod_delayed_work(cbw->memory_wq, &cbw->serve, SERVE_RETRY_JIFFIES);
 		/* -EBUSY: the copies in flight queue this work when they give back memory. */
-		if (ret) {
-			pass_by(cbw);
+		if (ret)
 			return;
-		}
 
 		spin_lock(&cbw->lock);
 		/* Unless a break has taken it. */
@@ -2387,7 +2444,7 @@ static int fill_spares(struct fleece_cbw *cbw)
 {
 	void *page;
 
-	while ((page = fleece_store_refill(&cbw->store, GFP_KERNEL)))
+	while ((page = fleece_store_refill(&cbw->store, GFP_KERNEL | __GFP_RETRY_MAYFAIL)))
 		fleece_store_add_spare(&cbw->store, page);
 	return cbw->store.nr_spares ? 0 : -ENOMEM;
 }
@@ -2452,6 +2509,7 @@ static void init_engine(struct fleece_cbw *cbw, const struct fleece_cbw_config *
 	INIT_LIST_HEAD(&cbw->gathered);
 	INIT_DELAYED_WORK(&cbw->store_gathered, store_gathered);
 	INIT_DELAYED_WORK(&cbw->serve, serve_unserved);
+	INIT_DELAYED_WORK(&cbw->pass, let_pass);
 	INIT_WORK(&cbw->merge, merge_in_background);
 	INIT_DELAYED_WORK(&cbw->watchdog, watch_waiters);
 }
@@ -2501,6 +2559,7 @@ void fleece_cbw_drain(struct fleece_cbw *cbw)
 	spin_lock(&cbw->lock);
 	spin_unlock(&cbw->lock);
 	cancel_delayed_work_sync(&cbw->serve);
+	cancel_delayed_work_sync(&cbw->pass);
 	cancel_delayed_work_sync(&cbw->store_gathered);
 }
 

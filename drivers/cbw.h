@@ -131,7 +131,7 @@ struct fleece_cbw_methods {
  * @on_error: what a failed copy does.
  * @wait_when_full: writes wait for a free slot, at most @timeout_ms.
  * @staging_bytes: RAM for clusters that are not yet on the COW device.
- * @timeout_ms: longest time that a write may wait; 0: no limit.
+ * @timeout_ms: longest time that a write may wait, but for a hundredth of it; 0: no limit.
  * @low_water_slots: event when fewer slots are free; 0: none.
  * @methods: see there.
  * @resume_context: argument of the resume method.
@@ -172,13 +172,13 @@ struct fleece_cbw_config {
  * @unmerged_granule_shift: log2 of the sectors of a bit of @unmerged.
  * @lost: the clusters whose access fell because their copy failed.
  *
- * Protected by @lock: @store, @inflight, @unserved (writes for which no copy
- * could be started yet), @may_pass (some of them may need none any more), @pass_at (when to
- * look for them at the earliest, in ns), @nr_waiting (live writes on any list), @is_watching (the
- * watchdog is armed), @watch_at (when it looks at them), @nr_copies (read without
- * it where a guess is enough), @buffered_bytes (of all copies), @staged_bytes (of those
- * whose writes were let go), @gathered (those of them that @store_gathered is to store),
- * @gathered_bytes, the counters, @error and @error_sector.
+ * Protected by @lock: @store, @inflight, @unserved (writes for which no copy could be started
+ * yet), @pass_at (when @pass looks at some of them at the earliest, in ns), @pass_from (the
+ * next one, while it has not looked at all of them), @pass_again (meanwhile something has
+ * happened: all need one more look), @nr_waiting (live writes on any list), @is_watching (the watchdog is armed), @watch_at (when
+ * it looks at them), @nr_copies (read without it where a guess is enough), @buffered_bytes (of
+ * all copies), @staged_bytes (of those whose writes were let go), @gathered (those of them that
+ * @store_gathered is to store), @gathered_bytes, the counters, @error and @error_sector.
  *
  * @low_water_told, @full_told: somebody was told of it, and nobody yet that it has ended.
  *
@@ -189,7 +189,7 @@ struct fleece_cbw_config {
  *	cluster, and holds bios of @bios meanwhile.
  * @idle: woken when @nr_copies gets 0.
  * @wq: runs steps of copies on the CPU that queues them, usually where the I/O has ended.
- * @any_cpu_wq: runs those that are spread, and @merge.
+ * @any_cpu_wq: runs those that are spread, @merge and @pass.
  * @cow_wq: runs @store_gathered, and the steps that may wait for the COW device. If that
  *	hangs, data that is read still gets to the writes and the followers that wait for
  *	it.
@@ -216,8 +216,9 @@ struct fleece_cbw {
 	struct fleece_store store;
 	struct fleece_inflight inflight;
 	struct list_head unserved;
-	bool may_pass;
 	u64 pass_at;
+	struct fleece_waiter *pass_from;
+	bool pass_again;
 	unsigned int nr_waiting;
 	bool is_watching;
 	unsigned long watch_at;
@@ -255,6 +256,7 @@ struct fleece_cbw {
 	struct workqueue_struct *watch_wq;
 	struct workqueue_struct *memory_wq;
 	struct delayed_work serve;
+	struct delayed_work pass;
 	struct delayed_work store_gathered;
 	struct work_struct merge;
 	struct delayed_work watchdog;

@@ -11,6 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 SECTORS=32768
 TIMEOUT_MS=$((3000 * ${FLEECE_SLOWDOWN:-1}))
 load_fleece
+no_probing
 make_arena 64
 make_disk disk $SECTORS
 make_disk cow "$(cow_sectors 128 256)"
@@ -318,6 +319,36 @@ test_wait_overtaken()
 	end_snapshot
 }
 
+# So does who needs the same copy as one before it, which is in RAM.
+test_wait_shared()
+{
+	local writers=()
+
+	make_snapshot snap disk small 128 "4 on_cow_full wait cbw_timeout 0"
+	defer dmsetup resume "$PREFIX-small"
+	or_bail pattern origin write 2 1M 256k
+	wait_copied snap
+	add_waiting first 1 2 4M 4k
+	writers+=("$background")
+	add_waiting second 2 2 6M 4k
+	writers+=("$background")
+	add_waiting third 3 2 4100k 4k
+	writers+=("$background")
+	stall small
+	or_bail message snap release 2048 128
+	wait_until 20 snapshot_field_is snap waiting 1 ||
+		not_ok "shared: the third write waits behind the second, though it needs no slot"
+	is "shared: the second one still waits" "$(snapshot_field snap waiting)" 1
+	unstall small
+	wait_copied snap
+	or_bail message snap release 2176 128
+	wait "${writers[@]}"
+	is "shared: all succeed" \
+		"$(cat "$SCRATCH/first" "$SCRATCH/second" "$SCRATCH/third" | paste -sd' ')" "ok ok ok"
+	gets "shared: the copies are right" ok snap verify 1 4M 2112k
+	end_snapshot
+}
+
 # test_wait_timeout POLICY RESULT STATE LOST CLUSTER: waiting for a slot ends with cbw_timeout.
 test_wait_timeout()
 {
@@ -399,8 +430,9 @@ test_expired_first()
 		skip "expired: the write behind the one that has failed" "there is no dm-delay"
 		return
 	fi
-	or_bail slow_reads $((TIMEOUT_MS * 5 / 2))
-	make_snapshot snap disk cow 128 "4 on_cbw_error break_write cbw_timeout $TIMEOUT_MS"
+	make_snapshot snap disk cow 128 "4 on_cbw_error break_write cbw_timeout $((2 * TIMEOUT_MS))"
+	defer replace_table disk "$(slice_table disk)"
+	or_bail slow_reads $((5 * TIMEOUT_MS))
 	for i in 0 1 2 3 4 5 6; do
 		in_background "write.$i" pattern origin write 2 ${i}M 1M
 		writers+=("$background")
@@ -410,7 +442,7 @@ test_expired_first()
 	wait_until 30 snapshot_field_is snap waiting 8 || bail "expired: writes wait for slow copies"
 	add_waiting write.8 9 2 8M 1M
 	writers+=("$background")
-	sleep $((TIMEOUT_MS / 2000))
+	sleep $((TIMEOUT_MS / 1000))
 	in_background last pattern origin write 2 10M 64k
 	wait "${writers[@]}" "$background"
 	is "expired: the writes that have waited for too long fail" \
@@ -437,6 +469,7 @@ test_cluster_full
 test_cluster_full_in_flight
 test_write_full
 test_wait_overtaken
+test_wait_shared
 test_wait_timeout break_snapshot ok broken 0 EIO
 test_wait_timeout break_cluster ok active 1 EIO
 test_wait_timeout break_write ETIMEDOUT active 0 ok

@@ -504,6 +504,15 @@ test_serve_uris()
 	succeeds "the command that is shown for nbdinfo" \
 		bash -c "$(grep -m 1 '^  nbdinfo' "$SCRATCH/said")"
 	or_bail wait_until 20 stop_and_forget
+	uris=$(serve_uris --allow-release) || bail "serve" "$(cat "$SCRATCH/log")"
+	is "with --allow-release there is a URI that releases" \
+		"$(sed 's,?.*,,; s,.*/,,' <<< "$uris" | paste -sd' ')" "$name-snap $name-snap%2Brelease"
+	like "and a command to pull from it" "$(grep "fleece pull" "$SCRATCH/said" | tail -n 1)" "%2Brelease"
+	can_use "${uris#*$'\n'}" "the one that releases"
+	or_bail wait_until 20 stop_and_forget
+	is "a program is told of both" "$(serve_uris --allow-release --json; jq -r \
+		'.exports[0] | .uris[0], .release_uris[0]' "$SCRATCH/said")" "$uris"
+	or_bail wait_until 20 stop_and_forget
 	uris=$(serve_uris "${addresses[@]}" --tls-psk "$SCRATCH/keys") ||
 		bail "serve with TLS" "$(cat "$SCRATCH/log")"
 	is "each of them is one for TLS" "$(grep -c ^nbds <<< "$uris")" $((1 + ${#addresses[@]} / 2))

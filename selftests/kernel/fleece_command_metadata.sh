@@ -461,6 +461,27 @@ test_too_small()
 	or_bail dm_remove short
 }
 
+# There is none without its checkpoint.
+test_no_place()
+{
+	local name=$PREFIX-plain cow=/dev/$GROUP/meta-other
+
+	empty "/dev/$GROUP/small"
+	empty "$cow"
+	or_bail "$FLEECE" metadata create "/dev/$GROUP/small" --origin "$spare" --checkpoints 1
+	or_bail "$FLEECE" attach "$spare" --name "$name" --metadata "/dev/$GROUP/small"
+	or_bail "$FLEECE" checkpoint create "$name" one
+	fails "a snapshot whose checkpoint has no place" "no more checkpoints" \
+		"$FLEECE" snapshot "$name" --cow "$cow" --checkpoint two
+	fails "is not there" "No such device" dmsetup table "$name-snap"
+	or_bail "$FLEECE" checkpoint delete "$name" one
+	succeeds "when another is deleted, it is taken" \
+		"$FLEECE" snapshot "$name" --cow "$cow" --checkpoint two
+	or_bail "$FLEECE" remove "$name-snap"
+	or_bail "$FLEECE" detach "$name"
+	empty "/dev/$GROUP/small"
+}
+
 is_open()
 {
 	[ "$(dmsetup info -c --noheadings -o open "$1")" -gt 0 ]
@@ -577,6 +598,7 @@ test_tab
 test_wait
 test_without_metadata
 test_too_small
+test_no_place
 test_claim
 test_leftovers
 test_grow

@@ -175,10 +175,11 @@ struct fleece_cbw_config {
  * Protected by @lock: @store, @inflight, @unserved (writes for which no copy could be started
  * yet), @pass_at (when @pass looks at some of them at the earliest, in ns), @pass_from (the
  * next one, while it has not looked at all of them), @pass_again (meanwhile something has
- * happened: all need one more look), @nr_waiting (live writes on any list), @is_watching (the watchdog is armed), @watch_at (when
- * it looks at them), @nr_copies (read without it where a guess is enough), @buffered_bytes (of
- * all copies), @staged_bytes (of those whose writes were let go), @gathered (those of them that
- * @store_gathered is to store), @gathered_bytes, the counters, @error and @error_sector.
+ * happened: all need one more look), @nr_waiting (live writes on any list), @is_watching (the
+ * watchdog is armed), @watch_at (when it looks at them), @nr_copies (read without it where a
+ * guess is enough), @buffered_bytes (of all copies), @staged_bytes (of those whose writes were
+ * let go), @gathered (those of them that @store_gathered is to store), @gathered_bytes, the
+ * counters, @error and @error_sector.
  *
  * @low_water_told, @full_told: somebody was told of it, and nobody yet that it has ended.
  *

@@ -337,36 +337,25 @@ static void print_addresses(const struct serve *serve, struct fleece_json *json,
 	}
 }
 
+/* @suffix: "", or RELEASE_SUFFIX, for the export from which pull releases what it has. */
 static void print_export(const struct serve *serve, struct fleece_json *json,
-			 const struct served *snapshot)
-{
-	struct uri_export export = { .name = snapshot->name, .is_tls = is_tls(serve) };
-	char uri[URI_BYTES];
-	int ret = uri_of_unix(uri, sizeof(uri), &export, serve->socket);
-
-	print_uri(json, ret, uri, serve->socket);
-	/* With TLS they need the client's credentials, which are nothing of ours. */
-	if (!ret && !json && !export.is_tls)
-		print_commands(serve, uri, snapshot);
-	print_addresses(serve, json, &export);
-}
-
-/* Here pull releases what it has. */
-static void print_release(const struct serve *serve, struct fleece_json *json,
-			  const struct served *snapshot)
+			 const struct served *snapshot, const char *suffix)
 {
 	char name[sizeof(snapshot->name) + sizeof(RELEASE_SUFFIX)];
 	struct uri_export export = { .name = name, .is_tls = is_tls(serve) };
 	char uri[URI_BYTES];
 	int ret;
 
-	if (!serve->allow_release)
-		return;
-	snprintf(name, sizeof(name), "%s" RELEASE_SUFFIX, snapshot->name);
+	snprintf(name, sizeof(name), "%s%s", snapshot->name, suffix);
 	ret = uri_of_unix(uri, sizeof(uri), &export, serve->socket);
 	print_uri(json, ret, uri, serve->socket);
-	if (!ret && !json && !export.is_tls)
-		print_pull(uri, snapshot);
+	/* With TLS they need the client's credentials, which are nothing of ours. */
+	if (!ret && !json && !export.is_tls) {
+		if (*suffix)
+			print_pull(uri, snapshot);
+		else
+			print_commands(serve, uri, snapshot);
+	}
 	print_addresses(serve, json, &export);
 }
 
@@ -375,8 +364,9 @@ static void print_exports(const struct serve *serve, pid_t pid)
 	size_t i;
 
 	for (i = 0; i < serve->count; i++) {
-		print_export(serve, NULL, &serve->snapshots[i]);
-		print_release(serve, NULL, &serve->snapshots[i]);
+		print_export(serve, NULL, &serve->snapshots[i], "");
+		if (serve->allow_release)
+			print_export(serve, NULL, &serve->snapshots[i], RELEASE_SUFFIX);
 	}
 	if (is_tls(serve))
 		printf("clients need TLS credentials: see TLS and EXAMPLES in fleeced(8)\n");
@@ -405,10 +395,11 @@ static void print_json(const struct serve *serve, pid_t pid)
 		fleece_json_string(&json, "device", snapshot->device);
 		fleece_json_string(&json, "since", snapshot->since[0] ? snapshot->since : NULL);
 		fleece_json_array(&json, "uris");
-		print_export(serve, &json, snapshot);
+		print_export(serve, &json, snapshot, "");
 		fleece_json_array_end(&json);
 		fleece_json_array(&json, "release_uris");
-		print_release(serve, &json, snapshot);
+		if (serve->allow_release)
+			print_export(serve, &json, snapshot, RELEASE_SUFFIX);
 		fleece_json_array_end(&json);
 		fleece_json_object_end(&json);
 	}

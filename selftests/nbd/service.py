@@ -278,17 +278,40 @@ def listen_wrong():
         run_wrong(["--listen", address, DISK], 2, "not ADDRESS or ADDRESS:PORT")
 
 
+def apart(scratch, commands):
+    """The server, as a program, in a network of its own in which these were run before."""
+    with open(scratch("apart"), "w", encoding="utf-8") as script:
+        script.write("#!/bin/sh\nexec unshare -nm sh -c 'ip link set lo up && %s && "
+                     'exec "$0" "$@"\' %s "$@"\n' % (commands, nbdclient.TESTSERVER))
+    os.chmod(scratch("apart"), 0o700)
+    return scratch("apart")
+
+
 @test("--listen: loopback addresses, whatever other addresses the machine has")
 def listen_loopback():
     with Scratch() as scratch:
         for other in ("fd00::1/128", "192.0.2.1/32"):
-            with open(scratch("apart"), "w", encoding="utf-8") as script:
-                script.write("#!/bin/sh\nexec unshare -n sh -c 'ip link set lo up && "
-                             'ip addr add %s dev lo && exec "$0" "$@"\' %s "$@"\n'
-                             % (other, nbdclient.TESTSERVER))
-            os.chmod(scratch("apart"), 0o700)
+            program = apart(scratch, "ip addr add %s dev lo" % other)
             for address in ("127.0.0.1:0", "[::1]:0", "localhost:0"):
-                Server("--listen", address, DISK, program=scratch("apart")).stop()
+                Server("--listen", address, DISK, program=program).stop()
+
+
+@test("--listen: a name, at those of its addresses that the machine has")
+def listen_name():
+    with Scratch() as scratch:
+        with open(scratch("hosts"), "w", encoding="utf-8") as hosts:
+            hosts.write("127.0.0.1 both\n::1 both six\n")
+        named = "mount --bind %s /etc/hosts" % scratch("hosts")
+        without = named + " && echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
+        for commands, count in ((named, 2), (without, 1)):
+            server = Server("--listen", "both:0", DISK, program=apart(scratch, commands))
+            try:
+                found = re.findall(r"listening on \S+:\d+", server.log())
+                equal(len(found), count, "addresses: " + server.log())
+            finally:
+                server.stop()
+        run_wrong(["--no-sandbox", "--listen", "six:0", DISK], 1, "cannot listen on six:0",
+                  program=apart(scratch, without))
 
 
 def statuses(pid):

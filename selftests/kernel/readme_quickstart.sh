@@ -29,6 +29,19 @@ night()
 	PATH=$1:$PATH bash "$SCRATCH/night"
 }
 
+# broken_night VERB: one in which this verb of fleece fails.
+broken_night()
+{
+	mkdir -p "$SCRATCH/broken"
+	cat > "$SCRATCH/broken/fleece" <<-END
+		#!/bin/sh
+		[ "\$1" = $1 ] && exit 1
+		exec $(command -v fleece) "\$@"
+	END
+	chmod +x "$SCRATCH/broken/fleece"
+	night "$SCRATCH/broken"
+}
+
 # in_image IMAGE: what its file has.
 in_image()
 {
@@ -52,17 +65,14 @@ test_nights()
 	is "the first one is as it was" "$(in_image "$first")" first
 	succeeds "the image has a filesystem" e2fsck -fn /backup/last
 	is "one checkpoint is left" "$(dmsetup message vg0-data 0 checkpoint_list | wc -l)" 1
-	mkdir "$SCRATCH/broken"
-	cat > "$SCRATCH/broken/fleece" <<-END
-		#!/bin/sh
-		[ "\$1" = pull ] && exit 1
-		exec $(command -v fleece) "\$@"
-	END
-	chmod +x "$SCRATCH/broken/fleece"
 	sleep 1
-	fails "a night whose pull fails" "" night "$SCRATCH/broken"
+	fails "a night whose pull fails" "" broken_night pull
 	is "leaves no image" "$(find /backup -mindepth 1 | wc -l)" 3
 	is "and no checkpoint" "$(dmsetup message vg0-data 0 checkpoint_list | wc -l)" 1
+	fails "nor a snapshot" "No such device" dmsetup table vg0-data-snap
+	sleep 1
+	succeeds "one that cannot delete the old checkpoint has succeeded" broken_night checkpoint
+	is "it has its image" "$(in_image last)" second
 	echo third > /mnt/file
 	or_bail dmsetup message vg0-data 0 checkpoint_delete "$(readlink /backup/last)"
 	sleep 1

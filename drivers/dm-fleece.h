@@ -52,6 +52,7 @@
 #ifndef DM_FLEECE_H
 #define DM_FLEECE_H
 
+#include <linux/log2.h>
 #include <linux/types.h>
 
 typedef u64 cluster_t;
@@ -60,10 +61,14 @@ typedef u64 cluster_t;
 #define FLEECE_UNIT_SECTORS_MIN		8U
 #define FLEECE_UNIT_SECTORS_MAX		32768U
 
+/**
+ * fleece_is_unit() - may a cluster or a granule be of this size?
+ * @sectors: the size.
+ */
 static inline bool fleece_is_unit(unsigned int sectors)
 {
 	return sectors >= FLEECE_UNIT_SECTORS_MIN && sectors <= FLEECE_UNIT_SECTORS_MAX &&
-	       !(sectors & (sectors - 1));
+	       is_power_of_2(sectors);
 }
 
 /* The start of the COW device holds a header; slots begin after it. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * vmalloc: large memory, see memory.h and fleece_map_alloc() there.
+ * vmalloc: large memory, see memory.h; fleece_map_alloc() is in memory.c.
  */
 #ifndef UNIT_LINUX_VMALLOC_H
 #define UNIT_LINUX_VMALLOC_H

@@ -1920,6 +1920,22 @@ static void find_passable(struct fleece_cbw *cbw, struct list_head *waiters)
 	}
 }
 
+static void look_once(struct fleece_cbw *cbw, struct list_head *waiters)
+{
+	struct list_head *first = cbw->unserved.next;
+	u64 begin = ktime_get_ns();
+	u64 end;
+
+	if (!cbw->pass_from)
+		cbw->pass_again = false;
+	find_passable(cbw, waiters);
+	/* The next one has never been tried. */
+	if (cbw->unserved.next != first)
+		mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
+	end = ktime_get_ns();
+	cbw->pass_at = end + min(PASS_PAUSE * (end - begin), (u64)PASS_PAUSE_MAX_NS);
+}
+
 /*
  * Writes are served in their order, but who needs no copy of its own any more, because its
  * clusters were released, lost, copied or claimed, does not wait for those before it; nor for
@@ -1929,28 +1945,16 @@ static void find_passable(struct fleece_cbw *cbw, struct list_head *waiters)
 static void let_pass(struct work_struct *work)
 {
 	struct fleece_cbw *cbw = container_of(to_delayed_work(work), struct fleece_cbw, pass);
-	struct list_head *first;
 	LIST_HEAD(waiters);
-	u64 begin, end;
+	bool is_early;
 
 	spin_lock(&cbw->lock);
-	begin = ktime_get_ns();
-	if (begin >= cbw->pass_at) {
-		if (!cbw->pass_from)
-			cbw->pass_again = false;
-		first = cbw->unserved.next;
-		find_passable(cbw, &waiters);
-		/* The next one has never been tried. */
-		if (cbw->unserved.next != first)
-			mod_delayed_work(cbw->memory_wq, &cbw->serve, 0);
-		end = ktime_get_ns();
-		cbw->pass_at = end + min(PASS_PAUSE * (end - begin), (u64)PASS_PAUSE_MAX_NS);
-		if (cbw->pass_from || cbw->pass_again)
-			queue_pass(cbw);
-	} else {
-		/* It was queued while the last look was about to end. */
+	/* If it was queued while the last look was about to end. */
+	is_early = ktime_get_ns() < cbw->pass_at;
+	if (!is_early)
+		look_once(cbw, &waiters);
+	if (is_early || cbw->pass_from || cbw->pass_again)
 		queue_pass(cbw);
-	}
 	spin_unlock(&cbw->lock);
 	resume_waiters(cbw, &waiters);
 }
@@ -2020,7 +2024,7 @@ static void serve_unserved(struct work_struct *work)
 			return;
 
 		spin_lock(&cbw->lock);
-		/* Unless a break has taken it. */
+		/* Unless somebody else has taken it. */
 		if (cbw->unserved.next == &waiter->node)
 			take_waiter(cbw, waiter, &waiters);
 		spin_unlock(&cbw->lock);

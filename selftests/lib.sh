@@ -812,6 +812,12 @@ copied_and_used()
 	echo "$(snapshot_field snap copied) $(snapshot_field snap used)"
 }
 
+# maps_kib: what the maps of the module take, which vmalloc does not count.
+maps_kib()
+{
+	awk '/ fleece_map_alloc[.+].* vmap/ { sum += $2 } END { print int(sum / 1024) }' /proc/vmallocinfo
+}
+
 # Copies go on after the write that caused them has returned.
 wait_copied()
 {

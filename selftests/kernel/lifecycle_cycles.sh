@@ -61,9 +61,9 @@ kernel_memory()
 {
 	cat /proc/sys/vm/stat_refresh
 	if checks_memory; then
-		awk '/^(VmallocUsed|Percpu):/ { sum += $2 } /^KernelStack:/ { sum -= $2 }
-			/ fleece_map_alloc[.+].* vmap/ { sum += int($2 / 1024) }
-			END { print sum }' /proc/meminfo /proc/vmallocinfo
+		awk -v maps="$(maps_kib)" '/^(VmallocUsed|Percpu):/ { sum += $2 }
+			/^KernelStack:/ { sum -= $2 }
+			END { print sum + maps }' /proc/meminfo
 	else
 		# Pages that each CPU has at hand are free, too.
 		awk '/^MemTotal:/ { sum += $2 }

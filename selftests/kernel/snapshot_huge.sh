@@ -32,13 +32,7 @@ or_bail dm_create huge "0 $SECTORS zero"
 defer dm_remove_deferred huge
 make_disk cow "$(cow_sectors 128 1024)"
 
-# The maps are the only memory that is worth a look.
-maps_kib()
-{
-	awk '/ fleece_map_alloc[.+].* vmap/ { sum += $2 } END { print int(sum / 1024) }' /proc/vmallocinfo
-}
-
-# costs DESCRIPTION KIB: since the call before.
+# costs DESCRIPTION KIB: in maps, the only memory that is worth a look, since the call before.
 costs()
 {
 	local now found

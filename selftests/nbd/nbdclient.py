@@ -292,14 +292,22 @@ class Client:
         self.items = self.go(name)
         return self
 
-    def request(self, command, offset=0, length=0, flags=0, payload=b"", magic=None):
-        """Send a request, return its cookie."""
+    def packed(self, command, offset=0, length=0, flags=0, payload=b"", magic=None):
+        """The bytes of a request, whose cookie is self.cookie then.
+
+        For those who send many at once: of those sent one by one and not read yet, each
+        takes as much of the socket's buffer as 768 bytes do, so that 70 may be too many.
+        """
         self.cookie += 1
         extended = self.form == EXTENDED_FORM
         if magic is None:
             magic = EXTENDED_REQUEST_MAGIC if extended else REQUEST_MAGIC
-        self.send(struct.pack(">IHHQQQ" if extended else ">IHHQQI", magic, flags, command,
-                              self.cookie, offset, length) + payload)
+        return struct.pack(">IHHQQQ" if extended else ">IHHQQI", magic, flags, command,
+                           self.cookie, offset, length) + payload
+
+    def request(self, *arguments, **options):
+        """Send a request, return its cookie; arguments as those of packed()."""
+        self.send(self.packed(*arguments, **options))
         return self.cookie
 
     def receive_header(self):

@@ -564,8 +564,7 @@ def slow_reader():
         for _ in range(4):
             greedy.append(Client(server).open(b"big"))
             # More than the server makes at once, so that some wait for their share.
-            for n in range(100):
-                greedy[-1].request(READ, n * M, M)
+            greedy[-1].send(b"".join(greedy[-1].packed(READ, n * M, M) for n in range(100)))
         with Client(server) as client:
             client.open(b"big", contexts=["base:allocation"])
             for n in range(20):

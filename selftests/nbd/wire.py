@@ -479,9 +479,12 @@ def pipelined(server):
         with Client(server) as client:
             client.open(b"big", form)
             wanted = {}
+            requests = b""
             for n in range(128):
                 offset, length = (n * 7919) * 512 + n, 1 + (n * 37) % 9000
-                wanted[client.request(READ, offset, length)] = (offset, length)
+                requests += client.packed(READ, offset, length)
+                wanted[client.cookie] = (offset, length)
+            client.send(requests)
             lengths = {cookie: length for cookie, (_, length) in wanted.items()}
             while wanted:
                 answer = client.answer(lengths)

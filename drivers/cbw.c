@@ -1068,15 +1068,19 @@ static void lose_range(struct fleece_cbw *cbw, cluster_t first, cluster_t last,
 	}
 }
 
+/* A snapshot that breaks when writes are late does so for those alone that need a copy. */
 static void take_expired(struct fleece_cbw *cbw, struct list_head *from, struct list_head *to)
 {
 	unsigned long timeout = msecs_to_jiffies(cbw->config.timeout_ms);
+	bool may_break = cbw->config.on_error == FLEECE_BREAK_SNAPSHOT;
 	struct fleece_waiter *waiter;
 	struct fleece_waiter *next;
 
 	lockdep_assert_held(&cbw->lock);
 	list_for_each_entry_safe(waiter, next, from, node) {
-		if (!time_before(jiffies, waiter->since + timeout))
+		if (time_before(jiffies, waiter->since + timeout))
+			continue;
+		if (!may_break || !needs_any(cbw, waiter->first, waiter->last))
 			take_waiter(cbw, waiter, to);
 	}
 }
@@ -1114,7 +1118,7 @@ static void fail_expired(struct fleece_cbw *cbw, struct list_head *expired,
 			    cbw->config.name, cbw->config.timeout_ms);
 }
 
-/* The policies that keep the snapshot when writes have waited for too long. */
+/* Writes have waited for too long, and the snapshot has not broken because of them. */
 static void end_waits(struct fleece_cbw *cbw, struct list_head *expired)
 {
 	struct fleece_waiter *waiter;
@@ -1122,7 +1126,7 @@ static void end_waits(struct fleece_cbw *cbw, struct list_head *expired)
 
 	if (cbw->config.on_error == FLEECE_BREAK_WRITE) {
 		fail_expired(cbw, expired, &others);
-	} else {
+	} else if (cbw->config.on_error == FLEECE_BREAK_CLUSTER) {
 		list_for_each_entry(waiter, expired, node)
 			lose_range(cbw, waiter->first, waiter->last, true, ETIMEDOUT,
 				   "a live write has waited for cbw_timeout for its copy", &others);
@@ -1147,8 +1151,7 @@ static void watch_waiters(struct work_struct *work)
 
 	spin_lock(&cbw->lock);
 	cbw->is_watching = false;
-	if (!may_break)
-		take_all_expired(cbw, &expired);
+	take_all_expired(cbw, &expired);
 	oldest = oldest_waiter(cbw);
 	if (oldest) {
 		deadline = oldest->since + timeout;
@@ -1160,10 +1163,10 @@ static void watch_waiters(struct work_struct *work)
 	}
 	spin_unlock(&cbw->lock);
 
-	end_waits(cbw, &expired);
 	if (is_late && may_break)
 		fleece_cbw_break(cbw, ETIMEDOUT, sector,
 				 "a live write has waited for cbw_timeout for its copy");
+	end_waits(cbw, &expired);
 }
 
 /* ------------------------- Steps of a copy ------------------------- */
@@ -1541,8 +1544,8 @@ static bool stage_copy(struct fleece_copy *copy, struct list_head *waiters)
  */
 static bool may_go_on_here(const struct fleece_copy *copy)
 {
-	return FLEECE_BIO_LIST_IS_COMMON && copy->reader == current &&
-	       !(current->flags & PF_WQ_WORKER) && in_task() && preemptible() &&
+	return FLEECE_BIO_LIST_IS_COMMON && in_task() && copy->reader == current &&
+	       !(current->flags & PF_WQ_WORKER) && preemptible() &&
 	       !rcu_preempt_depth() && current->bio_list;
 }
 
@@ -1881,15 +1884,16 @@ static struct fleece_waiter *first_unserved(struct fleece_cbw *cbw, cluster_t *f
 	return waiter;
 }
 
-/* Writes wait until a slot is free: say so, once. */
+/* Writes wait until a slot is free, which may be so by now: say so, once. */
 static void tell_full(struct fleece_cbw *cbw)
 {
-	bool was_told = true;
+	bool is_news;
 
 	spin_lock(&cbw->lock);
-	swap(was_told, cbw->full_told);
+	is_news = !cbw->full_told && cbw->store.used == cbw->store.nr_slots;
+	cbw->full_told |= is_news;
 	spin_unlock(&cbw->lock);
-	if (was_told)
+	if (!is_news)
 		return;
 	DMWARN("%s: COW device %pg is full, live writes wait", cbw->config.name, cbw->config.cow);
 	raise_event(cbw);

@@ -91,6 +91,37 @@ static inline u32 crc32c(u32 crc, const void *data, size_t bytes)
 #define FLEECE_OPEN_READ	FMODE_READ
 #endif
 
+/*
+ * A bio that was kept by the map function goes on: newer kernels count it as under way, and
+ * trace it, from then on, and charge it to the cgroup of whoever has sent it.
+ */
+#ifdef HAVE_DM_SUBMIT_BIO_REMAP
+static inline void fleece_set_accounts_remapped(struct dm_target *ti)
+{
+	ti->accounts_remapped_io = true;
+}
+#else
+static inline void fleece_set_accounts_remapped(struct dm_target *ti) {}
+
+static inline void dm_submit_bio_remap(struct bio *clone, struct bio *tgt_clone)
+{
+	submit_bio_noacct(clone);
+}
+#endif
+
+/* Writes that must be done as a whole, or not at all. */
+#ifndef REQ_ATOMIC
+#define REQ_ATOMIC		0
+#endif
+#ifndef DM_TARGET_ATOMIC_WRITES
+#define DM_TARGET_ATOMIC_WRITES	0
+#endif
+
+/* What a target says of itself to IMA: older kernels do not ask. */
+#ifndef DMEMIT_TARGET_NAME_VERSION
+#define DMEMIT_TARGET_NAME_VERSION(type)	do {} while (0)
+#endif
+
 /* Newer kernels derive the limit of discards from the field of the hardware. */
 static inline void fleece_set_max_discard(struct queue_limits *limits, unsigned int sectors)
 {

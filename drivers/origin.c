@@ -115,7 +115,8 @@ static void cut_waiting(struct bio *bio)
 {
 	/* Its writer, who would poll for it, is not the one who will submit it. */
 	bio->bi_opf &= ~REQ_POLLED;
-	if (bio_sectors(bio) > WAIT_SECTORS_MAX)
+	/* What is written as a whole is not that long; it must not be cut. */
+	if (bio_sectors(bio) > WAIT_SECTORS_MAX && !(bio->bi_opf & REQ_ATOMIC))
 		dm_accept_partial_bio(bio, WAIT_SECTORS_MAX);
 }
 
@@ -410,7 +411,7 @@ static void resume_write(struct fleece_origin *origin, struct live_write *write)
 		bio->bi_status = errno_to_blk_status(-write->waiter.error);
 		bio_endio(bio);
 	} else if (start_write(origin, bio, false)) {
-		submit_bio_noacct(bio);
+		dm_submit_bio_remap(bio, NULL);
 	}
 }
 
@@ -468,15 +469,10 @@ static int origin_map(struct dm_target *ti, struct bio *bio)
 static void note_late(struct fleece_origin *origin, const struct live_write *write)
 {
 	unsigned int shift = origin->tracker.granule_shift;
-	unsigned long *late;
+	unsigned long *late = rcu_dereference(origin->late);
 
-	if (likely(!rcu_access_pointer(origin->late)))
-		return;
-	rcu_read_lock();
-	late = rcu_dereference(origin->late);
-	if (late)
+	if (unlikely(late))
 		fleece_bits_set_range(late, write->first >> shift, write->last >> shift);
-	rcu_read_unlock();
 }
 
 static int origin_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
@@ -486,9 +482,14 @@ static int origin_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *er
 
 	if (!write->is_admitted)
 		return DM_ENDIO_DONE;
-	/* At first, as without writes under way the notes are read. */
+	/*
+	 * At first, as without writes under way the notes are read; and both as one, so that
+	 * to quiesce, which waits for readers of RCU, waits for who has seen none to write into.
+	 */
+	rcu_read_lock();
 	note_late(table->origin, write);
 	dismiss_write(table->origin, write);
+	rcu_read_unlock();
 	return DM_ENDIO_DONE;
 }
 
@@ -1535,6 +1536,7 @@ static void set_origin_target(struct dm_target *ti, struct fleece_table *table)
 	ti->num_discard_bios = 1;
 	ti->num_write_zeroes_bios = 1;
 	ti->per_io_data_size = sizeof(struct live_write);
+	fleece_set_accounts_remapped(ti);
 	ti->private = table;
 }
 
@@ -1650,7 +1652,8 @@ static void origin_postsuspend(struct dm_target *ti)
 {
 	struct fleece_table *table = ti->private;
 
-	/* After device-mapper's own: see fleece_origin_is_watched(). */
+	WRITE_ONCE(table->origin->nr_suspends, table->origin->nr_suspends + 1);
+	/* After device-mapper's own, and the count: see fleece_origin_is_watched(). */
 	smp_store_release(&table->origin->is_suspended, true);
 	set_suspending(ti, false);
 }
@@ -1702,6 +1705,8 @@ static void origin_resume(struct dm_target *ti)
 
 bool fleece_origin_is_watched(struct fleece_origin *origin)
 {
+	/* Before what it is compared to. */
+	unsigned int nr_suspends = smp_load_acquire(&origin->nr_suspends);
 	struct dm_target *ti;
 	bool is_watched;
 
@@ -1715,10 +1720,14 @@ bool fleece_origin_is_watched(struct fleece_origin *origin)
 	if (ti && !is_watched) {
 		/*
 		 * Our own resume between the two looks like that too. It clears
-		 * is_suspended before device-mapper ends the suspended state.
+		 * is_suspended before device-mapper ends the suspended state; it may have
+		 * been set again since.
 		 */
 		smp_rmb();
 		is_watched = !READ_ONCE(origin->is_suspended);
+		/* Pairs with the release, too: who sees a second suspend sees its count. */
+		smp_rmb();
+		is_watched |= READ_ONCE(origin->nr_suspends) != nr_suspends;
 	}
 	rcu_read_unlock();
 	return is_watched;
@@ -1793,7 +1802,12 @@ static void origin_status(struct dm_target *ti, status_type_t type, unsigned int
 			DMEMIT(" 1 discard_copy");
 		break;
 	default:
+		/* STATUSTYPE_IMA, where there is such a thing. */
 		*result = '\0';
+		DMEMIT_TARGET_NAME_VERSION(ti->type);
+		DMEMIT(",device_name=%s,metadata_device_name=%s,granularity=%u,discard_copy=%c;",
+		       table->lower->name, table->metadata ? table->metadata->name : "-",
+		       table->origin->granule_sectors, table->copies_discards ? 'y' : 'n');
 		break;
 	}
 }
@@ -1902,7 +1916,7 @@ static int origin_iterate_devices(struct dm_target *ti, iterate_devices_callout_
 static struct target_type origin_target = {
 	.name = "fleece",
 	.version = {1, 0, 0},
-	.features = DM_TARGET_SINGLETON | DM_TARGET_NOWAIT,
+	.features = DM_TARGET_SINGLETON | DM_TARGET_NOWAIT | DM_TARGET_ATOMIC_WRITES,
 	.module = THIS_MODULE,
 	.ctr = origin_ctr,
 	.dtr = origin_dtr,

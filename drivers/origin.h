@@ -109,6 +109,7 @@ struct fleece_claim {
  * @message_lock: messages that change the checkpoints; protects
  * @is_suspending: between presuspend and postsuspend.
  * @is_suspended: between postsuspend and resume.
+ * @nr_suspends: how often that has begun, modulo 2^32.
  * @may_hold_io: from presuspend until it is undone, or the resume. I/O may be held, so nobody
  *	begins a pass over maps that are as long as the device, or goes on with one.
  * @writes: references of writes on the way to the device and on it.
@@ -150,6 +151,7 @@ struct fleece_origin {
 	struct mutex message_lock;	/* messages, is_suspending */
 	bool is_suspending;
 	bool is_suspended;
+	unsigned int nr_suspends;
 	bool may_hold_io;
 
 	struct percpu_ref writes;

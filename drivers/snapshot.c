@@ -172,7 +172,7 @@ static void continue_read(struct work_struct *work)
 		aim_at_rest(bio, place.nr_sectors);
 		switch (serve_piece(bio, &place)) {
 		case PIECE_REMAPPED:
-			submit_bio_noacct(bio);
+			dm_submit_bio_remap(bio, NULL);
 			return;
 		case PIECE_FAILED:
 			bio_endio(bio);
@@ -993,6 +993,7 @@ static char *join_arguments(unsigned int argc, char **argv)
 static void set_snapshot_target(struct dm_target *ti, struct snapshot_table *table)
 {
 	ti->per_io_data_size = sizeof(struct snapshot_read);
+	fleece_set_accounts_remapped(ti);
 	if (table->snap->options.release_on_discard) {
 		ti->num_discard_bios = 1;
 		ti->discards_supported = true;
@@ -1095,7 +1096,12 @@ static void snapshot_status(struct dm_target *ti, status_type_t type, unsigned i
 		       table->snap->options.cluster_sectors, table->features);
 		break;
 	default:
+		/* STATUSTYPE_IMA, where there is such a thing. */
 		*result = '\0';
+		DMEMIT_TARGET_NAME_VERSION(ti->type);
+		DMEMIT(",device_name=%s,cow_device_name=%s,cluster=%u,features=%s;",
+		       table->origin->name, table->cow->name,
+		       table->snap->options.cluster_sectors, table->features);
 		break;
 	}
 }
@@ -1139,9 +1145,13 @@ static int snapshot_iterate_devices(struct dm_target *ti, iterate_devices_callou
 {
 	struct snapshot_table *table = ti->private;
 
-	/* Blocks must suit both. The COW device may be smaller than the target. */
-	return fn(ti, table->origin, 0, ti->len, data) ?:
-	       fn(ti, table->cow, 0, FLEECE_HEADER_SECTORS, data);
+	/*
+	 * Blocks must suit both. The COW device may be smaller than the target. It comes first:
+	 * what device-mapper asks of one device alone, such as a persistent reservation, must
+	 * not be had of the disk that others write to.
+	 */
+	return fn(ti, table->cow, 0, FLEECE_HEADER_SECTORS, data) ?:
+	       fn(ti, table->origin, 0, ti->len, data);
 }
 
 static void snapshot_io_hints(struct dm_target *ti, struct queue_limits *limits)

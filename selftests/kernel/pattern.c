@@ -12,6 +12,7 @@
  *                                                a bio takes 256 pages of any size
  *   pattern DEVICE dsync SEED OFFSET LENGTH      with RWF_DSYNC: FUA
  *   pattern DEVICE nowait SEED OFFSET LENGTH     with RWF_NOWAIT: EAGAIN for waiting
+ *   pattern DEVICE atomic SEED OFFSET LENGTH     with RWF_ATOMIC: each 64 KiB as a whole
  *   pattern DEVICE verify SEED OFFSET LENGTH     SEED "zero": zeroes
  *   pattern DEVICE survey SEED OFFSET LENGTH     verifies each 64 KiB for itself, whatever
  *                                                becomes of the others, and counts them
@@ -42,6 +43,11 @@
 #define HUGE_BYTES	(32u << 20)
 #define HUGE_PAGE	(2u << 20)
 #define SURVEY_BYTES	(64u << 10)
+#define ATOMIC_BYTES	(64u << 10)
+
+#ifndef RWF_ATOMIC
+#define RWF_ATOMIC	0x40
+#endif
 
 /* The verbs that write, and in which manner. */
 static const struct writer {
@@ -53,6 +59,7 @@ static const struct writer {
 	{ "huge", HUGE_BYTES, 0 },
 	{ "dsync", MAX_BYTES, RWF_DSYNC },
 	{ "nowait", MAX_BYTES, RWF_NOWAIT },
+	{ "atomic", ATOMIC_BYTES, RWF_ATOMIC },
 };
 
 static const struct {

@@ -40,7 +40,7 @@
 #define WRITER_DELAY_NS		1000000
 
 /* What takes longer hangs. */
-#define WAIT_TRIES		2000
+#define WAIT_TRIES		12000
 #define WAIT_DELAY_NS		5000000
 
 /* A device has one of two names. */

@@ -16,7 +16,7 @@
 #define PAYLOAD_BYTES	4096
 
 /* Removal is tried for about ten seconds: udev may have the device open. */
-#define REMOVE_TRIES	200
+#define REMOVE_TRIES	1200
 #define REMOVE_DELAY_NS	50000000
 
 struct request {

@@ -24,7 +24,8 @@ serve()
 	"$FLEECED" --socket "$SCRATCH/nbd" --pid-file "$SCRATCH/pid" "$@" "$(path_of snap)" \
 		2> "$SCRATCH/fleeced" &
 	server=$!
-	wait_until 20 test -S "$SCRATCH/nbd" -a -s "$SCRATCH/pid" ||
+	# It says so when it has confined itself; the socket and the pid file come before.
+	wait_until 20 grep -q "fleeced: ready" "$SCRATCH/fleeced" ||
 		bail "fleeced starts" "$(cat "$SCRATCH/fleeced")"
 }
 

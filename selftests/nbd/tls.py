@@ -382,8 +382,7 @@ def stalled():
         with Secure(server) as slow, Secure(server) as idle:
             idle.open(b"disk")
             slow.open(b"disk")
-            for n in range(64):
-                slow.request(READ, n * 4096, 64 * 1024)
+            slow.send(b"".join(slow.packed(READ, n * 4096, 64 * 1024) for n in range(64)))
             wait_log(server, 0, "took too long to read a reply")
             equal(idle.read(0, 512), pattern(0, 512), "data for one that was only idle")
         equal(server.log().count("took too long"), 1, server.log())

@@ -115,7 +115,8 @@ test_checkpoints()
 # shellcheck disable=SC2317 # called by wait_until
 write_is_under_way()
 {
-	[ "$(awk '{ print $2 }' "/sys/block/dm-$(minor_of origin)/inflight")" -gt 0 ]
+	[ "$(awk '{ print $2 }' "/sys/block/dm-$(minor_of origin)/inflight")" -gt 0 ] ||
+		snapshot_field_is snap waiting 1 2> /dev/null
 }
 
 # Leaves a write of the origin under way in $writer, until its part of the disk is resumed.
@@ -154,7 +155,7 @@ refuses_checkpoint()
 	like "as for a checkpoint: refused" "$? $(cat "$SCRATCH/message")" "^1 .*timed out"
 	expect_log "as for a checkpoint: the log says why" "have not completed"
 	at_least "as for a checkpoint: other writes go on" $writes 3
-	at_most "as for a checkpoint: none of them is held back for long" "$longest" $((took / 2))
+	at_most "as for a checkpoint: none of them is held back for long" "$longest" $((took * 3 / 4))
 }
 
 test_endless_write()

@@ -11,8 +11,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 SECTORS=8192
 IMA=/sys/kernel/security/ima
 
-mountpoint -q /sys/kernel/security ||
-	mount -t securityfs none /sys/kernel/security 2> /dev/null
+if ! mountpoint -q /sys/kernel/security; then
+	mount -t securityfs none /sys/kernel/security 2> /dev/null || skip_all "no securityfs"
+	defer umount /sys/kernel/security
+fi
 [ -e $IMA/policy ] || skip_all "this kernel has no IMA"
 load_fleece
 make_arena 16
@@ -30,7 +32,7 @@ records()
 {
 	awk '/dm_table_load/ { print $NF }' $IMA/ascii_runtime_measurements |
 		while read -r hex; do
-			printf '%s\n' "$(printf '%b' "$(sed 's/../\\x&/g' <<< "$hex")")"
+			perl -e 'print pack("H*", shift), "\n"' "$hex"
 		done
 }
 

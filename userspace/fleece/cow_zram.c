@@ -2,6 +2,7 @@
 /* fleece, cow_zram: COW space in compressed RAM, made through zram's sysfs files. */
 #include "cow_zram.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -15,9 +16,63 @@
 #define BUSY_STEP_MS	100
 #define BUSY_MS		5000
 
+static unsigned long long read_bytes(unsigned int number, const char *attribute,
+				     const char *format)
+{
+	unsigned long long bytes = 0;
+	char path[64];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/sys/block/zram%u/%s", number, attribute);
+	file = fopen(path, "re");
+	if (!file)
+		return 0;
+	if (fscanf(file, format, &bytes) != 1)
+		bytes = 0;
+	fclose(file);
+	return bytes;
+}
+
+/* What goes there comes out of the same memory. */
+static bool is_swap(unsigned int number)
+{
+	FILE *file = fopen("/proc/swaps", "re");
+	bool is_found = false;
+	unsigned int other;
+	char line[256];
+
+	while (file && !is_found && fgets(line, sizeof(line), file))
+		is_found = sscanf(line, "/dev/zram%u ", &other) == 1 && other == number;
+	if (file)
+		fclose(file);
+	return is_found;
+}
+
+/* What all of these devices may still take, if what is written to them does not compress. */
+static unsigned long long promised_bytes(void)
+{
+	unsigned long long sum = 0, size, used;
+	DIR *blocks = opendir("/sys/block");
+	struct dirent *entry;
+	unsigned int number;
+
+	while (blocks && (entry = readdir(blocks))) {
+		if (sscanf(entry->d_name, "zram%u", &number) != 1 || is_swap(number))
+			continue;
+		size = read_bytes(number, "disksize", "%llu");
+		/* The third field of mm_stat. */
+		used = read_bytes(number, "mm_stat", "%*u %*u %llu");
+		sum += size > used ? size - used : 0;
+	}
+	if (blocks)
+		closedir(blocks);
+	return sum;
+}
+
 /* Half of the memory that is available: a backup is no reason to swap. */
 bool cow_zram_has_room(uint64_t bytes)
 {
+	unsigned long long promised = promised_bytes();
 	FILE *file = fopen("/proc/meminfo", "re");
 	unsigned long long kib = 0;
 	size_t room = 0;
@@ -30,7 +85,7 @@ bool cow_zram_has_room(uint64_t bytes)
 			break;
 	free(line);
 	fclose(file);
-	return bytes <= kib * 1024 / 2;
+	return bytes + promised <= kib * 1024 / 2;
 }
 
 static int write_text(const char *path, const char *text)

@@ -212,6 +212,66 @@ test_absent()
 	is "its checkpoint waits no longer" "$(dump_checkpoints)" ""
 }
 
+# A virtual machine on a raw device does not ask for it alone.
+test_writers()
+{
+	local name=$PREFIX-plain writer
+
+	sleep 600 3<> "$spare" &
+	writer=$!
+	defer eval "! kill $writer 2> /dev/null"
+	wait_until 20 test -e "/proc/$writer/fd/3"
+	exits "attach of a device that a program writes to" 5 "$FLEECE" attach "$spare" --name "$name"
+	says "says which one" "open for writing by sleep .pid $writer" \
+		sh -c "$FLEECE attach $spare --name $name 2>&1 || :"
+	kill "$writer"
+	wait "$writer" 2> /dev/null
+	or_bail "$FLEECE" attach "$spare" --name "$name"
+	sleep 600 3< "$spare" 4<> "/dev/mapper/$name" &
+	writer=$!
+	defer eval "! kill $writer 2> /dev/null"
+	wait_until 20 test -e "/proc/$writer/fd/4"
+	succeeds "who writes to the origin, and reads below it, is welcome" "$FLEECE" check
+	kill "$writer"
+	wait "$writer" 2> /dev/null
+	sleep 600 3<> "$spare" &
+	writer=$!
+	defer eval "! kill $writer 2> /dev/null"
+	wait_until 20 test -e "/proc/$writer/fd/3"
+	says "check finds who writes past the target" "sleep .pid $writer.* writes to its lower device" \
+		sh -c "$FLEECE check || :"
+	kill "$writer"
+	wait "$writer" 2> /dev/null
+	mkdir -p "$SCRATCH/fake"
+	printf '#!/bin/sh\necho 0123456789ABCDEF\n' > "$SCRATCH/fake/modinfo"
+	chmod +x "$SCRATCH/fake/modinfo"
+	says "check finds that another module is installed" "another one is installed than is loaded" \
+		sh -c "PATH=$SCRATCH/fake:\$PATH $FLEECE check || :"
+	or_bail "$FLEECE" detach "$name"
+}
+
+# move_clock SECONDS: then the last boot seems to have been so much later.
+move_clock()
+{
+	date -s "@$(($(date +%s) + $1))" > /dev/null
+}
+
+# Whoever attaches by hand after a boot may be too late, and cannot be told so for sure.
+test_rebooted()
+{
+	make_checkpoint "$spare" four
+	says "attach by hand, in the same boot" "attached, use" \
+		"$FLEECE" attach "$spare" --name "$PREFIX-plain" --metadata "/dev/$GROUP/small"
+	or_bail "$FLEECE" detach "$PREFIX-plain"
+	or_bail move_clock 86400
+	says "attach by hand, after a boot, says what it may cost" "are from before the last boot" \
+		sh -c "$FLEECE attach $spare --name $PREFIX-plain --metadata /dev/$GROUP/small 2>&1"
+	or_bail move_clock -86400
+	is "the checkpoint is kept" "$(checkpoints "$PREFIX-plain")" four
+	or_bail "$FLEECE" checkpoint delete "$PREFIX-plain" four
+	or_bail "$FLEECE" detach "$PREFIX-plain"
+}
+
 # ends_in_order ATTACHER WHAT COMMAND...: the attach that waits for it is told to end, when the
 # command says that it waits.
 ends_in_order()
@@ -590,6 +650,8 @@ test_live
 test_unseen
 test_missed
 test_absent
+test_writers
+test_rebooted
 test_time_up
 test_done_without
 test_held

@@ -22,12 +22,14 @@
 #include "size.h"
 #include "verbs.h"
 #include "window.h"
+#include "writers.h"
 
 enum status attach_prepare_metadata(struct attach *attach, dev_t devno, uint64_t size,
 				    bool is_used)
 {
 	struct metadata_origin origin = {
 		.path = attach->device, .devno = devno, .size = size, .is_used = is_used,
+		.is_by_hand = attach->is_by_hand,
 	};
 	enum status status = DONE;
 
@@ -109,7 +111,7 @@ enum status attach_compare(const struct attach *attach, const struct origin *ori
 /* Nobody else may use a plain device: they would write below us. */
 static enum status check_unused(const char *path, dev_t devno)
 {
-	char mountpoint[PATH_MAX];
+	char mountpoint[PATH_MAX], writer[WRITER_TEXT];
 	int fd;
 
 	if (device_mountpoint(devno, mountpoint, sizeof(mountpoint)))
@@ -124,6 +126,10 @@ static enum status check_unused(const char *path, dev_t devno)
 	if (fd < 0)
 		return report_errno(errno, path, "cannot open it for writing");
 	close(fd);
+	if (writers_find(devno, writer))
+		return report(BUSY, path,
+			      "is open for writing by %s, whose writes would not be seen; have it use /dev/mapper/NAME instead, once that is there",
+			      writer);
 	return DONE;
 }
 
@@ -317,7 +323,7 @@ enum status verb_attach(int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
-	struct attach attach = { .limit_ms = WINDOW_LIMIT_MS };
+	struct attach attach = { .limit_ms = WINDOW_LIMIT_MS, .is_by_hand = true };
 	struct boot boot = { .tab = NULL };
 	enum status status = DONE;
 	int option;

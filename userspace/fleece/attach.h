@@ -23,6 +23,7 @@
  * @metadata_devno: filled in by attach_prepare_metadata().
  * @granularity: bytes; 0: not given, then filled in by it as well.
  * @limit_ms: longest time that I/O may be held.
+ * @is_by_hand: it is not done at boot, so the device may have been in use since.
  * @is_metadata_refused: set when the metadata device is the reason for a failure.
  */
 struct attach {
@@ -32,6 +33,7 @@ struct attach {
 	dev_t metadata_devno;
 	uint64_t granularity;
 	unsigned int limit_ms;
+	bool is_by_hand;
 	bool is_metadata_refused;
 };
 

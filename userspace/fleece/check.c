@@ -17,6 +17,7 @@
 #include "json.h"
 #include "process.h"
 #include "verbs.h"
+#include "writers.h"
 
 /* Room for a version. */
 #define VERSION_TEXT	64
@@ -60,6 +61,22 @@ static bool is_ours(const char *version)
 	return !strcmp(version, FLEECE_VERSION);
 }
 
+/* Has the one that modprobe would load been made from other sources? */
+static bool is_outdated(void)
+{
+	const char *const argv[] = { "modinfo", "-F", "srcversion", "dm-fleece", NULL };
+	char loaded[VERSION_TEXT] = "", installed[VERSION_TEXT];
+	FILE *file = fopen("/sys/module/dm_fleece/srcversion", "re");
+
+	if (!file)
+		return false;
+	if (fscanf(file, "%63s", loaded) != 1)
+		loaded[0] = '\0';
+	fclose(file);
+	return loaded[0] && !process_run(argv, installed, sizeof(installed)) &&
+	       strcmp(loaded, installed);
+}
+
 static bool check_module(int control)
 {
 	struct fleece_version version;
@@ -73,6 +90,11 @@ static bool check_module(int control)
 	is_good = is_ours(version.module);
 	snprintf(detail, sizeof(detail), "version %.23s, interface %u%s", version.module,
 		 version.interface, is_good ? "" : "; the command is of another version");
+	if (is_good && is_outdated()) {
+		is_good = false;
+		snprintf(detail, sizeof(detail),
+			 "another one is installed than is loaded; boot again (after update-initramfs -u -k all, if it is in there)");
+	}
 	print_line(is_good, "module dm-fleece", detail);
 	print_line(true, "command fleece", "version " FLEECE_VERSION);
 	return is_good;
@@ -112,8 +134,12 @@ static bool tell(const char *name, const char *format, ...)
 
 static bool check_origin(const struct fleece_dm_info *info, const struct origin *origin)
 {
-	char path[PATH_MAX];
+	char path[PATH_MAX], writer[WRITER_TEXT];
 
+	if (!convert_has_lower(info->name) && writers_find(origin->lower, writer))
+		return tell(info->name,
+			    "%s writes to its lower device past it, so changes are missed: have it use /dev/mapper/%s, and delete the checkpoints",
+			    writer, info->name);
 	if (device_bypass(origin, path))
 		return tell(info->name,
 			    "%.128s uses its lower device past it, so changes are missed: detach it, and let that device use the origin",

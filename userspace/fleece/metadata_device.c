@@ -10,6 +10,7 @@
 #include <inttypes.h>
 #include <linux/fs.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
@@ -416,6 +417,33 @@ static enum status make_room(const char *path, const struct metadata_origin *ori
 	return ret ? report_errno(ret, path, "cannot make room for the origin on it") : DONE;
 }
 
+/* Seconds since 1970, 0 if that is not known. */
+static uint64_t boot_time(void)
+{
+	FILE *file = fopen("/proc/stat", "re");
+	unsigned long long seconds = 0;
+	char *line = NULL;
+	size_t room = 0;
+
+	while (file && getline(&line, &room, file) > 0)
+		if (sscanf(line, "btime %llu", &seconds) == 1)
+			break;
+	free(line);
+	if (file)
+		fclose(file);
+	return seconds;
+}
+
+/* Whoever has used the device since, and does so no more, has left no trace. */
+static void warn_of_reboot(const char *path, const struct metadata_origin *origin,
+			   const struct fleece_md_root *root)
+{
+	if (origin->is_by_hand && root->nr_checkpoints && root->written < boot_time())
+		report_note(path,
+			    "WARNING: its checkpoints are from before the last boot; if anything has written to %s since, they do not know of it: delete them then, and see fleecetab(5)",
+			    origin->path);
+}
+
 static enum status prepare_found(const char *path, const struct metadata_origin *origin,
 				 const char *identity, const struct image_io *io,
 				 struct image *image, uint64_t *granularity)
@@ -441,6 +469,7 @@ static enum status prepare_found(const char *path, const struct metadata_origin 
 	if (origin->is_used && image->root.nr_checkpoints)
 		return drop_checkpoints(path, origin, io, &image->root,
 					"has been in use without the target, which knows nothing of what was written then");
+	warn_of_reboot(path, origin, &image->root);
 	return DONE;
 }
 

@@ -46,12 +46,14 @@ struct metadata_plan {
  *	what will be below it.
  * @size: bytes.
  * @is_used: somebody may have been writing to it, unseen by the target.
+ * @is_by_hand: it is not attached at boot, before anybody could.
  */
 struct metadata_origin {
 	const char *path;
 	dev_t devno;
 	uint64_t size;
 	bool is_used;
+	bool is_by_hand;
 };
 
 /**

@@ -49,13 +49,19 @@ case_of "programs, rules, units and what boots are in their places" has_all \
 	usr/local/sbin/fleece usr/local/sbin/fleeced usr/local/share/man/man8/fleece.8 \
 	lib/udev/rules.d/12-dm-fleece.rules lib/systemd/system/fleece-attach.service \
 	usr/share/initramfs-tools/hooks/fleece usr/lib/dracut/modules.d/90fleece/module-setup.sh \
+	etc/kernel/header_postinst.d/zz-fleece \
 	etc/fleece
 case_of "no place in them is left to be filled in" \
 	sh -c "! grep -rIE '@(SBINDIR|UDEVDIR)@' '$scratch/root'"
 case_of "all of it can be removed" run_make uninstall
 case_of "nothing is left" sh -c "[ -z \"\$(find '$scratch/root' ! -type d -o -name '*fleece*')\" ]"
 
+mkdir -p "$scratch/root/etc/fleece" "$scratch/root/usr/local/sbin"
+chmod 2750 "$scratch/root/etc/fleece"
+chmod 2775 "$scratch/root/usr/local/sbin"
 run_make install > /dev/null 2>&1
+case_of "directories that were there keep their modes" sh -c "[ \
+	\"\$(stat -c %a '$scratch/root/etc/fleece' '$scratch/root/usr/local/sbin' | paste -sd' ')\" = '2750 2775' ]"
 echo "data /dev/sdb -" > "$scratch/root/etc/fleece/fleecetab"
 touch "$scratch/root/lib/udev/rules.d/99-other.rules"
 case_of "it can be removed when it has been set up" run_make uninstall

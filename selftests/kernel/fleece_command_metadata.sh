@@ -272,6 +272,41 @@ test_rebooted()
 	or_bail "$FLEECE" detach "$PREFIX-plain"
 }
 
+# Without the module a plain device is there under its name all the same, but not seen.
+test_no_module()
+{
+	local name=$PREFIX-plain mount=$SCRATCH/stand-in
+
+	make_checkpoint "$spare" three
+	or_bail mkfs.ext4 -q -F "$spare"
+	or_bail rmmod dm_fleece
+	exits "without the module: attach of all" 8 "$FLEECE" attach --all="$tab"
+	fails "without the module: a service that comes later may have it" "No such device" \
+		dmsetup table "$name"
+	is "without the module: no checkpoint is believed any more" "$(dump_checkpoints)" ""
+	says "without the module: for the last time" "WITHOUT the target" \
+		sh -c "$FLEECE attach --all=$tab --final 2>&1 || :"
+	is "without the module: what is to be mounted is there" \
+		"$(dmsetup table "$name" | cut -d' ' -f3)" linear
+	mkdir -p "$mount"
+	or_bail mount "/dev/mapper/$name" "$mount"
+	defer eval "! mountpoint -q $mount || umount $mount"
+	says "without the module: once more it is left alone" "modprobe dm-fleece" \
+		sh -c "$FLEECE attach --all=$tab --final 2>&1 || :"
+	or_bail insmod "$(find_module)"
+	says "with the module again: says what to do" "fleece attach /dev/mapper/$name" \
+		sh -c "$FLEECE attach --all=$tab 2>&1 || :"
+	succeeds "with the module again: which is done live" "$FLEECE" attach "/dev/mapper/$name"
+	or_bail "$FLEECE" detach "$name"
+	or_bail umount "$mount"
+	or_bail dm_remove plain
+	echo "$name $spare /dev/$GROUP/small needs-metadata" > "$tab"
+	or_bail rmmod dm_fleece
+	exits "without the module: one that needs it" 8 "$FLEECE" attach --all="$tab" --final
+	fails "without the module: is not there" "No such device" dmsetup table "$name"
+	or_bail insmod "$(find_module)"
+}
+
 # ends_in_order ATTACHER WHAT COMMAND...: the attach that waits for it is told to end, when the
 # command says that it waits.
 ends_in_order()
@@ -652,6 +687,7 @@ test_missed
 test_absent
 test_writers
 test_rebooted
+test_no_module
 test_time_up
 test_done_without
 test_held

@@ -20,6 +20,7 @@
 #include "fleecetab.h"
 #include "metadata_device.h"
 #include "size.h"
+#include "stand_in.h"
 #include "verbs.h"
 #include "window.h"
 #include "writers.h"
@@ -162,6 +163,10 @@ static enum status check_plain(const struct attach *attach, const char *name, de
 		return check_unused(attach->device, devno);
 	if (!fleece_dm_info(name, &info) && !origin_read(&info, &origin) && origin.lower == devno)
 		return report(BUSY, attach->device, "is attached already, as /dev/mapper/%s", name);
+	if (stand_in_is(name, devno))
+		return report(BUSY, attach->device,
+			      "is /dev/mapper/%s without the target, as the module was missing at boot; boot again, or until then attach that: 'fleece attach /dev/mapper/%s'",
+			      name, name);
 	return report(BUSY, attach->device,
 		      "there is a device /dev/mapper/%s already; choose another --name", name);
 }

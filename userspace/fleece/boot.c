@@ -21,6 +21,7 @@
 #include "fleecetab.h"
 #include "metadata_device.h"
 #include "process.h"
+#include "stand_in.h"
 
 static bool find_origin(const char *name, struct origin *origin)
 {
@@ -138,6 +139,19 @@ static enum status compare_entry(const struct fleecetab_entry *entry, const stru
 	return status;
 }
 
+/* Without the module. Is it wanted by this name, and rather without the target than not at all? */
+static void do_without(const struct fleecetab_entry *entry, const struct boot *boot)
+{
+	char path[PATH_MAX];
+	bool is_wanted = boot->is_final;
+
+	snprintf(path, sizeof(path), "/dev/mapper/%s", entry->name);
+	if (boot->root && !strcmp(boot->root, path))
+		is_wanted = true;
+	if (is_wanted && !entry->needs_metadata)
+		stand_in_make(entry->device, entry->name);
+}
+
 static bool is_root(const struct fleecetab_entry *entry, const struct boot *boot)
 {
 	char path[PATH_MAX];
@@ -244,6 +258,8 @@ static bool attach_some(struct run *run, bool is_last)
 			run->status = ready;
 			if (ready != NO_PERMISSION)
 				miss_entry(&run->tab.entries[i], run->boot);
+			if (ready == NO_MODULE)
+				do_without(&run->tab.entries[i], run->boot);
 		} else if (attach_entry(&run->tab.entries[i], run->boot) != DONE) {
 			run->status = FAILED;
 		}

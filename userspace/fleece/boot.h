@@ -37,7 +37,9 @@ struct boot {
  * Each as soon as its devices are there, and free. One whose metadata is refused, or missing in the
  * end, is attached without it, unless fleecetab says otherwise: the machine needs the device.
  * The checkpoints of one that cannot be attached are dropped; of one that is not there, if
- * this was the final chance. If it is, and a signal comes to end it, what has had no turn yet
+ * this was the final chance. Where the module is missing, a plain device gets its name without
+ * the target, if this is the final chance or the root file system is to be mounted by that name.
+ * If it is, and a signal comes to end it, what has had no turn yet
  * is not attached.
  *
  * Return: DONE if all are attached as the file says.

@@ -46,7 +46,7 @@ static enum status open_control(int *control)
 	}
 	if (fd == -EPROTO)
 		return report(NO_MODULE, NULL,
-			      "the loaded module has another interface version; unload it and load the one built with this command, or boot again; an initial RAM disk may have the old one (update-initramfs -u)");
+			      "the loaded module has another interface version; unload it and load the one built with this command, or boot again; an initial RAM disk may have the old one (update-initramfs -u -k all)");
 	if (fd == -ENOENT || fd == -ENXIO || fd == -ENODEV)
 		return report(NO_MODULE, NULL,
 			      "the module dm-fleece is not loaded; try 'modprobe dm-fleece', or install it first");

@@ -5,7 +5,7 @@
 # dracut counts the half seconds in main_loop, but not while it asks for a passphrase. The
 # same complaint each time says nothing new. This is sourced.
 if [ -s /etc/fleece/fleecetab ]; then
-	modprobe -q dm-fleece
+	modprobe -q dm-fleece || modprobe -q dm-mod
 	fleece_early=--early
 	[ "${main_loop:-0}" -lt 60 ] || fleece_early=
 	# shellcheck disable=SC2086,SC2154 # one word or none, and dracut's

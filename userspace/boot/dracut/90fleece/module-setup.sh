@@ -22,12 +22,12 @@ depends()
 }
 
 # Called by dracut. In host-only mode it takes modules that are in use alone; nothing may be
-# attached yet. A kernel without it boots without the origins, which should be known before.
+# attached yet. A kernel without it boots without the target, which should be known before.
 installkernel()
 {
 	# shellcheck disable=SC2154
 	modinfo -k "$kernel" dm-fleece > /dev/null 2>&1 ||
-		dwarn "fleece: there is no module dm-fleece for the kernel $kernel: it will attach nothing, and a plain root file system's origin will not be there to boot from"
+		dwarn "fleece: there is no module dm-fleece for the kernel $kernel: it will attach nothing, and what is written then is not seen"
 	hostonly='' instmods dm-fleece
 }
 

@@ -15,6 +15,29 @@ modules:
 modules_install:
 	$(MAKE) -C $(KDIR) M=$(CURDIR) modules_install
 
+# Only what the module is made of, and as root's: root makes it again for each later kernel.
+DKMS_MODULE = dm-fleece/$(shell sed -n 's/^PACKAGE_VERSION="\(.*\)"$$/\1/p' dkms.conf)
+DKMS_SOURCES = /usr/src/$(subst /,-,$(DKMS_MODULE))
+
+dkms:
+	if [ -n "$$(dkms status $(DKMS_MODULE))" ]; then dkms remove $(DKMS_MODULE) --all; fi
+	rm -rf $(DKMS_SOURCES)
+	mkdir $(DKMS_SOURCES)
+	tar -c --exclude='.*' --exclude='*.o' --exclude=compat-config.h \
+		Kbuild Makefile dkms.conf LICENSES drivers | \
+		tar -x -C $(DKMS_SOURCES) --no-same-owner --no-same-permissions
+	dkms add $(DKMS_MODULE)
+	status=0; for build in /lib/modules/*/build/; do \
+		if [ -d "$$build" ]; then \
+			kernel=$${build%/build/}; \
+			dkms install $(DKMS_MODULE) -k "$${kernel##*/}" || status=1; \
+		fi; \
+	done; exit $$status
+
+dkms_remove:
+	dkms remove $(DKMS_MODULE) --all
+	rm -rf $(DKMS_SOURCES)
+
 userspace:
 	$(MAKE) -C userspace
 
@@ -76,6 +99,8 @@ help:
 	@echo '  make modules             only the module; KDIR=/path for another kernel'"'"'s headers'
 	@echo '  make userspace           only the programs fleece and fleeced'
 	@echo '  make modules_install     install the module, then run depmod'
+	@echo '  make dkms                give DKMS the module, and have it make that for each kernel'
+	@echo '  make dkms_remove         take it away from DKMS, and from all kernels'
 	@echo '  make install             install the programs; PREFIX=/usr/local DESTDIR='
 	@echo '  make uninstall           remove what make install has installed'
 	@echo '  make clean               remove all of that, and what the tests built'
@@ -97,4 +122,4 @@ help:
 	@echo 'Roots of the VMs are kept in $${FLEECE_CACHE:-/var/cache/dm-fleece}.'
 	@echo 'selftests/vm/run --help tells how to run one command, or a shell, in a VM.'
 
-.PHONY: all modules modules_install userspace install uninstall demo check unit model style fuzz-metadata vm-test full soak fuzz debug bench bench-serve clean help
+.PHONY: all modules modules_install dkms dkms_remove userspace install uninstall demo check unit model style fuzz-metadata vm-test full soak fuzz debug bench bench-serve clean help

@@ -29,13 +29,13 @@ night()
 	PATH=$1:$PATH bash "$SCRATCH/night"
 }
 
-# broken_night VERB: one in which this verb of fleece fails.
+# broken_night VERB [COMMAND]: one in which this happens instead of that verb of fleece.
 broken_night()
 {
 	mkdir -p "$SCRATCH/broken"
 	cat > "$SCRATCH/broken/fleece" <<-END
 		#!/bin/sh
-		[ "\$1" = $1 ] && exit 1
+		[ "\$1" = $1 ] && { echo "$1 is broken" >&2; ${2:-exit 1}; exit 1; }
 		exec $(command -v fleece) "\$@"
 	END
 	chmod +x "$SCRATCH/broken/fleece"
@@ -55,6 +55,10 @@ test_nights()
 
 	or_bail fleece attach /dev/vg0/data
 	echo first > /mnt/file
+	fails "a night without the filesystem of the backups" "not a mountpoint" night /bin
+	is "writes nothing" "$(ls /backup)" ""
+	or_bail mount --bind /backup /backup
+	defer umount /backup
 	succeeds "the first night, a full backup" night /bin
 	first=$(readlink /backup/last)
 	is "has its image" "$(in_image last)" first
@@ -66,10 +70,18 @@ test_nights()
 	succeeds "the image has a filesystem" e2fsck -fn /backup/last
 	is "one checkpoint is left" "$(dmsetup message vg0-data 0 checkpoint_list | wc -l)" 1
 	sleep 1
-	fails "a night whose pull fails" "" broken_night pull
+	fails "a night whose pull fails" "pull is broken" broken_night pull
 	is "leaves no image" "$(find /backup -mindepth 1 | wc -l)" 3
 	is "and no checkpoint" "$(dmsetup message vg0-data 0 checkpoint_list | wc -l)" 1
 	fails "nor a snapshot" "No such device" dmsetup table vg0-data-snap
+	sleep 1
+	fails "a night that is told to end" "pull is broken" broken_night pull "kill \$PPID; sleep 1"
+	is "leaves no image either" "$(find /backup -mindepth 1 | wc -l)" 3
+	is "and no checkpoint" "$(dmsetup message vg0-data 0 checkpoint_list | wc -l)" 1
+	sleep 1
+	fails "a night that is killed" "pull is broken" broken_night pull "kill -9 \$PPID"
+	is "leaves what it has made" "$(find /backup -name '*.new' | wc -l)" 1
+	succeeds "also its snapshot" dmsetup table vg0-data-snap
 	sleep 1
 	succeeds "one that cannot delete the old checkpoint has succeeded" broken_night checkpoint
 	is "it has its image" "$(in_image last)" second
@@ -78,6 +90,8 @@ test_nights()
 	sleep 1
 	succeeds "a night without the checkpoint of the last one" night /bin
 	is "has its image" "$(in_image last)" third
+	is "nothing is left of those that went wrong" "$(find /backup -mindepth 1 | wc -l) $(
+		dmsetup message vg0-data 0 checkpoint_list | wc -l)" "5 1"
 	or_bail fleece detach vg0-data
 	rm -f /backup/*
 	echo monday > /mnt/file

@@ -464,7 +464,8 @@ static int origin_map(struct dm_target *ti, struct bio *bio)
 
 /*
  * A write has completed. If a checkpoint is being made, it counts as after that one, whether
- * the checkpoint waits for this write or lets it go on while it waits for another.
+ * the checkpoint waits for this write or lets it go on while it waits for another. Called with
+ * rcu_read_lock().
  */
 static void note_late(struct fleece_origin *origin, const struct live_write *write)
 {
@@ -1652,8 +1653,9 @@ static void origin_postsuspend(struct dm_target *ti)
 {
 	struct fleece_table *table = ti->private;
 
-	WRITE_ONCE(table->origin->nr_suspends, table->origin->nr_suspends + 1);
-	/* After device-mapper's own, and the count: see fleece_origin_is_watched(). */
+	/* After device-mapper's own state: see fleece_origin_is_watched(). */
+	smp_store_release(&table->origin->nr_suspends, table->origin->nr_suspends + 1);
+	/* After the count, too. */
 	smp_store_release(&table->origin->is_suspended, true);
 	set_suspending(ti, false);
 }
@@ -1705,7 +1707,10 @@ static void origin_resume(struct dm_target *ti)
 
 bool fleece_origin_is_watched(struct fleece_origin *origin)
 {
-	/* Before what it is compared to. */
+	/*
+	 * Pairs with the release in origin_postsuspend(): of a suspend that is counted here,
+	 * device-mapper's own state is seen below.
+	 */
 	unsigned int nr_suspends = smp_load_acquire(&origin->nr_suspends);
 	struct dm_target *ti;
 	bool is_watched;

@@ -39,7 +39,7 @@ struct boot {
  * The checkpoints of one that cannot be attached are dropped; of one that is not there, if
  * this was the final chance. Where the module is missing, a plain device gets its name without
  * the target, if this is the final chance or the root file system is to be mounted by that name.
- * If it is, and a signal comes to end it, what has had no turn yet
+ * If a signal comes to end the final one, what has had no turn yet
  * is not attached.
  *
  * Return: DONE if all are attached as the file says.

@@ -18,36 +18,33 @@
 #define PATIENCE_STEP_MS	100
 #define PATIENCE_MS		2000
 
-/* The directory in sysfs of the whole disk that a device is, or is a partition of. */
-static bool disk_of(dev_t devno, char disk[PATH_MAX])
+static bool find_in_sysfs(dev_t devno, char path[PATH_MAX])
 {
-	char link[64], attribute[PATH_MAX + 16];
-	char *slash;
+	char link[64];
 
 	snprintf(link, sizeof(link), "/sys/dev/block/%u:%u", major(devno), minor(devno));
-	if (!realpath(link, disk))
-		return false;
-	snprintf(attribute, sizeof(attribute), "%s/partition", disk);
-	slash = strrchr(disk, '/');
-	if (!access(attribute, F_OK) && slash)
-		*slash = '\0';
-	return true;
+	return realpath(link, path);
 }
 
-/* Of two partitions of a disk neither is written through the other. */
+static bool is_below(const char *path, const char *above)
+{
+	size_t length = strlen(above);
+
+	return !strncmp(path, above, length) && path[length] == '/';
+}
+
+/*
+ * In sysfs a partition is below its disk. Of two partitions neither is written through the
+ * other.
+ */
 static bool is_same(dev_t devno, dev_t other)
 {
-	char disk[PATH_MAX], other_disk[PATH_MAX], link[64], self[PATH_MAX];
+	char path[PATH_MAX], other_path[PATH_MAX];
 
 	if (devno == other)
 		return true;
-	if (!disk_of(devno, disk) || !disk_of(other, other_disk) || strcmp(disk, other_disk))
-		return false;
-	snprintf(link, sizeof(link), "/sys/dev/block/%u:%u", major(devno), minor(devno));
-	if (realpath(link, self) && !strcmp(self, disk))
-		return true;
-	snprintf(link, sizeof(link), "/sys/dev/block/%u:%u", major(other), minor(other));
-	return realpath(link, self) && !strcmp(self, disk);
+	return find_in_sysfs(devno, path) && find_in_sysfs(other, other_path) &&
+	       (is_below(path, other_path) || is_below(other_path, path));
 }
 
 static bool is_for_writing(int process, const char *number)

@@ -27,12 +27,19 @@ dkms:
 		Kbuild Makefile dkms.conf LICENSES drivers | \
 		tar -x -C $(DKMS_SOURCES) --no-same-owner --no-same-permissions
 	dkms add $(DKMS_MODULE)
-	status=0; for build in /lib/modules/*/build/; do \
+	@status=0; kernel=; for build in /lib/modules/*/build/; do \
 		if [ -d "$$build" ]; then \
 			kernel=$${build%/build/}; \
 			dkms install $(DKMS_MODULE) -k "$${kernel##*/}" || status=1; \
 		fi; \
-	done; exit $$status
+	done; \
+	if [ -z "$$kernel" ]; then \
+		echo "*** no kernel has its headers here, so the module is made for none" >&2; \
+		status=1; \
+	elif [ ! -d /lib/modules/$$(uname -r)/build/ ]; then \
+		echo "*** the running kernel has no headers here, so it does not get the module" >&2; \
+	fi; \
+	exit $$status
 
 dkms_remove:
 	dkms remove $(DKMS_MODULE) --all
